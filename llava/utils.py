@@ -1,0 +1,213 @@
+"""What every program needs: user errors, exit codes, optional packages, log files and text moderation."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llava.constants import LOGDIR
+
+logger = logging.getLogger(__name__)
+
+# Shown to users of the web interface in place of an answer.
+server_error_msg = (
+    "**The server could not answer this request. Please regenerate, or reload the page and try again.**"
+)
+moderation_msg = "This text was refused by the content filter. Please ask something else."
+
+MODERATION_URL = "https://api.openai.com/v1/moderations"
+MODERATION_TIMEOUT_S = 5.0
+LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+
+# The file handler that `build_logger` made first; a public name of the reference.
+handler: logging.handlers.TimedRotatingFileHandler | None = None
+
+
+class UserError(ValueError):
+    """A mistake of the user: its message says what was found, what was expected and what to do."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package is not installed or cannot be imported."""
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Run the main function of a command-line program.
+
+    A UserError becomes one line on stderr and exit code 2, Ctrl-C becomes exit code 130. Every other exception is a
+    fault of the program and keeps its traceback. The traceback of a UserError is logged at level DEBUG.
+    """
+    try:
+        main()
+    except UserError as error:
+        logger.debug("a user error ended the program", exc_info=True)
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
+
+
+def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType:
+    """Import an optional package, or say how to install it.
+
+    needed_for: what the caller wants it for ("training with --bits 4"); install: what `pip install` takes
+    ("llava[train]"). Raises MissingPackageError, which keeps the original exception as its cause.
+    """
+    try:
+        return importlib.import_module(module)
+    # a broken package may raise anything while it is imported (missing CUDA library: OSError, RuntimeError)
+    except Exception as error:
+        top = module.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == top
+        state = "is not installed" if missing else f"is installed but does not import ({_brief(error)})"
+        remedy = "Install" if missing else "Repair"
+        raise MissingPackageError(
+            f"{needed_for} needs the package {module!r}, which {state}. {remedy} it with: pip install '{install}'"
+        ) from error
+
+
+def _brief(error: BaseException) -> str:
+    """Name an exception and its message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class StreamToLogger(io.TextIOBase):
+    """A text stream that passes whole lines on to a logger, for code that prints where a log is wanted."""
+
+    def __init__(self, logger: logging.Logger, log_level: int = logging.INFO) -> None:
+        self.logger = logger
+        self.log_level = log_level
+        self.linebuf = ""
+        # A console handler may itself write to a stream that was replaced by this one: do not log from within a log call.
+        self._writing = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, buf: str) -> int:
+        """Log each complete line of `buf`; keep an unfinished last line for later. Returns len(buf)."""
+        self.linebuf += buf
+        *lines, self.linebuf = self.linebuf.split("\n")
+        for line in lines:
+            self._log(line)
+        return len(buf)
+
+    def flush(self) -> None:
+        """Log the unfinished last line."""
+        line, self.linebuf = self.linebuf, ""
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        line = line.rstrip()
+        if not line or self._writing:
+            return
+        self._writing = True
+        try:
+            self.logger.log(self.log_level, "%s", line)
+        finally:
+            self._writing = False
+
+
+def build_logger(
+    logger_name: str, logger_filename: str, *, log_dir: str | Path = LOGDIR, capture_output: bool = False
+) -> logging.Logger:
+    """Return the logger of a serving program; everything logged in this process also goes to a file.
+
+    The file is `log_dir/logger_filename`, starts a new part each day (UTC) and is attached once, to the root logger.
+    With `capture_output`, sys.stdout and sys.stderr are replaced by loggers as the reference always did; by default
+    they are left alone.
+    """
+    global handler
+    path = Path(log_dir) / logger_filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    formatter = logging.Formatter(LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S")
+    if not root.handlers:
+        console = logging.StreamHandler(sys.__stderr__)
+        console.setFormatter(formatter)
+        root.addHandler(console)
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))
+    attached = [getattr(one, "baseFilename", None) for one in root.handlers]
+    if os.path.abspath(path) not in attached:
+        file_handler = logging.handlers.TimedRotatingFileHandler(path, when="D", utc=True, encoding="utf-8")
+        file_handler.setFormatter(formatter)
+        root.addHandler(file_handler)
+        handler = handler or file_handler
+    if capture_output:
+        sys.stdout = StreamToLogger(logging.getLogger("stdout"), logging.INFO)  # type: ignore[assignment]
+        sys.stderr = StreamToLogger(logging.getLogger("stderr"), logging.ERROR)  # type: ignore[assignment]
+    named = logging.getLogger(logger_name)
+    named.setLevel(logging.INFO)
+    return named
+
+
+def disable_torch_init() -> None:
+    """Do nothing: kept because scripts call it before loading a model.
+
+    The reference switched off the initial values of torch layers to save time. Today from_pretrained builds models on
+    the meta device, and switching the initial values off would only leave new layers filled with random memory.
+    """
+
+
+@dataclass(frozen=True)
+class Moderation:
+    """Result of a content check: flagged is None when the check itself failed, and reason says why."""
+
+    flagged: bool | None
+    reason: str
+
+
+def check_moderation(text: str, *, timeout_s: float = MODERATION_TIMEOUT_S) -> Moderation:
+    """Ask OpenAI's moderation service about a text. Raises UserError when OPENAI_API_KEY is not set."""
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not key:
+        raise UserError(
+            "moderation needs an OpenAI key, but the environment variable OPENAI_API_KEY is not set; "
+            "set it or start without --moderate"
+        )
+    requests = import_optional("requests", needed_for="moderation", install="requests")
+    try:
+        response = requests.post(
+            MODERATION_URL,
+            headers={"Authorization": f"Bearer {key}"},
+            json={"input": text},
+            timeout=timeout_s,
+        )
+        if response.status_code != 200:
+            return Moderation(
+                None, f"the moderation service answered with HTTP status {response.status_code}"
+            )
+        flagged = bool(response.json()["results"][0]["flagged"])
+    except requests.exceptions.RequestException as error:  # includes invalid JSON
+        return Moderation(None, f"the moderation service could not be asked ({_brief(error)})")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return Moderation(None, f"the moderation service sent an answer of unknown form ({_brief(error)})")
+    return Moderation(
+        flagged, "the moderation service flagged the text" if flagged else "nothing was flagged"
+    )
+
+
+def violates_moderation(text: str) -> bool:
+    """Tell whether a text is to be refused. A failed check lets the text pass, as in the reference, with a warning."""
+    result = check_moderation(text)
+    if result.flagged is None:
+        logger.warning("text was let through unchecked: %s", result.reason)
+    return bool(result.flagged)
+
+
+def pretty_print_semaphore(semaphore: Any) -> str:
+    """Describe an asyncio semaphore (or None) for a log line."""
+    if semaphore is None:
+        return "None"
+    return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
