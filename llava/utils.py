@@ -43,8 +43,8 @@ class MissingPackageError(UserError, ImportError):
 def run_program(main: Callable[[], object]) -> None:
     """Run the main function of a command-line program.
 
-    A UserError becomes one line on stderr and exit code 2, Ctrl-C becomes exit code 130. Every other exception is a
-    fault of the program and keeps its traceback. The traceback of a UserError is logged at level DEBUG.
+    A UserError becomes one line on stderr and exit code 2 (its traceback is logged at level DEBUG), Ctrl-C
+    becomes exit code 130. Every other exception is a fault of the program and keeps its traceback.
     """
     try:
         main()
@@ -73,7 +73,8 @@ def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType
         state = "is not installed" if missing else f"is installed but does not import ({_brief(error)})"
         remedy = "Install" if missing else "Repair"
         raise MissingPackageError(
-            f"{needed_for} needs the package {module!r}, which {state}. {remedy} it with: pip install '{install}'"
+            f"{needed_for} needs the package {module!r}, which {state}. "
+            f"{remedy} it with: pip install '{install}'"
         ) from error
 
 
@@ -89,7 +90,7 @@ class StreamToLogger(io.TextIOBase):
         self.logger = logger
         self.log_level = log_level
         self.linebuf = ""
-        # A console handler may itself write to a stream that was replaced by this one: do not log from within a log call.
+        # a console handler may write to the stream that this one replaced: never log from within a log call
         self._writing = False
 
     def writable(self) -> bool:
@@ -124,9 +125,8 @@ def build_logger(
 ) -> logging.Logger:
     """Return the logger of a serving program; everything logged in this process also goes to a file.
 
-    The file is `log_dir/logger_filename`, starts a new part each day (UTC) and is attached once, to the root logger.
-    With `capture_output`, sys.stdout and sys.stderr are replaced by loggers as the reference always did; by default
-    they are left alone.
+    The file is `log_dir/logger_filename`, starts a new part each day (UTC) and is attached once, to the root
+    logger. `capture_output` replaces sys.stdout and sys.stderr by loggers, as the reference always did.
     """
     global handler
     path = Path(log_dir) / logger_filename
@@ -155,8 +155,8 @@ def build_logger(
 def disable_torch_init() -> None:
     """Do nothing: kept because scripts call it before loading a model.
 
-    The reference switched off the initial values of torch layers to save time. Today from_pretrained builds models on
-    the meta device, and switching the initial values off would only leave new layers filled with random memory.
+    The reference switched off the initial values of torch layers to save time. Today from_pretrained builds
+    models on the meta device, and switching them off would only leave new layers filled with random memory.
     """
 
 
@@ -192,14 +192,14 @@ def check_moderation(text: str, *, timeout_s: float = MODERATION_TIMEOUT_S) -> M
     except requests.exceptions.RequestException as error:  # includes invalid JSON
         return Moderation(None, f"the moderation service could not be asked ({_brief(error)})")
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        return Moderation(None, f"the moderation service sent an answer of unknown form ({_brief(error)})")
+        return Moderation(None, f"the moderation service answered in an unknown form ({_brief(error)})")
     return Moderation(
         flagged, "the moderation service flagged the text" if flagged else "nothing was flagged"
     )
 
 
 def violates_moderation(text: str) -> bool:
-    """Tell whether a text is to be refused. A failed check lets the text pass, as in the reference, with a warning."""
+    """Tell whether a text is to be refused; when the check fails, the text passes and a warning is logged."""
     result = check_moderation(text)
     if result.flagged is None:
         logger.warning("text was let through unchecked: %s", result.reason)
