@@ -1,0 +1,295 @@
+"""Loads any checkpoint of the reference: looks at its files, makes a plan, runs one small loader."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaMistralForCausalLM,
+    LlavaMptForCausalLM,
+    loading,
+)
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.families import family_of, is_llava, llava_config
+from llava.model.mm_config import MultimodalConfig
+from llava.model.tokenizer import load_tokenizer
+from llava.utils import UserError, import_optional
+
+__all__ = [
+    "DEFAULT_IMAGE_PATCH_TOKEN",
+    "DEFAULT_IMAGE_TOKEN",
+    "DEFAULT_IM_END_TOKEN",
+    "DEFAULT_IM_START_TOKEN",
+    "IGNORE_INDEX",
+    "IMAGE_TOKEN_INDEX",
+    "LlavaConfig",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralForCausalLM",
+    "LlavaMptForCausalLM",
+    "LoadPlan",
+    "best_device",
+    "best_dtype",
+    "load_pretrained_model",
+    "make_plan",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What a folder is and what it takes to load it, read from its files.
+
+    kind: "full" (a whole LLaVA), "projector" (stage 1: projector only), "lora", "text" (no LLaVA),
+    "text_lora". source: where the LLM's weights and the tokenizer are. config: content of `config.json` (of
+    the base for text_lora).
+    """
+
+    kind: str
+    path: str
+    source: str
+    config: dict[str, Any]
+
+    @property
+    def is_llava(self) -> bool:
+        """Whether the model sees images."""
+        return not self.kind.startswith("text")
+
+
+def make_plan(model_path: str, model_base: str | None = None) -> LoadPlan:
+    """Find out what `model_path` holds; `model_base` is the base model of adapters and projector-only
+    folders.
+
+    Raises CheckpointError when there is no model, or a base is needed and none is given.
+    """
+    config_file = files.find_file(model_path, files.CONFIG_FILE)
+    config = files.read_json(config_file) if config_file else {}
+    llava = is_llava(config)
+    names = files.WEIGHT_FILES + files.WEIGHT_INDEXES
+    if config and any(files.has_file(model_path, name) for name in names):
+        if model_base is not None and llava:
+            logger.warning("%s has all its weights; the base %s is not used", model_path, model_base)
+        return LoadPlan("full" if llava else "text", model_path, model_path, config)
+    if files.has_file(model_path, files.ADAPTER_CONFIG_FILE):
+        adapter = files.read_json(files.find_file(model_path, files.ADAPTER_CONFIG_FILE))
+        base = model_base or _recorded_base(model_path, adapter.get("base_model_name_or_path"))
+        return LoadPlan(
+            "lora" if llava else "text_lora", model_path, base, config if llava else files.read_config(base)
+        )
+    if files.has_file(model_path, files.PROJECTOR_FILE):
+        if not config:
+            raise CheckpointError(
+                f"{model_path} has {files.PROJECTOR_FILE} but no config.json; copy it beside it."
+            )
+        base = model_base or _recorded_base(model_path, config.get("_name_or_path"))
+        return LoadPlan("projector", model_path, base, config)
+    raise CheckpointError(
+        f"{model_path} holds no model; expected config.json with {names[0]} or {names[1]} (or an index of "
+        f"shards), "
+        f"{files.ADAPTER_CONFIG_FILE}, or {files.PROJECTOR_FILE}."
+    )
+
+
+def _recorded_base(path: str, recorded: str | None) -> str:
+    """The base that an adapter or projector folder names, if it is there."""
+    remedy = "Give its base model as model_base (--model-base)."
+    if not recorded:
+        raise CheckpointError(f"{path} has no weights of a whole model and names no base. {remedy}")
+    try:
+        files.read_config(recorded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} was trained on {recorded!r}, which is not here. {remedy}") from error
+    logger.warning("no model_base given; using %s, which %s was trained on", recorded, path)
+    return recorded
+
+
+def best_device() -> str:
+    """Name the fastest device that is present: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """The dtype that programs load models in: float16 on GPUs, on the CPU what it is fast in."""
+    if not str(device).startswith("cpu"):
+        return torch.float16
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    fast_bfloat16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast_bfloat16 else torch.float32
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str = "cuda",
+    use_flash_attn: bool = False,
+    *,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    overwrite_config: dict[str, Any] | None = None,
+    customized_config: Any = None,
+    multimodal: bool = True,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Load a checkpoint of any layout: whole, sharded, projector only, LoRA, delta-applied, or a plain text
+    model.
+
+    model_path: folder or hub name; what it is, is read from its files (`model_name` only triggers a warning).
+    model_base: base model of LoRA and projector-only folders. dtype (or torch_dtype): float16 unless given;
+    "auto" is the checkpoint's own. overwrite_config: fields to change in its config; customized_config: a
+    config object in its place. multimodal: accepted for callers of LLaVA-NeXT. Further keywords go to
+    transformers' `from_pretrained`.
+
+    Returns (tokenizer, model in eval mode, image processor or None for a text model, context length). Raises
+    CheckpointError for anything missing, damaged or left over.
+    """
+    _warn_of_lora_name(model_name, model_base)
+    plan = make_plan(str(model_path), str(model_base) if model_base is not None else None)
+    requested = resolve_dtype(dtype if dtype is not None else torch_dtype, plan.config)
+    arguments: dict[str, Any] = {"dtype": requested or torch.float16, **kwargs}
+    arguments.update(_placement(device_map, device))
+    arguments.update(_attention(use_flash_attn, arguments, plan))
+    arguments.update(loading.quantization_arguments(load_8bit, load_4bit, arguments["dtype"]))
+    config = {**plan.config, **(overwrite_config or {})}
+
+    tokenizer = load_tokenizer(plan.source, use_fast=False)
+    if not plan.is_llava:
+        return tokenizer, _load_text(plan, arguments), None, _context_length(config)
+
+    model, info = _load_llm(plan, customized_config or llava_config(config), arguments)
+    loading.load_tower(model, info, plan.path)
+    quantized = load_8bit or load_4bit
+    keep_tower_dtype = device_map == "auto" and requested is None and not quantized
+    loading.place_tower(model, None if keep_tower_dtype else arguments["dtype"])
+    model = _fill(plan, model, info)
+    _add_image_tokens(model, tokenizer)
+    model.eval()
+    return tokenizer, model, model.get_vision_tower().image_processor, _context_length(config)
+
+
+def _warn_of_lora_name(model_name: str | None, model_base: str | None) -> None:
+    words = (model_name or "").lower()
+    if words.find("lora") >= 0 and model_base is None:
+        warnings.warn(
+            f"The name {model_name!r} mentions LoRA, but no model_base is given: right for merged weights, "
+            f"else pass "
+            f"the base model as model_base.",
+            stacklevel=3,
+        )
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, config: dict[str, Any]) -> torch.dtype | None:
+    """Turn a dtype or its name ("bfloat16", "bf16", "auto" ...) into a torch.dtype; None stays None."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    short = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        name = str(config.get("dtype") or config.get("torch_dtype") or "float16")
+    found = getattr(torch, short.get(name, name), None)
+    if not isinstance(found, torch.dtype):
+        raise UserError(f"dtype is {dtype!r}; expected float16, bfloat16, float32 or auto.")
+    return found
+
+
+def _placement(device_map: Any, device: str) -> dict[str, Any]:
+    """Where the model goes: an explicit device beats device_map, as in the reference."""
+    if device != "cuda":
+        return {"device_map": {"": device}}
+    return {} if device_map is None else {"device_map": device_map}
+
+
+def _attention(use_flash_attn: bool, arguments: dict[str, Any], plan: LoadPlan) -> dict[str, Any]:
+    wanted = "flash_attention_2" if use_flash_attn else arguments.pop("attn_implementation", None)
+    if wanted is None:
+        return {}
+    if plan.is_llava and family_of(plan.config).base_type == "mpt" and wanted != "eager":
+        logger.warning("MPT has only eager attention in transformers; %s is not used", wanted)
+        return {}
+    if wanted == "flash_attention_2":
+        import_optional(
+            "flash_attn", needed_for="flash_attention_2", install="flash-attn --no-build-isolation"
+        )
+    return {"attn_implementation": wanted}
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    return config.get("max_sequence_length") or DEFAULT_CONTEXT_LENGTH
+
+
+def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model, info = loading.from_pretrained(AutoModelForCausalLM, plan.source, **arguments)
+    loading.check_loading(info, plan.source, tower_is_built=False, projector_later=False)
+    return loading.merge_adapter(model, plan.path).eval() if plan.kind == "text_lora" else model.eval()
+
+
+def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load the LLaVA class on the plan's source; an adapter's config keeps its own vocabulary size."""
+    model_class = family_of({"model_type": config.model_type}).model_class
+    rows = config.vocab_size
+    if plan.source != plan.path:
+        base = files.read_config(plan.source)
+        if family_of(base) is not family_of(plan.config):
+            raise CheckpointError(
+                f"{plan.path} belongs on a {family_of(plan.config).base_type} model; its base {plan.source} "
+                f"is a "
+                f"{family_of(base).base_type}."
+            )
+        config.vocab_size = base.get("vocab_size", rows)
+    model, info = loading.from_pretrained(model_class, plan.source, config=config, **arguments)
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise CheckpointError(f"{plan.path} is a LLaVA model, but its config names no mm_vision_tower.")
+    loading.check_loading(
+        info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path
+    )
+    if model.get_input_embeddings().weight.shape[0] != rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    return model, info
+
+
+def _fill(plan: LoadPlan, model: Any, info: dict[str, Any]) -> Any:
+    """Put on top of the LLM what the plan's folder brings; returns the model."""
+    if plan.kind == "projector":
+        loading.fill_projector(model, plan.path)
+    elif plan.kind == "lora":
+        projector_missing = any("mm_projector." in name for name in info["missing_keys"])
+        loading.load_non_lora(model, plan.path, projector_missing=projector_missing)
+        model = loading.merge_adapter(model, plan.path)
+    return model
+
+
+def _add_image_tokens(model: Any, tokenizer: Any) -> None:
+    """Add the tokens that the config asks for; the embeddings get a row for each token."""
+    settings = MultimodalConfig.of(model.config)
+    if settings.use_im_patch_token:
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if settings.use_im_start_end:
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    if model.get_input_embeddings().weight.shape[0] != len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -1,0 +1,324 @@
+"""Files of a checkpoint: their names, how they are read safely and written whole, and how keys are renamed.
+
+Nothing else in the library unpickles; `.bin` files are read with `weights_only=True` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# in the order in which transformers prefers them
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+# tensors of old checkpoints that today's models recompute
+RECOMPUTED = (".inv_freq", ".position_ids")
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, incomplete or not what was asked for."""
+
+
+# ---------------------------------------------------------------------------------------------- finding files
+
+
+def find_file(path: str | Path, name: str) -> Path | None:
+    """Return the local path of file `name` of a checkpoint folder or hub repository, None if it has no such
+    file.
+
+    Raises CheckpointError when there is neither such a folder nor such a repository.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    text = str(path)
+    if folder.exists():
+        raise CheckpointError(f"{text} is a file; expected the folder of a checkpoint.")
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1 or "\\" in text:
+        raise CheckpointError(
+            f"There is no folder {text}; give the folder of a checkpoint or a hub name 'owner/name'."
+        )
+    return _hub_file(text, name)
+
+
+def _hub_file(repository: str, name: str) -> Path | None:
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(repository, name, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"There is no folder {repository!r} here, and the hub did not give {name} of a repository of "
+            f"that name "
+            f"({first_line(error)}). Check the name, or download it and give the folder."
+        ) from error
+    return Path(found) if found else None
+
+
+def has_file(path: str | Path, name: str) -> bool:
+    """Tell whether a checkpoint folder or hub repository has file `name`."""
+    return find_file(path, name) is not None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a checkpoint."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({first_line(error)}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a JSON {type(content).__name__}; expected an object.")
+    return content
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read `config.json` of a checkpoint folder or hub repository."""
+    file = find_file(path, CONFIG_FILE)
+    if file is None:
+        raise CheckpointError(f"{path} has no {CONFIG_FILE}, so it is not a model folder.")
+    return read_json(file)
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """List the files that hold the model's weights (one, or all shards of an index); empty if there are none.
+
+    Raises CheckpointError that names a shard which the index lists and the folder lacks, or a truncated file.
+    """
+    for single, index in zip(WEIGHT_FILES, WEIGHT_INDEXES, strict=True):
+        file = find_file(path, single)
+        if file is not None:
+            return [_whole(file)]
+        index_file = find_file(path, index)
+        if index_file is not None:
+            names = sorted(set(_weight_map(index_file).values()))
+            found = {name: find_file(path, name) for name in names}
+            missing = [name for name, place in found.items() if place is None]
+            if missing:
+                raise CheckpointError(
+                    f"{path} lacks {len(missing)} of the {len(names)} weight files that {index} lists: "
+                    f"{', '.join(missing[:4])}. Copy or download the folder again."
+                )
+            return [_whole(place) for place in found.values() if place is not None]
+    return []
+
+
+def _weight_map(index_file: Path) -> dict[str, str]:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index_file} has no 'weight_map'; expected the index of a sharded checkpoint."
+        )
+    return weight_map
+
+
+def _whole(file: Path) -> Path:
+    """Return `file` if its size is what its own header promises (safetensors), or it is not empty."""
+    size = file.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{file} is empty; copy or download it again.")
+    if file.suffix == ".safetensors":
+        promised = _safetensors_size(file, size)
+        if size != promised:
+            raise CheckpointError(
+                f"{file} is damaged: {size} bytes, its header promises {promised}; copy it again."
+            )
+    return file
+
+
+def _safetensors_size(file: Path, size: int) -> int:
+    """Bytes that the header promises (https://huggingface.co/docs/safetensors, 'Format')."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = stream.read(length) if length < size else b""
+    try:
+        entries = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged: it has no safetensors header; copy it again.") from error
+    return 8 + length + max(ends, default=0)
+
+
+def weight_names(path: str | Path) -> set[str]:
+    """Names of all weights stored in a checkpoint, without reading the values where the format allows."""
+    for index in WEIGHT_INDEXES:
+        index_file = find_file(path, index)
+        if index_file is not None and not any(has_file(path, name) for name in WEIGHT_FILES):
+            return set(_weight_map(index_file))
+    names: set[str] = set()
+    for file in weight_files(path):
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as stored:
+                names.update(stored.keys())
+        else:
+            names.update(read_tensors(file, mmap=True))
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_tensors(file: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """Read the tensors of one `.bin` or `.safetensors` file to the CPU.
+
+    Raises CheckpointError when it is damaged, or when it is a pickle that holds anything but tensors and
+    plain containers: such a file could run code, and is refused without running it.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise CheckpointError(f"There is no file {file}.")
+    _whole(file)
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True if mmap else None)
+    except RuntimeError as error:
+        if mmap:  # files of the format before torch 1.6 cannot be mapped
+            return read_tensors(file)
+        raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is damaged or holds objects other than tensors; it was not loaded, because such a file "
+            f"can run "
+            f"code ({first_line(error)})."
+        ) from error
+    except (EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
+    if not isinstance(content, Mapping) or not all(torch.is_tensor(value) for value in content.values()):
+        raise CheckpointError(f"{file} holds {type(content).__name__}; expected a dict of tensors.")
+    return dict(content)
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read all weights of a folder (whatever its layout), or of a single file."""
+    if Path(path).is_file():
+        return read_tensors(path)
+    files = weight_files(path)
+    if not files:
+        raise CheckpointError(
+            f"{path} holds no weights; looked for {', '.join(WEIGHT_FILES + WEIGHT_INDEXES)}."
+        )
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        weights.update(read_tensors(file))
+    return weights
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message (or its class), for messages of one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], file: str | Path) -> None:
+    """Write a dict of tensors as `.bin` or `.safetensors` under a temporary name, then rename it."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()}, partial, {"format": "pt"}
+            )
+        else:
+            torch.save(dict(tensors), partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(target: str | Path) -> Iterator[Path]:
+    """Give a scratch folder beside `target`; its files move into `target` when the block ends without an
+    error.
+
+    After a crash `target` is untouched. Files that `target` has under other names stay.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; expected a folder to write to.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if target.exists():
+            for file in scratch.iterdir():
+                os.replace(file, target / file.name)
+        else:
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------- names of weights
+
+
+def is_tower_key(name: str) -> bool:
+    """Tell whether a weight belongs to the vision tower."""
+    return "vision_tower." in name
+
+
+def is_recomputed(name: str) -> bool:
+    """Tell whether today's models compute this tensor instead of loading it."""
+    return name.endswith(RECOMPUTED)
+
+
+def part_of(weights: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """Pick the weights of the submodule named `part`, with names relative to it.
+
+    `{"model.mm_projector.0.weight": w}` gives `{"0.weight": w}` for the part "mm_projector".
+    """
+    marker = f"{part}."
+    return {name.split(marker, 1)[1]: value for name, value in weights.items() if marker in name}
+
+
+def strip_adapter_prefix(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the keys of `non_lora_trainables.bin` to those of the model.
+
+    They are written from inside the PEFT wrapper, with `base_model.model.` in front, by some versions only
+    with `base_model.`; the model's own names begin with `model.`, `transformer.` or `lm_head.`.
+    """
+    renamed = {name.removeprefix("base_model."): value for name, value in weights.items()}
+    wrapped = ("model.model.", "model.transformer.", "model.lm_head.")
+    if any(name.startswith(wrapped) for name in renamed):
+        renamed = {name.removeprefix("model."): value for name, value in renamed.items()}
+    return renamed
+
+
+def named_part(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], keys: Iterable[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pick the tensors whose name contains one of `keys`, as the reference picks what stage 1 saves."""
+    wanted = tuple(keys)
+    return ((name, value) for name, value in named_tensors if any(key in name for key in wanted))

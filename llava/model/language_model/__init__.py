@@ -1,0 +1,1 @@
+"""LLaVA on each LLM family: one short file each."""

@@ -1,0 +1,25 @@
+"""Writes LLaVA configs so that transformers 4.37 reads the same values from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ReadableByReference:
+    """Adds the names of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) to a config's dict.
+
+    transformers 5 writes `rope_parameters` and `dtype` only, from which 4.37 would silently take its
+    defaults.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as a dict for `config.json`."""
+        content = super().to_dict()
+        rope = content.get("rope_parameters")
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            content["rope_theta"] = rope["rope_theta"]
+            if rope.get("rope_type", "default") != "default":
+                content["rope_scaling"] = {**rope, "type": rope["rope_type"]}
+        if content.get("dtype") is not None:
+            content["torch_dtype"] = content["dtype"]
+        return content

@@ -1,0 +1,362 @@
+"""The mixins that make an LLM a LLaVA: one holds tower and projector, one puts images into its input."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    IGNORE_INDEX,
+)
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.checkpoint import CheckpointError, part_of, read_tensors
+from llava.model.mm_config import MultimodalConfig
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.saving import save_whole_model
+from llava.model.splice import Row, merge_tiles, pad_rows, per_image, splice_rows, unpad_image
+
+__all__ = [
+    "LlavaMetaForCausalLM",
+    "LlavaMetaModel",
+    "build_vision_projector",
+    "build_vision_tower",
+    "get_anyres_image_grid_shape",
+    "unpad_image",
+]
+
+logger = logging.getLogger(__name__)
+
+Images = torch.Tensor | Sequence[torch.Tensor]
+Prepared = tuple[
+    torch.Tensor | None,
+    torch.Tensor | None,
+    torch.Tensor | None,
+    Any,
+    torch.Tensor | None,
+    torch.Tensor | None,
+]
+
+
+class LlavaMetaModel:
+    """Adds `vision_tower`, `mm_projector` and `image_newline` to the LLM's model, the part without head."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        settings = MultimodalConfig.of(config)
+        if settings.vision_tower:
+            self.vision_tower = build_vision_tower(config, delay_load=True)
+            self.mm_projector = build_vision_projector(config, delay_load=True)
+            if "unpad" in settings.merge_type:
+                self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+                with torch.no_grad():  # for a model built from scratch
+                    self.image_newline.normal_(std=config.hidden_size**-0.5)
+
+    def get_vision_tower(self) -> Any:
+        """Return the vision tower, None if the model has none."""
+        tower = getattr(self, "vision_tower", None)
+        return tower[0] if isinstance(tower, list) else tower  # FSDP callers hide it in a list
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[str] | None = None) -> None:
+        """Give the model its tower and projector for training, as `model_args` says; writes them to the
+        config.
+
+        Reads `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`, `mm_projector_type`,
+        `mm_patch_merge_type` and `pretrain_mm_mlp_adapter` (file with trained projector weights). A new
+        projector starts from torch's default initialisation, `image_newline` from N(0, 1/C). Raises
+        CheckpointError when the projector file does not fit.
+        """
+        tower = self.get_vision_tower()
+        if tower is None:
+            tower = build_vision_tower(model_args)
+            self.vision_tower = [tower] if fsdp else tower
+        else:
+            tower.load_model()
+            tower.requires_grad_(False)  # from_pretrained makes weights of the checkpoint trainable
+        config = self.config
+        config.mm_vision_tower = model_args.vision_tower
+        config.use_mm_proj = True
+        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        config.mm_hidden_size = tower.hidden_size
+        config.mm_vision_select_layer = model_args.mm_vision_select_layer
+        config.mm_vision_select_feature = model_args.mm_vision_select_feature
+        config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+        tower.select_layer = config.mm_vision_select_layer
+        tower.select_feature = config.mm_vision_select_feature
+
+        if getattr(self, "mm_projector", None) is None:
+            self.mm_projector = build_vision_projector(config)
+        self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
+        if "unpad" in config.mm_patch_merge_type and getattr(self, "image_newline", None) is None:
+            self.image_newline = nn.Parameter(
+                torch.randn(config.hidden_size, dtype=self.dtype) * config.hidden_size**-0.5
+            )
+        if getattr(model_args, "pretrain_mm_mlp_adapter", None):
+            self.load_projector(
+                read_tensors(model_args.pretrain_mm_mlp_adapter), model_args.pretrain_mm_mlp_adapter
+            )
+
+    def load_projector(self, weights: dict[str, torch.Tensor], source: str) -> None:
+        """Fill the projector from weights named `...mm_projector.*`; `source` is named in errors."""
+        found = part_of(weights, "mm_projector")
+        expected = {name: tuple(value.shape) for name, value in self.mm_projector.state_dict().items()}
+        if {name: tuple(value.shape) for name, value in found.items()} != expected:
+            stored = {name: tuple(value.shape) for name, value in found.items()}
+            raise CheckpointError(
+                f"{source} does not fit the projector {self.config.mm_projector_type!r}: it holds "
+                f"{stored or 'none'}, "
+                f"expected {expected}. Check mm_projector_type and the width of tower and LLM."
+            )
+        self.mm_projector.load_state_dict(found)
+        newline = next((value for name, value in weights.items() if name.endswith("image_newline")), None)
+        if newline is not None and getattr(self, "image_newline", None) is not None:
+            with torch.no_grad():
+                self.image_newline.copy_(newline)
+
+
+class LlavaMetaForCausalLM:
+    """Adds images to an LLM's `forward` and `generate`; one implementation for all LLM families.
+
+    Stands before the LLM's class in the bases, so that `super()` is the LLM.
+    """
+
+    # the reference averages the loss over each micro-batch; a forward with **kwargs would switch the Trainer
+    # to
+    # normalising by the token count of the whole step
+    accepts_loss_kwargs = False
+
+    def get_model(self) -> LlavaMetaModel:
+        """Return the model without its head."""
+        return self.base_model
+
+    def get_vision_tower(self) -> Any:
+        """Return the vision tower, None if the model has none."""
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: Images) -> Any:
+        """Return the projected features (N, P, C) of images (N, 3, H, W), or of a list of (3, H, W)."""
+        features = self.get_vision_tower()(images)
+        return (
+            [self._project(one) for one in features]
+            if isinstance(features, list)
+            else self._project(features)
+        )
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), None)
+        return projector(features if weight is None else features.to(weight))
+
+    def image_features(
+        self, images: Images, image_sizes: Sequence[Sequence[int]] | None
+    ) -> list[torch.Tensor]:
+        """Return one feature sequence (length, C) a picture, its tiles merged as the config says.
+
+        images: (N, 3, H, W), or a list of (3, H, W) or (tiles, 3, H, W), or (N, tiles, 3, H, W). image_sizes:
+        the pictures' (width, height), needed for spatial merges.
+        """
+        if torch.is_tensor(images) and images.ndim == 4:
+            return list(self.encode_images(images))
+        tiles = per_image(images)
+        encoded = self.encode_images(torch.cat(tiles)).split([len(one) for one in tiles])  # tower runs once
+        tower = self.get_vision_tower()
+        model = self.get_model()
+        settings = MultimodalConfig.of(self.config)
+        if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
+            raise CheckpointError(f"{len(tiles)} pictures came with {len(image_sizes)} image_sizes.")
+        return [
+            merge_tiles(
+                features,
+                image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
+                settings=settings,
+                patches_per_side=tower.num_patches_per_side,
+                tile_size=tower.config.image_size,
+                image_newline=getattr(model, "image_newline", None),
+            )
+            for index, features in enumerate(encoded)
+        ]
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        labels: torch.Tensor | None,
+        images: Images | None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+    ) -> Prepared:
+        """Replace image tokens (-200) in input_ids (B, T) by image features.
+
+        Returns (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels). Without
+        images, or for a single token (decoding through the cache), the ids come back as they are and
+        inputs_embeds is None; otherwise input_ids is None and inputs_embeds is (B, L, C), rows cut to
+        `tokenizer_model_max_length` and padded on `tokenizer_padding_side`. What was None among mask,
+        positions and labels stays None.
+        """
+        if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        settings = MultimodalConfig.of(self.config)
+        if settings.tune_projector and settings.use_im_start_end:
+            raise NotImplementedError(
+                "Training the projector alone (tune_mm_mlp_adapter) together with mm_use_im_start_end is "
+                "not supported."
+            )
+        features = self.image_features(images, image_sizes)
+        keep = (
+            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        )
+        all_labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
+        rows = splice_rows(
+            [ids[mask] for ids, mask in zip(input_ids, keep, strict=True)],
+            [row[mask] for row, mask in zip(all_labels, keep, strict=True)],
+            features,
+            self.get_input_embeddings(),
+        )
+        if settings.max_length is not None:
+            rows = [Row(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows]
+        batch = pad_rows(rows, side=settings.padding_side)
+        return (
+            None,
+            None if position_ids is None else batch.position_ids,
+            None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype),
+            past_key_values,
+            batch.embeds,
+            None if labels is None else batch.labels,
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the LLM on input_ids (B, T) whose image tokens stand for `images`; see `image_features` for
+        shapes.
+
+        Returns the LLM's output: loss (if labels), logits (B, L, V) with L counting image features,
+        past_key_values.
+        """
+        if inputs_embeds is None:
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
+                )
+            )
+        optional = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+            "position_ids": position_ids,  # MPT has none: ALiBi works on distances
+        }
+        kwargs.update({name: value for name, value in optional.items() if value is not None})
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate from token ids (B, T) and images; returns the new ids only (B, new).
+
+        Keywords are those of transformers' `generate`. Raises NotImplementedError for inputs_embeds.
+        """
+        if "inputs_embeds" in kwargs:
+            raise NotImplementedError(
+                "generate() builds inputs_embeds from inputs and images; pass those instead."
+            )
+        if inputs is None:
+            inputs = kwargs.pop("input_ids", None)
+        position_ids = kwargs.pop("position_ids", None)
+        attention_mask = kwargs.pop("attention_mask", None)
+        embeds = None
+        if images is not None:
+            inputs, position_ids, attention_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+                inputs, position_ids, attention_mask, None, None, images, image_sizes
+            )
+        if embeds is None:
+            embeds = self.get_input_embeddings()(inputs)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        return super().generate(attention_mask=attention_mask, inputs_embeds=embeds, **kwargs)
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Add the image tokens that `model_args` asks for to the tokenizer, and rows for them to the
+        embeddings.
+
+        `<im_start>` and `<im_end>` start from the mean of the old rows, or from the projector file of stage 1
+        (`pretrain_mm_mlp_adapter`) if it has them; in stage 1 (`tune_mm_mlp_adapter`) only input rows are
+        trained.
+        """
+        if model_args.mm_use_im_patch_token:
+            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+            self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if model_args.mm_use_im_start_end:
+            new = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+            self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            if new > 0:
+                average_new_rows(self, new)
+            if model_args.pretrain_mm_mlp_adapter:
+                self._load_start_end_rows(model_args.pretrain_mm_mlp_adapter, new)
+        if model_args.tune_mm_mlp_adapter and (
+            model_args.mm_use_im_start_end or model_args.mm_use_im_patch_token
+        ):
+            self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
+            self.get_output_embeddings().requires_grad_(False)
+
+    def _load_start_end_rows(self, file: str, new: int) -> None:
+        stored = next(
+            (v for name, v in read_tensors(file).items() if name.endswith("embed_tokens.weight")), None
+        )
+        if stored is None:  # a projector that was trained without these tokens
+            logger.warning(
+                "%s holds no embeddings of <im_start> and <im_end>; they start from the mean", file
+            )
+            return
+        embeddings = self.get_input_embeddings().weight.data
+        if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
+            raise CheckpointError(
+                f"{file} holds embeddings of shape {tuple(stored.shape)}; expected "
+                f"{tuple(embeddings.shape)}, or "
+                f"({new}, {embeddings.shape[1]}) for the {new} new tokens."
+            )
+        embeddings[-new:] = stored[-new:].to(embeddings)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save as transformers does, under the reference's key names; see `llava.model.saving`."""
+        save_whole_model(self, super().save_pretrained, save_directory, kwargs)
+
+
+def average_new_rows(model: Any, new: int) -> None:
+    """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
+    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = embeddings.weight.data
+        rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)

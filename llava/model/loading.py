@@ -1,0 +1,218 @@
+"""Steps that loaders share: weights with every key accounted for, tower, projector, adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError, first_line
+from llava.utils import import_optional
+
+logger = logging.getLogger(__name__)
+
+# what adapter and projector-only folders bring themselves, on top of a base that lacks it
+BROUGHT_LATER = ("mm_projector.", "image_newline")
+
+
+@contextlib.contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Silence transformers' table of missing and unexpected keys: `check_loading` judges them."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+    level = reporter.level
+    reporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reporter.setLevel(level)
+
+
+def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing and unexpected
+    keys.
+
+    Raises CheckpointError for missing shards, damaged files and weights of another shape.
+    """
+    if not files.weight_files(path):
+        looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
+        raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
+    try:
+        with _without_loading_report():
+            return model_class.from_pretrained(path, output_loading_info=True, **arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"The weights of {path} cannot be loaded: {first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):
+            raise
+        raise CheckpointError(
+            f"A weight file of {path} is damaged or no weight file: {first_line(error)}"
+        ) from error
+
+
+def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
+    """Raise CheckpointError that names a key which is missing and should be there, or is unexpected.
+
+    tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
+    projector and image_newline may be missing, because the next step fills them.
+    """
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if not files.is_recomputed(name)
+        and not files.is_tower_key(name)  # filled from the tower's own files
+        and not (projector_later and any(part in name for part in BROUGHT_LATER))
+    )
+    unexpected = sorted(
+        name
+        for name in info["unexpected_keys"]
+        if not files.is_recomputed(name) and (tower_is_built or not files.is_tower_key(name))
+    )
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} weights that its config asks for: {_some(missing)}."
+        )
+    if unexpected:
+        raise CheckpointError(
+            f"{path} has {len(unexpected)} weights that its config has no place for: {_some(unexpected)}."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+
+def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
+    """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
+    tower = model.get_vision_tower()
+    missing = [
+        name for name in info["missing_keys"] if files.is_tower_key(name) and not files.is_recomputed(name)
+    ]
+    if tower.is_loaded and missing:
+        stored = sum(1 for _ in tower.vision_tower.parameters()) - len(missing)
+        if stored > 0:
+            raise CheckpointError(
+                f"{path} holds only {stored} of the vision tower's weights; missing: "
+                f"{_some(sorted(missing))}."
+            )
+        logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
+        tower.is_loaded = False
+        del tower.vision_tower
+    tower.load_model()
+    tower.requires_grad_(False)  # from_pretrained makes every weight trainable
+
+
+def place_tower(model: Any, dtype: torch.dtype | None) -> None:
+    """Move the tower to the device of the projector's output, and to `dtype` unless that is None."""
+    reference = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
+    model.get_vision_tower().to(device=reference.device, dtype=dtype)
+
+
+def fill_projector(model: Any, path: str) -> None:
+    """Fill projector (and embeddings, if stored) from the `mm_projector.bin` of a stage-1 folder."""
+    file = files.find_file(path, files.PROJECTOR_FILE)
+    if file is None:
+        raise CheckpointError(f"{path} has no {files.PROJECTOR_FILE}.")
+    weights = files.read_tensors(file)
+    model.get_model().load_projector(weights, str(file))
+    rest = {name: value for name, value in weights.items() if not any(part in name for part in BROUGHT_LATER)}
+    _load_by_name(model, rest, str(file))
+    if getattr(model.get_model(), "image_newline", None) is not None:
+        _require(["image_newline"], weights, str(file))
+
+
+def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
+    """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
+    file = files.find_file(path, files.NON_LORA_FILE)
+    if file is None:
+        if projector_missing:
+            raise CheckpointError(
+                f"{path} has no {files.NON_LORA_FILE}, and its base has no projector; copy the file that "
+                f"training wrote."
+            )
+        return
+    weights = files.strip_adapter_prefix(files.read_tensors(file))
+    if projector_missing:
+        needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
+        _require(needed, weights, str(file))
+    _load_by_name(model, weights, str(file))
+
+
+def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:
+    missing = [name for name in needed if not any(stored.endswith(name) for stored in weights)]
+    if missing:
+        raise CheckpointError(f"{source} lacks {_some(missing)}; it would be random.")
+
+
+def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> None:
+    places = model.state_dict()
+    unknown = sorted(name for name in weights if name not in places)
+    if unknown:
+        raise CheckpointError(f"{source} has weights that the model has no place for: {_some(unknown)}.")
+    wrong = [name for name, value in weights.items() if value.shape != places[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(weights[name].shape)}, the model "
+            f"{tuple(places[name].shape)}; "
+            f"is this the right base model?"
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def merge_adapter(model: Any, path: str) -> Any:
+    """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model."""
+    stored = _adapter_weights(path)
+    modules = {name for name, _ in model.named_modules()}
+    targets = {
+        name.removeprefix("base_model.model.").split(".lora_")[0] for name in stored if ".lora_" in name
+    }
+    strangers = sorted(targets - modules)
+    if strangers:
+        raise CheckpointError(
+            f"The adapter in {path} is for modules that the base lacks: {_some(strangers)}."
+        )
+    peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
+    return peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+
+
+def _adapter_weights(path: str) -> dict[str, torch.Tensor]:
+    for name in files.ADAPTER_FILES:
+        file = files.find_file(path, name)
+        if file is not None:
+            return files.read_tensors(file)
+    raise CheckpointError(
+        f"{path} has {files.ADAPTER_CONFIG_FILE} but none of {', '.join(files.ADAPTER_FILES)}."
+    )
+
+
+def quantization_arguments(load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for `from_pretrained` that quantise the LLM's linear layers with bitsandbytes.
+
+    Tower, projector and head stay as they are. 4 bit: NF4 with double quantisation, as in the reference.
+    """
+    if not (load_8bit or load_4bit):
+        return {}
+    import_optional("bitsandbytes", needed_for="load_8bit and load_4bit", install="bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    # matched from the start of a module's name: the whole path is needed
+    skip = [
+        f"{part}.{name}" for part in ("model", "transformer") for name in ("mm_projector", "vision_tower")
+    ]
+    common = {"llm_int8_skip_modules": [*skip, "lm_head"]}
+    if load_8bit:
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **common)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+        **common,
+    )
+    return {"quantization_config": config}

@@ -1,0 +1,199 @@
+"""Tensor functions that turn image features and token ids into one batch of embeddings; no model in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.mm_config import MultimodalConfig
+from llava.utils import UserError
+
+# -------------------------------------------------------------------------------------- features of one image
+
+
+def unpad_image(tensor: torch.Tensor, original_size: Sequence[int]) -> torch.Tensor:
+    """Cut the rows or columns off a feature map (C, H, W) that padding to the grid's shape had added.
+
+    `original_size` is the picture's (width, height). Rounds as LLaVA 1.6 was trained: the border is the floor
+    of half the surplus on both sides, so an odd surplus leaves one padded line.
+    """
+    width, height = original_size
+    map_height, map_width = tensor.shape[1:]
+    if width / height > map_width / map_height:  # padded above and below
+        content = int(height * (map_width / width))
+        border = (map_height - content) // 2
+        return tensor[:, border : map_height - border, :]
+    content = int(width * (map_height / height))
+    border = (map_width - content) // 2
+    return tensor[:, :, border : map_width - border]
+
+
+def merge_tiles(
+    features: torch.Tensor,
+    image_size: Sequence[int] | None,
+    *,
+    settings: MultimodalConfig,
+    patches_per_side: int,
+    tile_size: int,
+    image_newline: torch.Tensor | None,
+) -> torch.Tensor:
+    """Join the features (tiles, P, C) of one picture, overview first, into one sequence (length, C).
+
+    `image_size` is the picture's (width, height), `tile_size` the tower's input size in pixels. "flat" puts
+    tile after tile; "spatial" reads the tiles' patches line by line across the picture; "spatial_unpad" also
+    drops padding and ends each line with `image_newline`. Raises ValueError for another merge type,
+    NotImplementedError for spatial merges without anyres tiling.
+    """
+    kind = settings.merge_type
+    if kind == "flat":
+        return features.flatten(0, 1)
+    if not kind.startswith("spatial"):
+        raise UserError(f"mm_patch_merge_type is {kind!r}; expected 'flat', 'spatial' or 'spatial_unpad'.")
+    unpad = "unpad" in kind
+    if unpad and image_newline is None:
+        raise UserError(f"mm_patch_merge_type is {kind!r}, but the model has no image_newline.")
+    if features.shape[0] == 1:  # the overview alone
+        return torch.cat((features[0], image_newline[None].to(features))) if unpad else features[0]
+    if settings.image_aspect_ratio != "anyres":
+        raise NotImplementedError(
+            f"mm_patch_merge_type {kind!r} needs image_aspect_ratio 'anyres', found "
+            f"{settings.image_aspect_ratio!r}."
+        )
+    if image_size is None:
+        raise UserError(
+            f"mm_patch_merge_type {kind!r} needs image_sizes, the (width, height) of every picture."
+        )
+    overview, tiles = features[0], features[1:]
+    columns, rows = get_anyres_image_grid_shape(image_size, settings.image_grid_pinpoints, tile_size)
+    if tiles.shape[0] != rows * columns or tiles.shape[1] != patches_per_side**2:
+        raise UserError(
+            f"A picture of {tuple(image_size)} pixels needs {rows * columns} tiles of {patches_per_side**2} "
+            f"patches, "
+            f"found {tiles.shape[0]} of {tiles.shape[1]}; do image_sizes belong to these images?"
+        )
+    grid = tiles.view(rows, columns, patches_per_side, patches_per_side, -1)  # (rows, cols, h, w, C)
+    if not unpad:
+        return torch.cat((overview, grid.permute(0, 2, 1, 3, 4).reshape(-1, grid.shape[-1])))
+    plane = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # (C, rows * h, cols * w)
+    plane = unpad_image(plane, image_size)
+    newline = image_newline[:, None, None].to(plane).expand(-1, plane.shape[1], 1)
+    plane = torch.cat((plane, newline), dim=-1)  # one newline at the end of each line
+    return torch.cat((overview, plane.flatten(1, 2).transpose(0, 1)))
+
+
+# --------------------------------------------------------------------------------------- one row of the batch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row after its image features stand among its text: embeddings (length, C) and labels (length,)."""
+
+    embeds: torch.Tensor
+    labels: torch.Tensor
+
+
+def assign_features(counts: Sequence[int], available: int) -> list[list[int]]:
+    """Say which features each row uses, given how many image tokens it has.
+
+    The reference lets a row without images consume one feature (the dummy picture of its text-only samples);
+    callers that leave the dummy out are understood as well. Raises UserError when neither count fits.
+    """
+    with_dummies = sum(max(1, count) for count in counts)
+    if available not in (with_dummies, sum(counts)):
+        raise UserError(
+            f"The batch has {sum(counts)} image tokens in {len(counts)} rows, but {available} images were "
+            f"given."
+        )
+    dummies = available == with_dummies
+    rows, start = [], 0
+    for count in counts:
+        used = max(1, count) if dummies else count
+        rows.append(list(range(start, start + used)))
+        start += used
+    return rows
+
+
+def splice_rows(
+    input_ids: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    features: Sequence[torch.Tensor],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+) -> list[Row]:
+    """Put image features where image tokens stand.
+
+    input_ids, labels: one 1-D tensor a row, without padding. features: one (length, C) an image. embed: token
+    ids (n,) to embeddings (n, C); called once for the whole batch. Image positions get label IGNORE_INDEX.
+    """
+    counts = [int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in input_ids]
+    assigned = assign_features(counts, len(features))
+    text = torch.cat([ids[ids != IMAGE_TOKEN_INDEX] for ids in input_ids])
+    text_embeds = embed(text).split([len(ids) - count for ids, count in zip(input_ids, counts, strict=True)])
+    rows = []
+    for ids, row_labels, embeds, indices in zip(input_ids, labels, text_embeds, assigned, strict=True):
+        used = [features[index].to(embeds) for index in indices]
+        if not used and len(features):
+            used = [features[0].to(embeds)]  # below only its empty slice is used
+        rows.append(_splice_row(ids, row_labels, embeds, used))
+    return rows
+
+
+def _splice_row(
+    ids: torch.Tensor, labels: torch.Tensor, embeds: torch.Tensor, features: Sequence[torch.Tensor]
+) -> Row:
+    is_image = ids == IMAGE_TOKEN_INDEX
+    if not is_image.any():
+        # the empty slice keeps tower and projector in the graph of a text-only row, on every rank alike
+        return Row(torch.cat([embeds, *(feature[:0] for feature in features)]), labels)
+    positions = is_image.nonzero().flatten().tolist()
+    lengths = torch.diff(torch.tensor([-1, *positions, len(ids)])).sub(1).tolist()  # text between images
+    text_parts = embeds.split(lengths)
+    label_parts = labels[~is_image].split(lengths)
+    embed_parts, spliced_labels = [text_parts[0]], [label_parts[0]]
+    for feature, text, text_labels in zip(features, text_parts[1:], label_parts[1:], strict=True):
+        embed_parts += [feature, text]
+        spliced_labels += [labels.new_full((feature.shape[0],), IGNORE_INDEX), text_labels]
+    return Row(torch.cat(embed_parts), torch.cat(spliced_labels))
+
+
+# ------------------------------------------------------------------------------------------------ whole batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded to one length: embeds (B, L, C), labels, attention_mask (bool) and position_ids (B, L)."""
+
+    embeds: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
+    """Pad rows with zeros on the `side` ("left" or "right"); labels with IGNORE_INDEX, positions with 0."""
+    if side not in ("left", "right"):
+        raise UserError(f"tokenizer_padding_side is {side!r}; expected 'left' or 'right'.")
+    longest = max(row.embeds.shape[0] for row in rows)
+    first = rows[0]
+    labels = first.labels.new_full((len(rows), longest), IGNORE_INDEX)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=first.labels.device)
+    positions = torch.zeros(len(rows), longest, dtype=torch.long, device=first.labels.device)
+    embeds = []
+    for index, row in enumerate(rows):
+        length = row.embeds.shape[0]
+        padding = row.embeds.new_zeros(longest - length, row.embeds.shape[1])
+        embeds.append(torch.cat((padding, row.embeds) if side == "left" else (row.embeds, padding)))
+        place = slice(longest - length, longest) if side == "left" else slice(0, length)
+        labels[index, place] = row.labels
+        mask[index, place] = True
+        positions[index, place] = torch.arange(length, device=positions.device)
+    return Batch(torch.stack(embeds), labels, mask, positions)
+
+
+def per_image(images: Any) -> list[torch.Tensor]:
+    """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
+    return [image[None] if image.ndim == 3 else image for image in images]
