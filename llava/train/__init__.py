@@ -1,0 +1,1 @@
+"""Training: arguments, data, masks, sampling, the trainer and the programs that start it."""

@@ -1,0 +1,168 @@
+"""What trains: freezing, LoRA, the quantised base under it, and a table of the result for the log."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.utils import UserError, import_optional
+
+logger = logging.getLogger(__name__)
+
+# Parts whose linear layers never get an adapter: they train whole or not at all.
+NO_ADAPTER = ("mm_projector", "vision_tower", "vision_resampler")
+
+
+# ---- number formats ----
+
+
+def compute_dtype(training_args: Any) -> torch.dtype:
+    """Return the dtype that matrix products are computed in."""
+    if training_args.fp16:
+        return torch.float16
+    return torch.bfloat16 if training_args.bf16 else torch.float32
+
+
+def weight_dtype(model_args: Any, training_args: Any) -> torch.dtype:
+    """Return the dtype that the LLM's weights are held in.
+
+    Frozen weights, and weights of which DeepSpeed keeps a float32 copy, are held in the compute dtype.
+    Otherwise weights that train stay in float32 and products run under autocast: an AdamW step of 2e-5 is
+    lost in the rounding of bfloat16.
+    """
+    frozen = training_args.lora_enable or model_args.tune_mm_mlp_adapter or training_args.bits != 16
+    if frozen or training_args.deepspeed:
+        return compute_dtype(training_args)
+    if training_args.bf16:
+        logger.info("the LLM's weights train in float32; products are computed in bfloat16")
+    return torch.float32
+
+
+def tower_dtype(training_args: Any) -> torch.dtype:
+    """Return the dtype of the vision tower: bfloat16 with --bf16, else float16 as in the reference.
+
+    A CPU computes in float32, which is faster there and differs by rounding only.
+    """
+    if training_args.bf16:
+        return torch.bfloat16
+    return torch.float32 if training_args.device.type == "cpu" else torch.float16
+
+
+# ---- the quantised base (QLoRA, https://arxiv.org/abs/2305.14314) ----
+
+
+def quantization_arguments(training_args: Any) -> dict[str, Any]:
+    """Return the arguments of from_pretrained that quantise the LLM to --bits; none for 16 bits."""
+    if training_args.bits == 16:
+        return {}
+    import_optional("bitsandbytes", needed_for=f"--bits {training_args.bits}", install="llava[train]")
+    from transformers import BitsAndBytesConfig
+
+    # matched from the start of a module's name, so the whole path is needed
+    skip = [f"{part}.{name}" for part in ("model", "transformer") for name in NO_ADAPTER]
+    config = BitsAndBytesConfig(
+        load_in_4bit=training_args.bits == 4,
+        load_in_8bit=training_args.bits == 8,
+        llm_int8_skip_modules=[*skip, "lm_head"],
+        llm_int8_threshold=6.0,
+        llm_int8_has_fp16_weight=False,
+        bnb_4bit_compute_dtype=compute_dtype(training_args),
+        bnb_4bit_use_double_quant=training_args.double_quant,
+        bnb_4bit_quant_type=training_args.quant_type,
+    )
+    return {"quantization_config": config, "device_map": {"": training_args.device}}
+
+
+def prepare_quantized(model: Any, training_args: Any) -> Any:
+    """Freeze a quantised LLM and make gradients pass through it."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=bool(training_args.gradient_checkpointing)
+    )
+
+
+def cast_quantized(model: Any, training_args: Any) -> None:
+    """Bring the parts that are not quantised to the dtypes the reference trains them in."""
+    half = torch.bfloat16
+    for name, module in model.named_modules():
+        if any(part in name for part in NO_ADAPTER):
+            continue
+        if "norm" in name:
+            module.to(torch.float32)
+        elif (
+            training_args.bf16
+            and hasattr(module, "weight")
+            and ("lm_head" in name or "embed_tokens" in name)
+            and module.weight.dtype == torch.float32
+        ):
+            module.to(half)
+
+
+# ---- LoRA (https://arxiv.org/abs/2106.09685) ----
+
+
+def find_all_linear_names(model: nn.Module) -> list[str]:
+    """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in name for part in NO_ADAPTER)
+    }
+    return sorted(names - {"lm_head"})
+
+
+def add_lora(model: Any, training_args: Any) -> Any:
+    """Wrap a model with LoRA adapters on every linear layer of the LLM; everything else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=training_args.lora_r,
+        lora_alpha=training_args.lora_alpha,
+        target_modules=find_all_linear_names(model),
+        # a tower that is already loaded has layers of the same names
+        exclude_modules=rf".*\.({'|'.join(NO_ADAPTER)})\..*",
+        lora_dropout=training_args.lora_dropout,
+        bias=training_args.lora_bias,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+# ---- what trains ----
+
+
+def freeze_for_stage_1(model: Any) -> None:
+    """Freeze everything but the projector."""
+    model.requires_grad_(False)
+    model.get_model().mm_projector.requires_grad_(True)
+
+
+def log_trainable(model: nn.Module, training_args: Any) -> None:
+    """Log what trains: part, tensors, values, dtype, learning rate. Raises UserError when nothing does."""
+    parts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            row = parts[_part_of(name), str(param.dtype).removeprefix("torch.")]
+            row[0] += 1
+            row[1] += getattr(param, "ds_numel", param.numel())
+    if not parts:
+        raise UserError("these flags freeze every weight; there is nothing to train")
+    for (part, dtype), (tensors, values) in parts.items():
+        rate = training_args.learning_rate
+        if part == "projector" and training_args.mm_projector_lr is not None:
+            rate = training_args.mm_projector_lr
+        logger.info(
+            "trains: %-11s %4d tensors %14s values %s, rate %g", part, tensors, f"{values:,}", dtype, rate
+        )
+
+
+def _part_of(name: str) -> str:
+    for key, part in (("lora_", "adapters"), ("mm_projector", "projector"), ("vision_tower", "tower")):
+        if key in name:
+            return part
+    return "LLM"

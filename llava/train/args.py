@@ -1,0 +1,239 @@
+"""The command line of training: three argument classes that take every flag of the reference's scripts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from transformers.utils import is_torch_tf32_available
+
+from llava.utils import UserError, import_optional
+
+logger = logging.getLogger(__name__)
+
+ASPECT_RATIOS = ("square", "pad", "anyres")
+SELECT_FEATURES = ("patch", "cls_patch")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+LORA_BIASES = ("none", "all", "lora_only")
+BITS = (4, 8, 16)
+QUANT_TYPES = ("nf4", "fp4")
+
+
+def _explained(default: object, text: str) -> Any:
+    """A dataclass field with a default and a line for --help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how its vision parts are built."""
+
+    model_name_or_path: str | None = _explained(
+        "facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from"
+    )
+    version: str | None = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
+    freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
+    tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
+    vision_tower: str | None = _explained(
+        None, "CLIP folder or hub name; without one a text-only LLM is trained"
+    )
+    mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
+    pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
+    mm_projector_type: str | None = _explained("linear", "linear, mlpNx_gelu or identity")
+    mm_use_im_start_end: bool = _explained(False, "Put <im_start> and <im_end> round each image")
+    mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
+    mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
+    mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
+
+    def __post_init__(self) -> None:
+        _one_of("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
+        _one_of("mm_patch_merge_type", self.mm_patch_merge_type, MERGE_TYPES)
+
+
+@dataclass
+class DataArguments:
+    """Where the samples are, and how pictures are brought to the tower's size."""
+
+    data_path: str | None = _explained(None, "JSON list of records")
+    lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
+    is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
+    image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
+    image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
+
+    def __post_init__(self) -> None:
+        _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Training arguments of transformers and of the reference, and names that transformers has dropped."""
+
+    cache_dir: str | None = _explained(None, "Where files from the hub are kept")
+    optim: str = _explained("adamw_torch", "Optimizer")
+    remove_unused_columns: bool = _explained(False, "Keep false: the collator needs every column")
+    freeze_mm_mlp_adapter: bool = _explained(False, "Do not train the projector")
+    mpt_attn_impl: str | None = _explained("triton", "Accepted; today's MPT chooses its attention itself")
+    model_max_length: int = _explained(512, "Tokens of a sample after which it is cut")
+    double_quant: bool = _explained(True, "Quantise the quantisation constants as well (--bits 4)")
+    quant_type: str = _explained("nf4", "nf4 or fp4 (--bits 4)")
+    bits: int = _explained(16, "Bits of a weight of the frozen LLM: 16, or 8 or 4 through bitsandbytes")
+    lora_enable: bool = _explained(False, "Train low-rank adapters instead of the LLM's weights")
+    lora_r: int = _explained(64, "Rank of the adapters")
+    lora_alpha: int = _explained(16, "Scale of the adapters, divided by their rank")
+    lora_dropout: float = _explained(0.05, "Dropout in front of the adapters")
+    lora_weight_path: str = _explained("", "Accepted; unused in the reference as well")
+    lora_bias: str = _explained("none", "Which biases train with the adapters: none, all or lora_only")
+    mm_projector_lr: float | None = _explained(None, "Learning rate of the projector, if it has its own")
+    group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
+
+    # Flags of transformers 4.37 that version 5 renamed or dropped.
+    evaluation_strategy: str | None = _explained(None, "Old name of --eval_strategy")
+    warmup_ratio: float | None = _explained(
+        None, "Warmup as a part of all steps; --warmup_steps takes it now"
+    )
+    group_by_length: bool = _explained(False, "Batches of like lengths")
+    save_safetensors: bool = _explained(True, "Accepted when true: weights are always written as safetensors")
+    overwrite_output_dir: bool = _explained(False, "Start anew even if the output folder has checkpoints")
+    no_cuda: bool = _explained(False, "Old name of --use_cpu")
+    logging_dir: str | None = _explained(None, "Folder of the tensorboard files")
+
+    def __post_init__(self) -> None:
+        _one_of("bits", self.bits, BITS)
+        _one_of("lora_bias", self.lora_bias, LORA_BIASES)
+        _one_of("quant_type", self.quant_type, QUANT_TYPES)
+        self._take_old_names()
+        self._fit_to_device()
+        super().__post_init__()
+
+    def _take_old_names(self) -> None:
+        """Translate what transformers 5 renamed, and refuse what it can no longer do."""
+        if self.evaluation_strategy is not None:
+            self.eval_strategy = self.evaluation_strategy
+        # old names are empty from here on, so that a copy of the arguments is not translated twice
+        self.evaluation_strategy = None
+        if self.warmup_ratio:
+            if not 0 < self.warmup_ratio < 1:
+                raise UserError(
+                    f"--warmup_ratio is {self.warmup_ratio}; expected a part of all steps from 0 to below 1"
+                )
+            # as before, a number of steps wins over a ratio; a float below 1 is a ratio in transformers 5
+            self.warmup_steps = self.warmup_steps or self.warmup_ratio
+        self.warmup_ratio = None
+        if not self.save_safetensors:
+            raise UserError(
+                "--save_safetensors False is not possible: transformers 5 writes safetensors only"
+            )
+        self.use_cpu, self.no_cuda = self.use_cpu or self.no_cuda, False
+        if self.logging_dir is not None:
+            os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
+        if self.optim == "adamw_hf":
+            logger.warning(
+                "--optim adamw_hf no longer exists in transformers; using adamw_torch, the same algorithm"
+            )
+            self.optim = "adamw_torch"
+        names = {one.name for one in fields(self)}
+        if self.gradient_checkpointing and "activation_checkpointing" in names:
+            if self.activation_checkpointing is None:
+                self.activation_checkpointing = True
+            if self.activation_checkpointing_kwargs is None:
+                self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+
+    def _fit_to_device(self) -> None:
+        """Fit number formats to the machine, so that flags written for a GPU also run on a CPU."""
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.fp16 and self.use_cpu:
+            raise UserError("--fp16 True needs a GPU; on a CPU use --bf16 True, or neither for float32")
+        if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
+            logger.warning(
+                "--tf32 True has no effect: it needs an NVIDIA GPU of the Ampere generation or newer"
+            )
+            self.tf32 = None
+
+
+def _one_of(flag: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
+
+
+class _Parser(transformers.HfArgumentParser):
+    """Argument parser whose complaints are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
+    try:
+        model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
+            args=None if argv is None else list(argv), return_remaining_strings=True
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # from the checks of transformers
+        raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(_unknown_flags(unknown, parser))
+    check_args(model_args, data_args, training_args)
+    return model_args, data_args, training_args
+
+
+def _unknown_flags(unknown: Sequence[str], parser: _Parser) -> str:
+    """Say which part of the command line is not understood, with the closest known flags."""
+    known = [
+        option for action in parser._actions for option in action.option_strings if "-" not in option[2:]
+    ]
+    flag = next((part for part in unknown if part.startswith("--")), unknown[0])
+    close = difflib.get_close_matches(flag.partition("=")[0], known, n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists every flag"
+    program = os.path.basename(sys.argv[0]) or "training"
+    return f"{program} does not know {' '.join(map(str, unknown))}{hint}"
+
+
+def check_args(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Refuse combinations of flags that cannot do what they say. Raises UserError with one sentence."""
+    if data_args.data_path is None:
+        raise UserError("--data_path is missing; name the JSON file with the training records")
+    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
+        raise UserError(
+            "--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter does not; give one of them"
+        )
+    if training_args.lora_enable and model_args.tune_mm_mlp_adapter:
+        raise UserError(
+            "--lora_enable and --tune_mm_mlp_adapter exclude each other: stage 1 trains the projector only"
+        )
+    if training_args.bits != 16 and not training_args.lora_enable and not model_args.tune_mm_mlp_adapter:
+        raise UserError(
+            f"--bits {training_args.bits} freezes the LLM; add --lora_enable or --tune_mm_mlp_adapter True"
+        )
+    if model_args.vision_tower is None:
+        _check_text_only(model_args, training_args)
+    packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
+    for name in training_args.report_to or []:
+        if name in packages:
+            needed = f"--report_to {name} (drop it with --report_to none)"
+            import_optional(packages[name], needed_for=needed, install=packages[name])
+
+
+def _check_text_only(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Refuse flags about the projector when there is no vision tower."""
+    given = {
+        "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
+        "pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
+        "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
+        "mm_projector_lr": training_args.mm_projector_lr,
+    }
+    for flag, value in given.items():
+        if value:
+            raise UserError(f"--{flag} is about the projector, which exists only with --vision_tower; add it")

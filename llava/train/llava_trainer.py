@@ -1,0 +1,94 @@
+"""LLaVATrainer: a Trainer with modality batches, a learning rate for the projector, stage 1 saving."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from llava.train.sampler import (
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    get_modality_length_grouped_indices,
+    split_to_even_chunks,
+)
+from llava.train.saving import get_mm_adapter_state_maybe_zero_3, maybe_zero_3, save_projector
+from llava.utils import UserError
+
+__all__ = [
+    "LLaVATrainer",
+    "LengthGroupedSampler",
+    "get_length_grouped_indices",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_modality_length_grouped_indices",
+    "maybe_zero_3",
+    "split_to_even_chunks",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class LLaVATrainer(Trainer):
+    """Trains a LLaVA; reads the fields that llava.train.args.TrainingArguments adds."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
+        if self._trains_projector_only and getattr(self.args, "use_im_start_end", False):
+            raise UserError(
+                "--tune_mm_mlp_adapter with --mm_use_im_start_end is not supported, as in the reference; "
+                "train stage 1 with --mm_use_im_start_end False"
+            )
+        return super().train(*args, **kwargs)
+
+    @property
+    def _trains_projector_only(self) -> bool:
+        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        by_modality = getattr(self.args, "group_by_modality_length", False)
+        by_length = getattr(self.args, "group_by_length", False) or (
+            getattr(self.args, "train_sampling_strategy", "") == "group_by_length"
+        )
+        if dataset is None or not (by_modality or (by_length and hasattr(dataset, "lengths"))):
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            lengths=dataset.modality_lengths if by_modality else dataset.lengths,
+            group_by_modality=by_modality,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimizer; with mm_projector_lr the projector's parameters form groups of their own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        rate = getattr(self.args, "mm_projector_lr", None)
+        if not fresh or rate is None:
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        projector = {id(param) for name, param in named if "mm_projector" in name}
+        for group in list(optimizer.param_groups):
+            own = [param for param in group["params"] if id(param) in projector]
+            group["params"] = [param for param in group["params"] if id(param) not in projector]
+            if own:
+                settings = {name: value for name, value in group.items() if name != "params"}
+                optimizer.add_param_group({**settings, "params": own, "lr": rate})
+        return optimizer
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        if not self._trains_projector_only:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        run_folder = self._get_output_dir(trial=trial)
+        save_projector(self, os.path.join(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # stage 1 writes its projector through save_projector only
+        if not self._trains_projector_only:
+            super()._save(output_dir, state_dict)

@@ -1,0 +1,132 @@
+"""Which tokens of a rendered dialog are trained on: by the reference's counts, or by construction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation
+from llava.train.records import DataError
+
+logger = logging.getLogger(__name__)
+
+# ---- labels, the reference's way: count tokens round by round ----
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How the reference finds the answers of one template family in a rendered prompt.
+
+    rounds: cuts a prompt into rounds of question and answer. mark: what stands between the two in a round.
+    margin: tokens of the question's count that belong to its start token and to the piece in front of the
+    answer. later: correction of both counts from the second round on (a round on its own starts with tokens
+    it does not have inside the prompt).
+    """
+
+    rounds: Callable[[str, Conversation], list[str]]
+    mark: Callable[[Conversation], str]
+    margin: int
+    later: Callable[[Any], int]
+    start: int = 1
+
+
+def _rounds_by_end_mark(prompt: str, conv: Conversation) -> list[str]:
+    return prompt.split(conv.sep2 or "")
+
+
+def _rounds_of_messages(prompt: str, conv: Conversation) -> list[str]:
+    """Cut after each answer: system, question and answer first, then question and answer."""
+    pieces = prompt.split(conv.sep)
+    starts = [0, *range(3, len(pieces), 2)]
+    ends = [3, *(start + 2 for start in starts[1:])]
+    return [conv.sep.join(pieces[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+V1_RULE = MaskRule(
+    rounds=_rounds_by_end_mark,
+    mark=lambda conv: f"{conv.sep}{conv.roles[1]}: ",
+    margin=2,
+    later=lambda tokenizer: 0 if getattr(tokenizer, "legacy", True) else -1,
+)
+LLAMA_2_RULE = MaskRule(
+    rounds=_rounds_by_end_mark, mark=lambda conv: "[/INST] ", margin=2, later=lambda tokenizer: 0
+)
+MPT_RULE = MaskRule(
+    rounds=_rounds_of_messages,
+    mark=lambda conv: f"{conv.sep}{conv.roles[1]}",
+    margin=1,
+    later=lambda tokenizer: 1 if getattr(tokenizer, "legacy", False) else 0,
+    start=0,
+)
+
+
+def mask_by_counting(
+    ids: torch.Tensor,
+    prompt: str,
+    conv: Conversation,
+    tokenizer: Any,
+    rule: MaskRule,
+    count: Callable[[str], int],
+) -> torch.Tensor:
+    """Label one prompt as the reference does: (length,) -> (length,).
+
+    The questions are located by counting the tokens of each round on its own. When the counts do not add up
+    to the prompt, nothing of it is trained on.
+    """
+    labels = ids.clone()
+    total = int(ids.ne(tokenizer.pad_token_id).sum())
+    position = rule.start
+    labels[:position] = IGNORE_INDEX
+    for number, text in enumerate(rule.rounds(prompt, conv)):
+        question, found, answer = text.partition(rule.mark(conv))
+        if not found or rule.mark(conv) in answer:
+            break
+        shift = rule.later(tokenizer) if number else 0
+        question_length = count(question + rule.mark(conv)) - rule.margin + shift
+        labels[position : position + question_length] = IGNORE_INDEX
+        position += count(text) + shift
+    labels[position:] = IGNORE_INDEX
+    if position < tokenizer.model_max_length and position != total:
+        labels[:] = IGNORE_INDEX
+        logger.warning(
+            "the turns of a conversation count %d tokens but the whole has %d: it is not trained on "
+            "(text that contains separators or special tokens, an empty or missing answer)",
+            position,
+            total,
+        )
+    return labels
+
+
+# ---- labels, by construction: for tokenizers without a start token ----
+
+
+def mask_by_spans(
+    ids: torch.Tensor, prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, has_image: bool
+) -> torch.Tensor:
+    """Label exactly the tokens that begin inside the answers: (length,) -> (length,).
+
+    The reference's counts need a start token; without one (MPT's own tokenizer) it masks every label.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"{type(tokenizer).__name__} adds no start token and gives no character positions, so answers "
+            "cannot be located; use a fast tokenizer or one that adds a start token"
+        )
+    starts: list[int] = []
+    offset = 0
+    for number, text in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN) if has_image else [prompt]):
+        if number:
+            starts.append(-1)  # the image itself
+            offset += len(DEFAULT_IMAGE_TOKEN)
+        mapping = tokenizer(text, return_offsets_mapping=True).offset_mapping
+        starts.extend(offset + begin for begin, _ in mapping)
+        offset += len(text)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    kept = [i for i, start in enumerate(starts[: len(ids)]) if any(a <= start < b for a, b in spans)]
+    labels[kept] = ids[kept]
+    return labels.masked_fill(labels == IMAGE_TOKEN_INDEX, IGNORE_INDEX)

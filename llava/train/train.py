@@ -1,0 +1,308 @@
+"""train(): from a command line to a trained checkpoint; has every public name of the reference's train.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from llava import conversation as conversation_lib
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.mm_utils import tokenizer_image_token
+from llava.model import (
+    LlavaConfig,
+    LlavaLlamaForCausalLM,
+    LlavaMistralConfig,
+    LlavaMistralForCausalLM,
+    LlavaMptConfig,
+    LlavaMptForCausalLM,
+)
+from llava.model.checkpoint import read_config
+from llava.model.families import family_of, is_llava, llava_config
+from llava.model.llava_arch import average_new_rows
+from llava.model.loading import check_loading, from_pretrained, load_tower
+from llava.model.tokenizer import load_tokenizer
+from llava.train import adapters
+from llava.train.adapters import find_all_linear_names
+from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
+from llava.train.attention import select_attention
+from llava.train.dataset import (
+    DataCollatorForSupervisedDataset,
+    LazySupervisedDataset,
+    make_supervised_data_module,
+)
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.preprocess import (
+    IS_TOKENIZER_GREATER_THAN_0_14,
+    _add_speaker_and_signal,
+    _mask_targets,
+    _tokenize_fn,
+    preprocess,
+    preprocess_llama_2,
+    preprocess_mpt,
+    preprocess_multimodal,
+    preprocess_plain,
+    preprocess_v1,
+)
+from llava.train.records import has_images
+from llava.train.saving import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+    safe_save_model_for_hf_trainer,
+    save_trained_model,
+)
+from llava.utils import UserError, run_program
+
+__all__ = [
+    "DEFAULT_IMAGE_TOKEN",
+    "DEFAULT_IM_END_TOKEN",
+    "DEFAULT_IM_START_TOKEN",
+    "IGNORE_INDEX",
+    "IMAGE_TOKEN_INDEX",
+    "IS_TOKENIZER_GREATER_THAN_0_14",
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "LLaVATrainer",
+    "LazySupervisedDataset",
+    "LlavaConfig",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralConfig",
+    "LlavaMistralForCausalLM",
+    "LlavaMptConfig",
+    "LlavaMptForCausalLM",
+    "ModelArguments",
+    "TrainingArguments",
+    "_add_speaker_and_signal",
+    "_mask_targets",
+    "_tokenize_fn",
+    "conversation_lib",
+    "find_all_linear_names",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
+    "local_rank",
+    "make_supervised_data_module",
+    "maybe_zero_3",
+    "preprocess",
+    "preprocess_llama_2",
+    "preprocess_mpt",
+    "preprocess_multimodal",
+    "preprocess_plain",
+    "preprocess_v1",
+    "rank0_print",
+    "safe_save_model_for_hf_trainer",
+    "smart_tokenizer_and_embedding_resize",
+    "tokenizer_image_token",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+
+# The rank of this process on its machine; a public name of the reference.
+local_rank = int(os.environ.get("LOCAL_RANK", "-1"))
+
+
+def rank0_print(*args: object) -> None:
+    """Log on the first process only."""
+    if local_rank in (-1, 0):
+        logger.info(" ".join(map(str, args)))
+
+
+def smart_tokenizer_and_embedding_resize(
+    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+) -> None:
+    """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
+    new = tokenizer.add_special_tokens(special_tokens_dict)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if new > 0:
+        average_new_rows(model, new)
+
+
+# ---- the steps of train() ----
+
+
+def _start_logging(training_args: TrainingArguments) -> None:
+    """Let the library's messages appear on the first process, warnings on all."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("llava").setLevel(logging.INFO if training_args.should_log else logging.WARNING)
+
+
+def _load_llm(
+    model_args: ModelArguments, training_args: TrainingArguments, requested_attention: str | None
+) -> Any:
+    """Load what training starts from: an LLM, or a LLaVA checkpoint with its tower and projector."""
+    path = model_args.model_name_or_path
+    config = read_config(path)
+    wants_vision = model_args.vision_tower is not None
+    if is_llava(config) and not wants_vision:
+        raise UserError(f"{path} is a LLaVA checkpoint; name its tower with --vision_tower")
+    model_class = family_of(config).model_class if wants_vision else AutoModelForCausalLM
+    arguments: dict[str, Any] = {
+        "dtype": adapters.weight_dtype(model_args, training_args),
+        "cache_dir": training_args.cache_dir,
+        "attn_implementation": select_attention(
+            requested_attention,
+            half_precision=training_args.bf16 or training_args.fp16,
+            supports_sdpa=config.get("model_type") not in ("mpt", "llava_mpt"),
+        ),
+        **adapters.quantization_arguments(training_args),
+    }
+    if wants_vision:
+        arguments["config"] = llava_config(config)
+    model, info = from_pretrained(model_class, path, **arguments)
+    tower = model.get_vision_tower() if wants_vision else None
+    check_loading(
+        info,
+        path,
+        tower_is_built=tower is not None and tower.is_loaded,
+        projector_later=model_args.pretrain_mm_mlp_adapter is not None,
+    )
+    if tower is not None:
+        load_tower(model, info, path)
+    model.accepts_loss_kwargs = False  # the mean over each micro-batch, as in the reference
+    model.config.use_cache = False
+    return model
+
+
+def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """Freeze, quantise and wrap the LLM as the flags say; returns the model to train."""
+    if model_args.freeze_backbone:
+        model.base_model.requires_grad_(False)
+    if training_args.bits != 16:
+        model = adapters.prepare_quantized(model, training_args)
+    if training_args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if training_args.lora_enable:
+        model = adapters.add_lora(model, training_args)
+    return model
+
+
+def _load_tokenizer(
+    model: Any, model_args: ModelArguments, training_args: TrainingArguments
+) -> tuple[Any, str]:
+    """Load the tokenizer, give it a padding token, choose the template; returns it and the template's key."""
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path,
+        use_fast=False,
+        cache_dir=training_args.cache_dir,
+        model_max_length=training_args.model_max_length,
+        padding_side="right",
+    )
+    version = model_args.version
+    if version == "v0":
+        if tokenizer.pad_token is None:
+            smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+    else:
+        tokenizer.pad_token = tokenizer.unk_token
+    if version in ("v0", "v0.5"):
+        return tokenizer, "vicuna_v1"  # these versions never had a template of their own in training
+    if version not in conversation_lib.conv_templates:
+        logger.warning("there is no template %r; training with vicuna_v1, as the reference does", version)
+        return tokenizer, "vicuna_v1"
+    return tokenizer, version
+
+
+def _attach_vision(
+    model: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Give the model its tower and projector, set what of them trains, and record it all in the config."""
+    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+    tower = model.get_vision_tower()
+    tower.to(dtype=adapters.tower_dtype(training_args), device=training_args.device)
+    data_args.image_processor = tower.image_processor
+    data_args.is_multimodal = True
+
+    config = model.config
+    config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    data_args.image_grid_pinpoints = getattr(config, "image_grid_pinpoints", None)
+
+    config.tune_mm_mlp_adapter = training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    if model_args.tune_mm_mlp_adapter:
+        adapters.freeze_for_stage_1(model)
+    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
+    if training_args.freeze_mm_mlp_adapter:
+        model.get_model().mm_projector.requires_grad_(False)
+    if training_args.bits != 16:
+        model.get_model().mm_projector.to(dtype=adapters.compute_dtype(training_args))
+
+    config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_projector_lr = training_args.mm_projector_lr
+    training_args.use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def _check_data(dataset: LazySupervisedDataset, model_args: ModelArguments) -> None:
+    """Refuse data with images for a model without a tower."""
+    if model_args.vision_tower is None and any(has_images(record) for record in dataset.list_data_dict):
+        raise UserError("the data has images, but --vision_tower is missing")
+
+
+def _find_resume(training_args: TrainingArguments) -> str | bool:
+    """Return the checkpoint to go on from: the flag's, else whether the output folder has one."""
+    if training_args.resume_from_checkpoint:
+        return training_args.resume_from_checkpoint
+    found = sorted(Path(training_args.output_dir).glob("checkpoint-*"))
+    if not found:
+        return False
+    if training_args.overwrite_output_dir:
+        logger.warning("%s has checkpoints; starting anew (--overwrite_output_dir)", training_args.output_dir)
+        return False
+    if not any((folder / "trainer_state.json").exists() for folder in found):
+        raise UserError(
+            f"{training_args.output_dir} has {found[-1].name}, which holds a projector only: "
+            "training cannot go on from it. Choose another --output_dir, or start anew with --overwrite_output_dir True"
+        )
+    logger.info("going on from the last checkpoint in %s", training_args.output_dir)
+    return True
+
+
+def train(attn_implementation: str | None = None) -> None:
+    """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
+
+    attn_implementation: "flash_attention_2" if it works here, "sdpa" (default) or "eager". Writes the trained
+    model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
+    """
+    model_args, data_args, training_args = parse_args()
+    _start_logging(training_args)
+
+    model = _load_llm(model_args, training_args, attn_implementation)
+    model = _choose_trained_parts(model, model_args, training_args)
+    tokenizer, template = _load_tokenizer(model, model_args, training_args)
+    model.config.conv_template = template
+    if model_args.vision_tower is not None:
+        _attach_vision(model, tokenizer, model_args, data_args, training_args)
+    if training_args.bits != 16:
+        adapters.cast_quantized(model, training_args)
+    adapters.log_trainable(model, training_args)
+
+    data_module = make_supervised_data_module(
+        tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
+    )
+    _check_data(data_module["train_dataset"], model_args)
+    trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
+    resume = _find_resume(training_args)
+    trainer.train(resume_from_checkpoint=resume) if resume else trainer.train()
+    trainer.save_state()
+    save_trained_model(trainer, training_args)
+
+
+if __name__ == "__main__":
+    run_program(train)

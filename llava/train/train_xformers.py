@@ -1,0 +1,8 @@
+"""Trains with the memory-efficient attention that the reference took from xformers, on torch's SDPA."""
+
+from llava.train.llama_xformers_attn_monkey_patch import replace_llama_attn_with_xformers_attn
+from llava.train.train import train
+from llava.utils import run_program
+
+if __name__ == "__main__":
+    run_program(lambda: train(attn_implementation=replace_llama_attn_with_xformers_attn()))
