@@ -88,8 +88,9 @@ def make_plan(model_path: str, model_base: str | None = None) -> LoadPlan:
         if model_base is not None and llava:
             logger.warning("%s has all its weights; the base %s is not used", model_path, model_base)
         return LoadPlan("full" if llava else "text", model_path, model_path, config)
-    if files.has_file(model_path, files.ADAPTER_CONFIG_FILE):
-        adapter = files.read_json(files.find_file(model_path, files.ADAPTER_CONFIG_FILE))
+    adapter_file = files.find_file(model_path, files.ADAPTER_CONFIG_FILE)
+    if adapter_file is not None:
+        adapter = files.read_json(adapter_file)
         base = model_base or _recorded_base(model_path, adapter.get("base_model_name_or_path"))
         return LoadPlan(
             "lora" if llava else "text_lora", model_path, base, config if llava else files.read_config(base)
@@ -132,7 +133,7 @@ def best_dtype(device: str) -> torch.dtype:
     """The dtype that programs load models in: float16 on GPUs, on the CPU what it is fast in."""
     if not str(device).startswith("cpu"):
         return torch.float16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     fast_bfloat16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast_bfloat16 else torch.float32
 

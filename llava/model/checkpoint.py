@@ -12,11 +12,12 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from llava.utils import UserError
 
@@ -159,58 +160,49 @@ def _safetensors_size(file: Path, size: int) -> int:
     return 8 + length + max(ends, default=0)
 
 
-def weight_names(path: str | Path) -> set[str]:
-    """Names of all weights stored in a checkpoint, without reading the values where the format allows."""
-    for index in WEIGHT_INDEXES:
-        index_file = find_file(path, index)
-        if index_file is not None and not any(has_file(path, name) for name in WEIGHT_FILES):
-            return set(_weight_map(index_file))
-    names: set[str] = set()
-    for file in weight_files(path):
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, framework="pt") as stored:
-                names.update(stored.keys())
-        else:
-            names.update(read_tensors(file, mmap=True))
-    return names
-
-
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_tensors(file: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
+def read_tensors(file: str | Path, *, only: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """Read the tensors of one `.bin` or `.safetensors` file to the CPU.
 
-    Raises CheckpointError when it is damaged, or when it is a pickle that holds anything but tensors and
-    plain containers: such a file could run code, and is refused without running it.
+    only: read just the tensors whose name contains one of these. Raises CheckpointError when the file is
+    damaged, or is a pickle that holds anything but tensors and plain containers: such a file could run code,
+    and is refused without running it.
     """
     file = Path(file)
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}.")
     _whole(file)
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys() if _is_wanted(name, only)}  # noqa: SIM118
+    content = _unpickle(file, mmap=bool(only))
+    if not isinstance(content, Mapping) or not all(torch.is_tensor(value) for value in content.values()):
+        raise CheckpointError(f"{file} holds {type(content).__name__}; expected a dict of tensors.")
+    # a copy of what is picked from a mapped file, so that the file may be replaced afterwards
+    return {n: value.clone() if only else value for n, value in content.items() if _is_wanted(n, only)}
 
-        return load_file(file)
+
+def _is_wanted(name: str, only: Sequence[str]) -> bool:
+    return not only or any(part in name for part in only)
+
+
+def _unpickle(file: Path, *, mmap: bool) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True if mmap else None)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError as error:
         if mmap:  # files of the format before torch 1.6 cannot be mapped
-            return read_tensors(file)
+            return _unpickle(file, mmap=False)
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} is damaged or holds objects other than tensors; it was not loaded, because such a file "
-            f"can run "
-            f"code ({first_line(error)})."
+            f"can "
+            f"run code ({first_line(error)})."
         ) from error
     except (EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
-    if not isinstance(content, Mapping) or not all(torch.is_tensor(value) for value in content.values()):
-        raise CheckpointError(f"{file} holds {type(content).__name__}; expected a dict of tensors.")
-    return dict(content)
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:

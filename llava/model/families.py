@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel
+
 from llava.model.checkpoint import CheckpointError
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
@@ -17,8 +19,8 @@ class Family:
     """One LLM family: its text model's `model_type`, and the LLaVA classes on it."""
 
     base_type: str
-    config_class: type
-    model_class: type
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
 
 
 FAMILIES = (

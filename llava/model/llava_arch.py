@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,13 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.saving import save_whole_model
 from llava.model.splice import Row, merge_tiles, pad_rows, per_image, splice_rows, unpad_image
+
+if TYPE_CHECKING:  # what the mixins are mixed into
+    from transformers import GenerationMixin, PreTrainedModel
+
+    class _LLM(PreTrainedModel, GenerationMixin): ...
+else:
+    _LLM = object
 
 __all__ = [
     "LlavaMetaForCausalLM",
@@ -45,8 +52,10 @@ Prepared = tuple[
 ]
 
 
-class LlavaMetaModel:
+class LlavaMetaModel(_LLM):
     """Adds `vision_tower`, `mm_projector` and `image_newline` to the LLM's model, the part without head."""
+
+    vision_tower: Any  # the tower, or a list that hides it from FSDP
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -121,7 +130,7 @@ class LlavaMetaModel:
                 self.image_newline.copy_(newline)
 
 
-class LlavaMetaForCausalLM:
+class LlavaMetaForCausalLM(_LLM):
     """Adds images to an LLM's `forward` and `generate`; one implementation for all LLM families.
 
     Stands before the LLM's class in the bases, so that `super()` is the LLM.
@@ -132,7 +141,7 @@ class LlavaMetaForCausalLM:
     # normalising by the token count of the whole step
     accepts_loss_kwargs = False
 
-    def get_model(self) -> LlavaMetaModel:
+    def get_model(self) -> Any:
         """Return the model without its head."""
         return self.base_model
 
@@ -254,7 +263,7 @@ class LlavaMetaForCausalLM:
         Returns the LLM's output: loss (if labels), logits (B, L, V) with L counting image features,
         past_key_values.
         """
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes

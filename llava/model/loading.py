@@ -23,12 +23,15 @@ BROUGHT_LATER = ("mm_projector.", "image_newline")
 def _without_loading_report() -> Iterator[None]:
     """Silence transformers' table of missing and unexpected keys: `check_loading` judges them."""
     reporter = logging.getLogger("transformers.modeling_utils")
-    level = reporter.level
-    reporter.setLevel(logging.ERROR)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    reporter.addFilter(is_other)
     try:
         yield
     finally:
-        reporter.setLevel(level)
+        reporter.removeFilter(is_other)
 
 
 def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:

@@ -55,10 +55,11 @@ def merge_tiles(
     if not kind.startswith("spatial"):
         raise UserError(f"mm_patch_merge_type is {kind!r}; expected 'flat', 'spatial' or 'spatial_unpad'.")
     unpad = "unpad" in kind
-    if unpad and image_newline is None:
+    newline = image_newline if unpad else None
+    if unpad and newline is None:
         raise UserError(f"mm_patch_merge_type is {kind!r}, but the model has no image_newline.")
     if features.shape[0] == 1:  # the overview alone
-        return torch.cat((features[0], image_newline[None].to(features))) if unpad else features[0]
+        return features[0] if newline is None else torch.cat((features[0], newline[None].to(features)))
     if settings.image_aspect_ratio != "anyres":
         raise NotImplementedError(
             f"mm_patch_merge_type {kind!r} needs image_aspect_ratio 'anyres', found "
@@ -69,20 +70,21 @@ def merge_tiles(
             f"mm_patch_merge_type {kind!r} needs image_sizes, the (width, height) of every picture."
         )
     overview, tiles = features[0], features[1:]
-    columns, rows = get_anyres_image_grid_shape(image_size, settings.image_grid_pinpoints, tile_size)
+    width, height = (int(edge) for edge in image_size)
+    columns, rows = get_anyres_image_grid_shape((width, height), settings.image_grid_pinpoints, tile_size)
     if tiles.shape[0] != rows * columns or tiles.shape[1] != patches_per_side**2:
         raise UserError(
-            f"A picture of {tuple(image_size)} pixels needs {rows * columns} tiles of {patches_per_side**2} "
+            f"A picture of {width} x {height} pixels needs {rows * columns} tiles of {patches_per_side**2} "
             f"patches, "
             f"found {tiles.shape[0]} of {tiles.shape[1]}; do image_sizes belong to these images?"
         )
     grid = tiles.view(rows, columns, patches_per_side, patches_per_side, -1)  # (rows, cols, h, w, C)
-    if not unpad:
+    if newline is None:
         return torch.cat((overview, grid.permute(0, 2, 1, 3, 4).reshape(-1, grid.shape[-1])))
     plane = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # (C, rows * h, cols * w)
-    plane = unpad_image(plane, image_size)
-    newline = image_newline[:, None, None].to(plane).expand(-1, plane.shape[1], 1)
-    plane = torch.cat((plane, newline), dim=-1)  # one newline at the end of each line
+    plane = unpad_image(plane, (width, height))
+    line_ends = newline[:, None, None].to(plane).expand(-1, plane.shape[1], 1)
+    plane = torch.cat((plane, line_ends), dim=-1)
     return torch.cat((overview, plane.flatten(1, 2).transpose(0, 1)))
 
 

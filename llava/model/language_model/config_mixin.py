@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+else:
+    PreTrainedConfig = object
 
 
-class ReadableByReference:
+class ReadableByReference(PreTrainedConfig):
     """Adds the names of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) to a config's dict.
 
     transformers 5 writes `rope_parameters` and `dtype` only, from which 4.37 would silently take its

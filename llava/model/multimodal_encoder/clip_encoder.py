@@ -23,7 +23,7 @@ class VisionModelHolder(nn.Module):
     transformers 5 dropped that level of `CLIPVisionModel`; LLaVA checkpoints have it in every tower key.
     """
 
-    def __init__(self, vision_model: nn.Module) -> None:
+    def __init__(self, vision_model: CLIPVisionModel) -> None:
         super().__init__()
         self.vision_model = vision_model
 
@@ -41,7 +41,7 @@ class VisionModelHolder(nn.Module):
 
         Index 0 is the embedding, -1 the output of the last layer (before `post_layernorm`).
         """
-        model = self.vision_model
+        model: Any = self.vision_model
         layers = model.encoder.layers
         count = index if index >= 0 else len(layers) + 1 + index
         if not 0 <= count <= len(layers):
@@ -210,3 +210,12 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of one image."""
         return self.num_patches_per_side**2
+
+
+def __getattr__(name: str) -> Any:
+    """Keep `CLIPVisionTowerS2` importable from here, where the reference has it."""
+    if name == "CLIPVisionTowerS2":
+        from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2
+
+        return CLIPVisionTowerS2
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""Rewrites a checkpoint in today's files: `python -m llava.model.consolidate --src ... --dst ...`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from llava.model.checkpoint import whole_folder
+from llava.model.deltas import load_for_delta
+from llava.model.tokenizer import load_tokenizer
+from llava.model.utils import auto_upgrade
+from llava.utils import run_program
+
+logger = logging.getLogger(__name__)
+
+
+def consolidate_ckpt(src_path: str, dst_path: str) -> None:
+    """Load `src_path` and write it to `dst_path`, in float16 safetensors, with its tokenizer."""
+    auto_upgrade(src_path)
+    model = load_for_delta(src_path)
+    with whole_folder(dst_path) as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(src_path).save_pretrained(folder)
+    logger.info("wrote %s", dst_path)
+
+
+def main() -> None:
+    """Parse the command line and consolidate."""
+    parser = argparse.ArgumentParser(description="Rewrite a checkpoint in today's files.")
+    parser.add_argument("--src", required=True, help="folder or hub name to read")
+    parser.add_argument("--dst", required=True, help="folder to write")
+    args = parser.parse_args()
+    consolidate_ckpt(args.src, args.dst)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_program(main)

@@ -1,0 +1,23 @@
+"""Copies the projector out of a whole LLaVA checkpoint into a file for --pretrain_mm_mlp_adapter.
+
+python scripts/extract_mm_projector.py --model-path ./checkpoints/llava-v1.5-7b --output ./mm_projector.bin
+"""
+
+import argparse
+
+from llava.model.extract import extract_projector
+from llava.utils import run_program
+
+
+def main() -> None:
+    """Parse the command line and extract."""
+    parser = argparse.ArgumentParser(description="Extract the multimodal projector of a checkpoint.")
+    parser.add_argument("--model-path", required=True, help="folder or hub name of a whole LLaVA model")
+    parser.add_argument("--output", required=True, help="file to write (.bin)")
+    args = parser.parse_args()
+    names = extract_projector(args.model_path, args.output)
+    print(f"wrote {len(names)} tensors to {args.output}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,29 @@
+"""Merges a LoRA checkpoint into its base and writes the whole model.
+
+python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lora --model-base
+lmsys/vicuna-7b-v1.5 \ --save-model-path ./checkpoints/llava-v1.5-7b-merged
+"""
+
+import argparse
+
+from llava.mm_utils import get_model_name_from_path
+from llava.model.extract import merge_lora
+from llava.utils import run_program
+
+
+def main() -> None:
+    """Parse the command line and merge."""
+    parser = argparse.ArgumentParser(description="Merge LoRA weights into their base model.")
+    parser.add_argument("--model-path", required=True, help="folder or hub name of the LoRA checkpoint")
+    parser.add_argument(
+        "--model-base", default=None, help="folder or hub name of the base model it was trained on"
+    )
+    parser.add_argument("--save-model-path", required=True, help="folder to write")
+    args = parser.parse_args()
+    name = get_model_name_from_path(args.model_path)
+    merge_lora(args.model_path, args.model_base, args.save_model_path, name)
+    print(f"wrote {args.save_model_path}")
+
+
+if __name__ == "__main__":
+    run_program(main)
