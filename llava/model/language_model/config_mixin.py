@@ -17,9 +17,9 @@ class ReadableByReference(PreTrainedConfig):
     defaults.
     """
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the config as a dict for `config.json`."""
-        content = super().to_dict()
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the config as the dict that becomes `config.json`."""
+        content = super().to_diff_dict()
         rope = content.get("rope_parameters")
         if isinstance(rope, dict) and "rope_theta" in rope:
             content["rope_theta"] = rope["rope_theta"]
