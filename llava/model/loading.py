@@ -45,7 +45,10 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     try:
         with _without_loading_report():
-            return model_class.from_pretrained(path, output_loading_info=True, **arguments)
+            # mismatches are raised below, with the weight's name: transformers' own error has none
+            model, info = model_class.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError) as error:
@@ -56,6 +59,13 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         raise CheckpointError(
             f"A weight file of {path} is damaged or no weight file: {first_line(error)}"
         ) from error
+    if info["mismatched_keys"]:
+        name, stored, expected = min(info["mismatched_keys"])
+        raise CheckpointError(
+            f"{path} holds {len(info['mismatched_keys'])} weights of another shape than its config asks for: "
+            f"{name} has {tuple(stored)}, expected {tuple(expected)}."
+        )
+    return model, info
 
 
 def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava.model.checkpoint import CheckpointError, find_file, first_line, read_config
+from llava.model import loading
+from llava.model.checkpoint import find_file, read_config
 from llava.model.mm_config import MultimodalConfig
 from llava.utils import UserError
 
@@ -95,14 +96,11 @@ class CLIPVisionTower(nn.Module):
         read_config(self.vision_tower_name)  # a clear error before transformers' own
         # "auto" would spread a tower over devices: it stays whole, and moves with .to()
         device_map = None if device_map == "auto" else device_map
-        try:
-            model = CLIPVisionModel.from_pretrained(
-                self.vision_tower_name, dtype=torch.float32, device_map=device_map
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"The vision tower {self.vision_tower_name} cannot be loaded: {first_line(error)}"
-            ) from error
+        model, info = loading.from_pretrained(
+            CLIPVisionModel, self.vision_tower_name, dtype=torch.float32, device_map=device_map
+        )
+        info["unexpected_keys"] = ()  # the text half of a whole CLIP
+        loading.check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
         self.vision_tower = VisionModelHolder(model)
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
