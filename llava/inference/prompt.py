@@ -1,0 +1,65 @@
+"""From a question to a prompt: image tokens, the template, and the strings that end an answer."""
+
+from __future__ import annotations
+
+import logging
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_PLACEHOLDER,
+)
+from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
+    """Return the question with one image token for each of its `n_images` images.
+
+    Images go where `<image>` or `<image-placeholder>` stands, else one line each in front of the text. With
+    `start_end` (config.mm_use_im_start_end) each token is wrapped as `<im_start><image><im_end>`. Raises
+    UserError when the text names another number of images.
+    """
+    wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+    text = text.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN).replace(wrapped, DEFAULT_IMAGE_TOKEN)
+    named = text.count(DEFAULT_IMAGE_TOKEN)
+    if named == 0:
+        text = f"{DEFAULT_IMAGE_TOKEN}\n" * n_images + text
+    elif named != n_images:
+        raise UserError(
+            f"the question names {named} image(s) ({DEFAULT_IMAGE_TOKEN} or {IMAGE_PLACEHOLDER}) but "
+            f"{n_images} came with it; write one for each image, or none to put all images in front"
+        )
+    return text.replace(DEFAULT_IMAGE_TOKEN, wrapped) if start_end else text
+
+
+def stop_strings(conversation: Conversation) -> tuple[str, ...]:
+    """Return the strings that end an answer in this template (the reference's rule, without empty ones)."""
+    two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
+    stop = conversation.sep2 if two_seps else conversation.sep
+    return (stop,) if stop else ()
+
+
+def pick_conv_mode(given: str | None, model_name: str, config: object | None = None) -> tuple[str, str]:
+    """Return (key of conv_templates, sentence that says why) for a checkpoint.
+
+    A given key wins; a warning is logged when another one is inferred. Raises UserError for an unknown key.
+    """
+    if given is not None and given not in conv_templates:
+        raise UserError(f"conv-mode is {given!r}; the known ones are {', '.join(sorted(conv_templates))}")
+    inferred, reason = choose_template(model_name, config)
+    if given is None:
+        return inferred, reason
+    if given != inferred:
+        logger.warning(
+            "the conversation mode inferred from this checkpoint is %s (%s), but --conv-mode is %s; using %s",
+            inferred,
+            reason,
+            given,
+            given,
+        )
+        return given, f"given as --conv-mode; the checkpoint suggests {inferred}"
+    return given, f"given as --conv-mode; the checkpoint agrees: {reason}"

@@ -1,0 +1,156 @@
+"""How the next token is chosen: checked sampling settings, and the choice itself."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from llava.utils import UserError
+
+# Below this, logits divided by the temperature overflow float32.
+MIN_TEMPERATURE = 1e-5
+MAX_TEMPERATURE = 100.0
+# What transformers' generate uses when neither the caller nor the checkpoint says anything.
+DEFAULT_TOP_K = 50
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Settings of one answer, checked when built (UserError names the setting, its value and the range).
+
+    temperature 0 is greedy; top_p None and top_k None mean what the checkpoint's generation config says;
+    top_k 0 is off. `stop` adds strings to those of the template. With more than one beam nothing is streamed.
+    """
+
+    temperature: float = 0.2
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 512
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        temperature = _number("temperature", self.temperature)
+        if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise UserError(
+                f"temperature is {self.temperature}; expected 0 (greedy) or "
+                f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g} (0.2 is the default)"
+            )
+        if self.top_p is not None and not 0 < _number("top_p", self.top_p) <= 1:
+            raise UserError(f"top_p is {self.top_p}; expected a number above 0 and at most 1, or none at all")
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, least=0)
+        _whole("num_beams", self.num_beams, least=1)
+        _whole("max_new_tokens", self.max_new_tokens, least=1)
+        if self.seed is not None:
+            _whole("seed", self.seed, least=0)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(one, str) and one for one in stop):
+            raise UserError(f"stop is {self.stop!r}; expected strings that are not empty")
+        object.__setattr__(self, "stop", stop)
+
+    @property
+    def do_sample(self) -> bool:
+        """Tell whether tokens are drawn at random (the reference's rule: temperature above 0)."""
+        return self.temperature > 0
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """Return the settings as arguments of `model.generate`; None keeps greedy runs free of warnings."""
+        kwargs: dict[str, Any] = {
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "use_cache": True,
+        }
+        if not self.do_sample:
+            return kwargs | {"temperature": None, "top_p": None, "top_k": None}
+        kwargs["temperature"] = self.temperature
+        if self.top_p is not None:
+            kwargs["top_p"] = self.top_p
+        if self.top_k is not None:
+            kwargs["top_k"] = self.top_k
+        return kwargs
+
+
+class NextToken:
+    """Chooses tokens as transformers' generate would for one row: the same numbers for the same seed.
+
+    Honours temperature, top_k, top_p and repetition_penalty, the latter three also from the checkpoint's
+    generation config. A seed drives a generator of its own, so the global random state stays untouched.
+    """
+
+    def __init__(self, params: SamplingParams, generation_config: Any, device: torch.device) -> None:
+        self.do_sample = params.do_sample
+        self.device = device
+        self.generator: torch.Generator | None = None
+        if params.seed is not None:
+            self.generator = torch.Generator(device).manual_seed(params.seed)
+        self.processors = _processors(params, generation_config)
+
+    def __call__(self, logits: torch.Tensor, new_ids: list[int]) -> int:
+        """Choose from logits (1, vocab), given the ids generated so far.
+
+        Raises UserError when the logits hold NaN, which float16 on an unsuited device is known to give.
+        """
+        scores = logits.to(device=self.device, dtype=torch.float32)  # (1, vocab)
+        if scores.isnan().any():
+            raise UserError(
+                f"the model's output is not a number (NaN) in {str(logits.dtype).removeprefix('torch.')}; "
+                "load it in float32 or bfloat16, or check its weights"
+            )
+        history = torch.tensor([new_ids], dtype=torch.long, device=self.device)  # (1, n_new)
+        scores = self.processors(history, scores)
+        if not self.do_sample:
+            return int(scores.argmax(dim=-1))
+        probabilities = scores.softmax(dim=-1)
+        return int(torch.multinomial(probabilities, num_samples=1, generator=self.generator))
+
+
+def _processors(params: SamplingParams, generation_config: Any) -> LogitsProcessorList:
+    """Return the steps that change the scores, in the order of transformers' generate."""
+
+    def configured(name: str, default: float) -> float:
+        value = getattr(generation_config, name, None)
+        return default if value is None else value
+
+    steps = LogitsProcessorList()
+    penalty = float(configured("repetition_penalty", 1.0))
+    if penalty != 1.0:
+        steps.append(RepetitionPenaltyLogitsProcessor(penalty))
+    if not params.do_sample:
+        return steps
+    if params.temperature != 1.0:
+        steps.append(TemperatureLogitsWarper(float(params.temperature)))
+    top_k = configured("top_k", DEFAULT_TOP_K) if params.top_k is None else params.top_k
+    if top_k:
+        steps.append(TopKLogitsWarper(int(top_k)))
+    top_p = configured("top_p", 1.0) if params.top_p is None else params.top_p
+    if top_p < 1.0:
+        steps.append(TopPLogitsWarper(float(top_p)))
+    return steps
+
+
+def _number(name: str, value: object) -> float:
+    """Return a finite number, or raise UserError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; expected a finite number")
+    return float(value)
+
+
+def _whole(name: str, value: object, *, least: int) -> int:
+    """Return a whole number of at least `least` that fits 63 bits, or raise UserError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < 2**63:
+        raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)

@@ -1,0 +1,81 @@
+"""Token ids become text piece by piece: whole characters only, and never a part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# What a tokenizer's decode puts where bytes of a character are still missing.
+_REPLACEMENT = "\ufffd"
+# What clean_up_tokenization_spaces shortens by its blanks (transformers' clean_up_tokenization).
+_CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+class TextStream:
+    """Decodes a growing list of ids; its pieces joined are their decoded text up to a stop string, stripped.
+
+    Held back until it is certain: an unfinished UTF-8 character, the beginning of a stop string, blanks at
+    the end (answers are stripped as in the reference), and, for tokenizers that drop blanks at punctuation
+    (clean_up_tokenization_spaces), what may become such a place.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stop = tuple(stop)
+        self.ids: list[int] = []
+        self.text = ""  # all pieces so far
+        self.stopped = False  # a stop string came
+        self._uncertain = _CLEANED_UP if getattr(tokenizer, "clean_up_tokenization_spaces", False) else ()
+
+    def put(self, token: int) -> str:
+        """Take the next id; return the text that has become certain ("" when none has)."""
+        self.ids.append(token)
+        return self._advance(last=False)
+
+    def end(self) -> str:
+        """Return what was held back, after the last id."""
+        return self._advance(last=True)
+
+    def _advance(self, *, last: bool) -> str:
+        if self.stopped:
+            return ""
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        cut = _first(text, self.stop)
+        if cut is not None:
+            text, self.stopped = text[:cut], True
+        elif not last:
+            text = self._certain(text)
+        text = text.strip()
+        if not text.startswith(self.text):  # decoding changed what was shown; nothing can be taken back
+            return ""
+        piece, self.text = text[len(self.text) :], text
+        return piece
+
+    def _certain(self, text: str) -> str:
+        """Return the part of an unfinished text that later tokens cannot change or declare a stop string."""
+        text = text.rstrip(_REPLACEMENT)
+        if self._uncertain and self._ends_in_blank():
+            return self.text
+        for endings in (self.stop, self._uncertain):
+            held = max((_overlap(text, one) for one in endings), default=0)
+            text = text[: len(text) - held]
+        return text
+
+    def _ends_in_blank(self) -> bool:
+        """Tell whether the text ended in a blank before it was cleaned up."""
+        raw = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return raw.endswith(" ")
+
+
+def _first(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the earliest stop string begins, or None."""
+    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
+    return min(places, default=None)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

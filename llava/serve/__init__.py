@@ -1,0 +1,1 @@
+"""Programs that let people and other programs talk to a model."""

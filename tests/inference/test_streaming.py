@@ -1,0 +1,140 @@
+"""TextStream: whole characters, no stop strings, and the pieces joined are the decoded text."""
+
+import random
+
+import pytest
+
+from llava.inference.streaming import TextStream
+
+
+class ByteTokenizer:
+    """One id a UTF-8 byte; an unfinished character decodes to replacement characters, as in real ones."""
+
+    clean_up_tokenization_spaces = False
+
+    def decode(self, ids, skip_special_tokens=True):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+class CleaningTokenizer(ByteTokenizer):
+    """Joins blanks and punctuation while decoding, as GPT-NeoX tokenizers of the reference do."""
+
+    clean_up_tokenization_spaces = True
+
+    def decode(self, ids, skip_special_tokens=True, clean_up_tokenization_spaces=True):
+        text = super().decode(ids)
+        if not clean_up_tokenization_spaces:
+            return text
+        for ending in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+            text = text.replace(ending, ending.strip())
+        return text
+
+
+def run(text, stop=(), tokenizer=None):
+    """Feed a text byte by byte; return the stream and the text seen after each step."""
+    stream = TextStream(tokenizer or ByteTokenizer(), stop)
+    seen = [""]
+    for byte in text.encode() if isinstance(text, str) else text:
+        seen.append(seen[-1] + stream.put(byte))
+        if stream.stopped:
+            break
+    seen.append(seen[-1] + stream.end())
+    return stream, seen
+
+
+def test_pieces_joined_are_the_stripped_text():
+    stream, seen = run(" \n Grüße, 世界 🙂 and more \n")
+    assert seen[-1] == stream.text == "Grüße, 世界 🙂 and more"
+
+
+def test_text_appears_as_soon_as_it_is_certain():
+    _, seen = run("abc def")
+    assert seen == ["", "a", "ab", "abc", "abc", "abc d", "abc de", "abc def", "abc def"]
+
+
+def test_a_character_is_never_split():
+    text = "é世🙂x"
+    _, seen = run(text)
+    assert all(text.startswith(one) for one in seen)
+    assert set(seen) == {"", "é", "é世", "é世🙂", "é世🙂x"}
+
+
+def test_an_unfinished_last_character_is_shown_as_decode_shows_it():
+    stream, seen = run("ab🙂".encode()[:-1])
+    assert seen[-2] == "ab"
+    assert stream.text == "ab\ufffd"
+
+
+def test_broken_bytes_in_the_middle_are_shown():
+    stream, _ = run(b"a\xffb")
+    assert stream.text == "a\ufffdb"
+
+
+@pytest.mark.parametrize("stop", [("###",), ("</s>", "###"), ("#",), ("\n###",)])
+def test_stop_string_ends_the_text_and_never_shows(stop):
+    stream, seen = run("four \n### Human: and", stop)
+    assert stream.stopped
+    assert stream.text == "four"
+    assert not any("#" in one for one in seen)
+
+
+def test_beginning_of_a_stop_string_is_held_back_then_shown():
+    stream, seen = run("a ## b", ("###",))
+    assert not stream.stopped
+    assert seen[-1] == "a ## b"
+    assert "a #" not in seen
+    assert seen[4] == "a"  # after "a ##"
+    assert seen[5] == "a ##"  # after "a ## "
+
+
+def test_held_back_text_comes_at_the_end():
+    stream, seen = run("wait #", ("###",))
+    assert seen[-2] == "wait" and seen[-1] == stream.text == "wait #"
+
+
+def test_earliest_of_several_stop_strings_counts():
+    stream, _ = run("one B two A", ("A", "B"))
+    assert stream.text == "one"
+
+
+def test_nothing_comes_after_a_stop_string():
+    stream = TextStream(ByteTokenizer(), ("!",))
+    pieces = [stream.put(byte) for byte in b"a!b"]
+    assert pieces == ["a", "", ""] and stream.end() == ""
+
+
+def test_tokenizers_that_clean_up_blanks_stream_what_decode_gives():
+    text = "I do n't know , it is Tom 's ' world . Really 've not"
+    tokenizer = CleaningTokenizer()
+    _, seen = run(text, tokenizer=tokenizer)
+    final = tokenizer.decode(text.encode())
+    assert seen[-1] == final == "I don't know, it is Tom's'world. Really've not"
+    assert all(final.startswith(one) for one in seen)
+    assert len(set(seen)) > 30  # it streams all the same
+
+
+def test_random_texts_that_are_cleaned_up():
+    rng = random.Random(1)
+    tokenizer = CleaningTokenizer()
+    for _ in range(300):
+        text = "".join(
+            rng.choices(["a", " ", " ", "'", "n't", "s", ".", ",", "ve", "#"], k=rng.randrange(1, 25))
+        )
+        _, seen = run(text, ("##",), tokenizer)
+        expected = tokenizer.decode(text.encode())
+        cut = expected.find("##")
+        expected = (expected if cut < 0 else expected[:cut]).strip()
+        assert seen[-1] == expected, text
+        assert all(expected.startswith(one) for one in seen)
+
+
+def test_random_texts_and_stop_strings():
+    rng = random.Random(0)
+    alphabet = ["a", " ", "#", "##", "é", "世", "🙂", "\n", "</s", "</s>", "."]
+    for _ in range(300):
+        text = "".join(rng.choices(alphabet, k=rng.randrange(1, 25)))
+        stop = tuple(rng.sample(["###", "</s>", "# #", "é世"], rng.randrange(0, 4)))
+        expected = text[: min((text.find(one) for one in stop if one in text), default=len(text))].strip()
+        _, seen = run(text, stop)
+        assert seen[-1] == expected
+        assert all(expected.startswith(one) for one in seen)
