@@ -268,7 +268,7 @@ def _find_resume(training_args: TrainingArguments) -> str | bool:
     if not any((folder / "trainer_state.json").exists() for folder in found):
         raise UserError(
             f"{training_args.output_dir} has {found[-1].name}, which holds a projector only: "
-            "training cannot go on from it. Choose another --output_dir, or start anew with --overwrite_output_dir True"
+            "training cannot go on from it. Choose another --output_dir, or pass --overwrite_output_dir True"
         )
     logger.info("going on from the last checkpoint in %s", training_args.output_dir)
     return True
