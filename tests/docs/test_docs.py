@@ -1,0 +1,203 @@
+"""The documentation stays true: links resolve, programs exist, flags are accepted, marked examples run."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from pages import MARKS, PAGES, README, ROOT, Block, anchors, blocks, links, prose, shell_commands
+
+from llava.train.args import parse_args
+from llava.train.records import find_fault
+
+ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
+COMMANDS = list(shell_commands())
+# programs of others, and of the shell
+FOREIGN = {"cd", "cp", "git", "mkdir", "printf", "rm", "source", "ls", "echo", "export"}
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_and_pictures_resolve(page: Path) -> None:
+    for target in links(page):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{_name(page)} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{_name(page)}: {target} has no such heading"
+
+
+def test_every_page_is_two_clicks_from_the_readme() -> None:
+    def targets(page: Path) -> set[Path]:
+        return {(page.parent / one.partition("#")[0]).resolve() for one in links(page) if "://" not in one}
+
+    first = targets(README)
+    second = {target for page in PAGES if page in first for target in targets(page)}
+    assert set(PAGES) - {README} <= first | second
+
+
+def test_marks_are_known() -> None:
+    marks = {block.mark for block in ALL_BLOCKS if block.mark}
+    assert marks <= set(MARKS)
+    assert "run" in marks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_named_files_exist(page: Path) -> None:
+    named = re.findall(r"`((?:llava|scripts|docs|tests|playground)/[\w./*{},-]+)`", prose(page))
+    for name in named:
+        alternatives = re.search(r"\{([\w,]+)\}", name)
+        for part in alternatives.group(1).split(",") if alternatives else [""]:
+            path = name if not alternatives else name.replace(alternatives.group(0), part)
+            assert list(ROOT.glob(path.rstrip("/"))), f"{_name(page)} names {path}, which does not exist"
+
+
+# ---- programs and their flags ----
+
+
+class _Captured(BaseException):
+    """Carries the parser of a program out of its main function."""
+
+
+def _capture(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+    raise _Captured(parser)
+
+
+@functools.cache
+def _parser_of(program: str) -> argparse.ArgumentParser | None:
+    """Run a program up to the point where it parses its command line; None if it never does."""
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", _capture),
+        mock.patch.object(sys, "argv", [program]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            if program.endswith(".py"):
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__")
+        except _Captured as captured:
+            return captured.args[0]
+    return None
+
+
+def _python_program(block: Block, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return module or script (relative to the repository) and arguments of a `python ...` command."""
+    if words[1] == "-m":
+        assert importlib.util.find_spec(words[2]), f"{block}: there is no module {words[2]}"
+        return words[2], list(words[3:])
+    script = words[1].lstrip("./")
+    assert (ROOT / script).is_file(), f"{block}: there is no script {script}"
+    return script, list(words[2:])
+
+
+def _check_python(block: Block, words: Sequence[str]) -> None:
+    program, arguments = _python_program(block, words)
+    if program in ("venv", "pytest", "pip") or "--help" in arguments:
+        return
+    if program.startswith("llava/train/"):
+        parse_args(arguments)  # raises UserError for what it does not accept
+        return
+    parser = _parser_of(program)
+    if parser is None:
+        assert not arguments, f"{block}: {program} takes no arguments"
+        return
+
+    def refuse(message: str) -> None:
+        raise AssertionError(f"{block}: {program}: {message}")
+
+    with mock.patch.object(parser, "error", refuse):
+        _, unknown = parser.parse_known_args(arguments)
+    assert not unknown, f"{block}: {program} does not know {unknown}"
+
+
+def _check_shell_script(block: Block, words: Sequence[str]) -> None:
+    script = ROOT / words[1]
+    assert script.is_file(), f"{block}: there is no script {words[1]}"
+    code = script.read_text() + "".join(f.read_text() for f in (ROOT / "playground").rglob("*.py"))
+    for flag in (word for word in words[2:] if word.startswith("--")):
+        assert flag in code, f"{block}: {words[1]} does not know {flag}"
+
+
+def _check_pip(block: Block, words: Sequence[str]) -> None:
+    extras = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    for wanted in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
+        assert set(wanted.split(",")) <= set(extras), f"{block}: unknown extra in {wanted}"
+    for index, word in enumerate(words):
+        if word in ("-c", "-r"):
+            assert (ROOT / words[index + 1]).is_file(), f"{block}: there is no {words[index + 1]}"
+
+
+@pytest.mark.parametrize(("block", "words"), COMMANDS, ids=[f"{b}-{' '.join(w)[:50]}" for b, w in COMMANDS])
+def test_documented_commands_are_accepted(block: Block, words: list[str]) -> None:
+    program = words[0]
+    if program in ("python", "python3", ".venv/bin/python"):
+        _check_python(block, words)
+    elif program == "bash":
+        _check_shell_script(block, words)
+    elif program == "pip":
+        _check_pip(block, words)
+    else:
+        assert program in FOREIGN, f"{block}: unknown program {program}"
+
+
+# ---- blocks of other languages ----
+
+
+def _of(language: str) -> list[Block]:
+    return [block for block in ALL_BLOCKS if block.language == language]
+
+
+@pytest.mark.parametrize("block", _of("python"), ids=str)
+def test_python_blocks_import_names_that_exist(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llava"):
+            module = importlib.import_module(node.module or "")
+            for name in node.names:
+                assert hasattr(module, name.name), f"{block}: {node.module} has no {name.name}"
+
+
+@pytest.mark.parametrize("block", _of("json"), ids=str)
+def test_json_blocks_are_valid_records(block: Block) -> None:
+    content = json.loads(block.text)
+    for record in content if isinstance(content, list) else [content]:
+        assert find_fault(record) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.mark == "run"], ids=str)
+def test_marked_blocks_run(block: Block, tmp_path: Path) -> None:
+    for name in ("llava", "scripts", "playground"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "tests/data/checkpoints", tmp_path / "tests/data/checkpoints")
+    runner = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        [*runner, block.text],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, f"{block}:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
