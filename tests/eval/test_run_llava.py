@@ -1,8 +1,11 @@
 """run_llava: the README recipe, images and placeholders, a model passed in, and clear errors."""
 
+import functools
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,16 @@ def test_load_images_are_rgb(image_file, tmp_path):
     assert [one.mode for one in run_llava.load_images([image_file, str(tmp_path / "grey.png")])] == [
         "RGB"
     ] * 2
+
+
+def test_images_may_be_urls(image_file):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=Path(image_file).parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        from_url, from_path = run_llava.load_images([url, image_file])
+        server.shutdown()
+    assert from_url.tobytes() == from_path.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Loaded tiny models of every LLM family, and a picture, for the tests of this room."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,24 +17,30 @@ FAMILIES = {
 _loaded: dict[str, LoadedModel] = {}
 
 
+@pytest.fixture
+def load_family(checkpoints: Path) -> Callable[[str], tuple[LoadedModel, str]]:
+    """A function that gives a family's model on the CPU in float32, and its template; loads each once."""
+
+    def load(name: str) -> tuple[LoadedModel, str]:
+        folder, template = FAMILIES[name]
+        if name not in _loaded:
+            _loaded[name] = open_model(str(checkpoints / folder), device="cpu")
+            _loaded[name].model.float()
+        return _loaded[name], template
+
+    return load
+
+
 @pytest.fixture(params=FAMILIES)
-def family(request, checkpoints: Path) -> tuple[LoadedModel, str]:
-    """A model of each family on the CPU in float32, and its template."""
-    folder, template = FAMILIES[request.param]
-    if request.param not in _loaded:
-        loaded = open_model(str(checkpoints / folder), device="cpu")
-        loaded.model.float()
-        _loaded[request.param] = loaded
-    return _loaded[request.param], template
+def family(request: pytest.FixtureRequest, load_family: Callable) -> tuple[LoadedModel, str]:
+    """Each family in turn."""
+    return load_family(request.param)
 
 
 @pytest.fixture
-def llama(checkpoints: Path) -> LoadedModel:
+def llama(load_family: Callable) -> LoadedModel:
     """The Llama model alone, for what does not depend on the family."""
-    if "llama" not in _loaded:
-        _loaded["llama"] = open_model(str(checkpoints / FAMILIES["llama"][0]), device="cpu")
-        _loaded["llama"].model.float()
-    return _loaded["llama"]
+    return load_family("llama")[0]
 
 
 @pytest.fixture

@@ -251,6 +251,39 @@ def test_full_context_cuts_the_answer_and_says_so(llama, picture, monkeypatch):
     assert len(lengths) == 3
 
 
+def test_the_context_counts_the_cached_turns_too(llama, picture, monkeypatch):
+    session = session_of(llama, "llava_v1")
+    session.ask("What is this?", [picture], GREEDY)
+    fresh = session_of(llama, "llava_v1")
+    fresh.conversation = session.conversation.copy()
+    fresh.images = [picture]
+    with forwards(llama.model) as lengths:
+        fresh.ask("And the colour?", params=GREEDY)
+    monkeypatch.setattr(llama.model.config, "max_position_embeddings", lengths[0] + 3)
+    with forwards(llama.model) as kept_lengths:
+        session.ask("And the colour?", params=GREEDY)
+    assert kept_lengths[0] < lengths[0]
+    assert len(kept_lengths) == 3 and session.finish_reason == "context"
+
+
+def test_a_stop_string_that_is_a_token_ends_the_answer_by_its_id(load_family):
+    loaded, template = load_family("mpt")
+    token = loaded.tokenizer.convert_tokens_to_ids("<|padding|>")
+    passes = []
+
+    def prefer(module, args, output):
+        passes.append(1)
+        if len(passes) == 4:
+            output.logits[:, -1, token] = 1e9
+        return output
+
+    session = session_of(loaded, template)
+    with contextlib.ExitStack() as stack:
+        stack.callback(loaded.model.register_forward_hook(prefer).remove)
+        session.ask("Hello", params=SamplingParams(temperature=0, max_new_tokens=12, stop="<|padding|>"))
+    assert session.finish_reason == "stop" and len(passes) == 4
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_long_prompt_is_refused_and_the_session_goes_on(family, picture, monkeypatch, beams):
     loaded, template = family
