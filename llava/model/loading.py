@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -179,19 +180,35 @@ def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> 
 
 
 def merge_adapter(model: Any, path: str) -> Any:
-    """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model."""
-    stored = _adapter_weights(path)
+    """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model.
+
+    Raises CheckpointError when the adapter and the model do not cover the same modules.
+    """
+    stored = {_adapter_name(name) for name in _adapter_weights(path) if ".lora_" in name}
     modules = {name for name, _ in model.named_modules()}
-    targets = {
-        name.removeprefix("base_model.model.").split(".lora_")[0] for name in stored if ".lora_" in name
-    }
-    strangers = sorted(targets - modules)
+    strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
     if strangers:
         raise CheckpointError(
             f"The adapter in {path} is for modules that the base lacks: {_some(strangers)}."
         )
     peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
-    return peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+    config = peft.PeftConfig.from_pretrained(path)
+    has_tower = any(files.is_tower_key(name) for name in modules)
+    if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in stored):
+        # CLIP has layers called q_proj as well; peft would give them adapters of their own, then miss them
+        config.exclude_modules = r".*\bvision_tower\..*"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+        wrapped = peft.PeftModel.from_pretrained(model, path, config=config)
+    missing = sorted({_adapter_name(name) for name in wrapped.state_dict() if ".lora_" in name} - stored)
+    if missing:
+        raise CheckpointError(f"The adapter in {path} lacks {len(missing)} weights: {_some(missing)}.")
+    return wrapped.merge_and_unload()
+
+
+def _adapter_name(name: str) -> str:
+    """Name of an adapter's weight without what peft puts around it in memory."""
+    return name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight")
 
 
 def _adapter_weights(path: str) -> dict[str, torch.Tensor]:
