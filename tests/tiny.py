@@ -108,6 +108,8 @@ def bare_model(model: Any) -> Any:
 
     fields = model.config.to_dict()
     base_type = fields["model_type"].removeprefix("llava_")
+    multimodal = ("mm_", "image_", "use_mm_proj", "tokenizer_", "unfreeze_", "tune_")
+    fields = {name: value for name, value in fields.items() if not name.startswith(multimodal)}
     for name in ("model_type", "architectures"):
         fields.pop(name, None)
     bare = AutoModelForCausalLM.from_config(CONFIG_MAPPING[base_type](**fields), dtype=torch.float32)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recorded
 import tiny
 import torch
+
+from llava.model.builder import load_pretrained_model
 
 torch.set_num_threads(1)
 
@@ -29,3 +32,19 @@ def build(tower: Path) -> Callable[..., Any]:
 def family(request: pytest.FixtureRequest) -> str:
     """Name of each LLM family in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def recorded_model(checkpoints: Path) -> Callable[[str], Any]:
+    """Load a recorded checkpoint once, as float32: `recorded_model("v15")`. Tests leave it as it was."""
+    models: dict[str, Any] = {}
+
+    def get(key: str) -> Any:
+        if key not in models:
+            folder, base = recorded.MODELS[key]
+            models[key] = load_pretrained_model(
+                str(checkpoints / folder), base and str(checkpoints / base), folder, device="cpu"
+            )[1].float()
+        return models[key]
+
+    return get
