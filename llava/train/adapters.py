@@ -38,7 +38,7 @@ def weight_dtype(model_args: Any, training_args: Any) -> torch.dtype:
     if frozen or training_args.deepspeed:
         return compute_dtype(training_args)
     if training_args.bf16:
-        logger.info("the LLM's weights train in float32; products are computed in bfloat16")
+        logger.info("weights that train are held in float32; products are computed in bfloat16")
     return torch.float32
 
 
@@ -140,6 +140,15 @@ def freeze_for_stage_1(model: Any) -> None:
     """Freeze everything but the projector."""
     model.requires_grad_(False)
     model.get_model().mm_projector.requires_grad_(True)
+
+
+def keep_trained_in_float32(model: nn.Module, training_args: Any) -> None:
+    """Hold every weight that trains in float32 (see `weight_dtype`); DeepSpeed keeps copies of its own."""
+    if training_args.deepspeed:
+        return
+    for param in model.parameters():
+        if param.requires_grad and param.dtype != torch.float32:
+            param.data = param.data.float()
 
 
 def log_trainable(model: nn.Module, training_args: Any) -> None:

@@ -35,10 +35,8 @@ def _explained(default: object, text: str) -> Any:
 class ModelArguments:
     """Which model is trained, and how its vision parts are built."""
 
-    model_name_or_path: str | None = _explained(
-        "facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from"
-    )
-    version: str | None = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
+    model_name_or_path: str = _explained("facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from")
+    version: str = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
     vision_tower: str | None = _explained(
@@ -66,6 +64,11 @@ class DataArguments:
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
+
+    # set by train() from the model, read by the dataset
+    image_processor: Any = field(default=None, init=False)
+    mm_use_im_start_end: bool = field(default=False, init=False)
+    image_grid_pinpoints: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
@@ -114,8 +117,11 @@ class TrainingArguments(transformers.TrainingArguments):
 
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
+        inherited: Any = (
+            self  # fields of the parent class, whose types differ between versions of transformers
+        )
         if self.evaluation_strategy is not None:
-            self.eval_strategy = self.evaluation_strategy
+            inherited.eval_strategy = self.evaluation_strategy
         # old names are empty from here on, so that a copy of the arguments is not translated twice
         self.evaluation_strategy = None
         if self.warmup_ratio:
@@ -124,13 +130,13 @@ class TrainingArguments(transformers.TrainingArguments):
                     f"--warmup_ratio is {self.warmup_ratio}; expected a part of all steps from 0 to below 1"
                 )
             # as before, a number of steps wins over a ratio; a float below 1 is a ratio in transformers 5
-            self.warmup_steps = self.warmup_steps or self.warmup_ratio
+            inherited.warmup_steps = inherited.warmup_steps or self.warmup_ratio
         self.warmup_ratio = None
         if not self.save_safetensors:
             raise UserError(
                 "--save_safetensors False is not possible: transformers 5 writes safetensors only"
             )
-        self.use_cpu, self.no_cuda = self.use_cpu or self.no_cuda, False
+        inherited.use_cpu, self.no_cuda = inherited.use_cpu or self.no_cuda, False
         if self.logging_dir is not None:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
         if self.optim == "adamw_hf":
@@ -139,23 +145,24 @@ class TrainingArguments(transformers.TrainingArguments):
             )
             self.optim = "adamw_torch"
         names = {one.name for one in fields(self)}
-        if self.gradient_checkpointing and "activation_checkpointing" in names:
-            if self.activation_checkpointing is None:
-                self.activation_checkpointing = True
-            if self.activation_checkpointing_kwargs is None:
-                self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if inherited.gradient_checkpointing and "activation_checkpointing" in names:
+            if inherited.activation_checkpointing is None:
+                inherited.activation_checkpointing = True
+            if inherited.activation_checkpointing_kwargs is None:
+                inherited.activation_checkpointing_kwargs = inherited.gradient_checkpointing_kwargs
 
     def _fit_to_device(self) -> None:
         """Fit number formats to the machine, so that flags written for a GPU also run on a CPU."""
+        inherited: Any = self
         if not torch.accelerator.is_available():
-            self.use_cpu = True
-        if self.fp16 and self.use_cpu:
+            inherited.use_cpu = True
+        if inherited.fp16 and inherited.use_cpu:
             raise UserError("--fp16 True needs a GPU; on a CPU use --bf16 True, or neither for float32")
-        if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
+        if inherited.tf32 and (inherited.use_cpu or not is_torch_tf32_available()):
             logger.warning(
                 "--tf32 True has no effect: it needs an NVIDIA GPU of the Ampere generation or newer"
             )
-            self.tf32 = None
+            inherited.tf32 = None
 
 
 def _one_of(flag: str, value: object, allowed: Sequence[object]) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
-from llava.train.saving import get_mm_adapter_state_maybe_zero_3, maybe_zero_3, save_projector
+from llava.train.saving import (
+    get_mm_adapter_state_maybe_zero_3,
+    load_trained,
+    maybe_zero_3,
+    save_beside_lora,
+    save_projector,
+)
 from llava.utils import UserError
 
 __all__ = [
@@ -81,14 +87,36 @@ class LLaVATrainer(Trainer):
                 optimizer.add_param_group({**settings, "params": own, "lr": rate})
         return optimizer
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model to a folder; in stage 1 the projector only."""
+        if self._trains_projector_only:
+            save_projector(self, output_dir or self.args.output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        if not self._trains_projector_only:
+        limit = self.args.save_total_limit
+        if self._trains_projector_only:
+            self.args.save_total_limit = None  # small, and the reference keeps them all
+        try:
             super()._save_checkpoint(model, trial, *args, **kwargs)
-            return
-        run_folder = self._get_output_dir(trial=trial)
-        save_projector(self, os.path.join(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+        finally:
+            self.args.save_total_limit = limit
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # stage 1 writes its projector through save_projector only
+        if self._trains_projector_only:
+            return
+        super()._save(output_dir, state_dict)
+        if getattr(self.args, "lora_enable", False):
+            # transformers writes the adapter only; without the projector a checkpoint could not be used
+            folder = output_dir or self.args.output_dir
+            save_beside_lora(self.model, folder, should_save=self.args.should_save)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        target = self.model if model is None else model
         if not self._trains_projector_only:
-            super()._save(output_dir, state_dict)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name in (PROJECTOR_FILE, NON_LORA_FILE):
+            file = Path(resume_from_checkpoint) / name
+            if file.exists():
+                load_trained(target, file)

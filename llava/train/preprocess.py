@@ -120,7 +120,7 @@ def _encode(prompts: Sequence[str], tokenizer: Any, has_image: bool) -> torch.Te
             max_length=tokenizer.model_max_length,
             truncation=True,
         ).input_ids
-    rows = [tokenizer_image_token(prompt, tokenizer, return_tensors="pt") for prompt in prompts]
+    rows = [_image_ids(prompt, tokenizer) for prompt in prompts]
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise DataError(
@@ -128,6 +128,11 @@ def _encode(prompts: Sequence[str], tokenizer: Any, has_image: bool) -> torch.Te
             "preprocess them one at a time"
         )
     return torch.stack(rows)
+
+
+def _image_ids(text: str, tokenizer: Any) -> torch.Tensor:
+    """Tokenize a prompt with image marks: (length,)."""
+    return torch.tensor(tokenizer_image_token(text, tokenizer), dtype=torch.long)
 
 
 def _counter(tokenizer: Any, has_image: bool) -> Callable[[str], int]:
@@ -229,7 +234,7 @@ def preprocess_plain(
         if DEFAULT_IMAGE_TOKEN not in source[0]["value"]:
             raise DataError(f"the plain template needs {DEFAULT_IMAGE_TOKEN} in the first turn, found none")
         text = DEFAULT_IMAGE_TOKEN + source[1]["value"] + conv.sep
-        ids = tokenizer_image_token(text, tokenizer, return_tensors="pt")
+        ids = _image_ids(text, tokenizer)
         masked = ids.clone()
         masked[: len(tokenizer_image_token(DEFAULT_IMAGE_TOKEN, tokenizer))] = IGNORE_INDEX
         input_ids.append(ids)
@@ -294,7 +299,7 @@ def _preprocess_v0(
         segments = [header, *_signal_turns(source, conv)]
         text = "".join(segments) + V0_SIGNAL
         if has_image:
-            ids = tokenizer_image_token(text, tokenizer, return_tensors="pt")
+            ids = _image_ids(text, tokenizer)
             lengths = [len(tokenizer_image_token(segment, tokenizer)) for segment in segments]
         else:
             ids = _tokenize_fn([text], tokenizer)["input_ids"][0]

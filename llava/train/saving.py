@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE, named_part, save_tensors
+from llava.model.checkpoint import (
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    CheckpointError,
+    named_part,
+    read_tensors,
+    save_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +106,36 @@ def save_projector(trainer: Any, folder: str | Path, file: str | Path | None = N
         save_tensors(weights, file or Path(folder) / PROJECTOR_FILE)
 
 
-def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool = True) -> None:
+def save_beside_lora(model: Any, folder: str | Path, *, should_save: bool) -> None:
+    """Write what belongs to an adapter beside it: config.json and non_lora_trainables.bin.
+
+    All ranks have to call this; the one with `should_save` writes.
+    """
+    weights = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+    if should_save:
+        model.config.save_pretrained(folder)
+        save_tensors(weights, Path(folder) / NON_LORA_FILE)
+
+
+def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -> None:
     """Write an adapter folder: adapter_model, adapter_config.json, config.json, non_lora_trainables.bin.
 
     All ranks have to call this; the one with `should_save` writes.
     """
     adapter = get_peft_state_maybe_zero_3(model.named_parameters(), bias)
-    others = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
     if should_save:
-        model.config.save_pretrained(folder)
         model.save_pretrained(folder, state_dict=adapter)
-        save_tensors(others, Path(folder) / NON_LORA_FILE)
+    save_beside_lora(model, folder, should_save=should_save)
+
+
+def load_trained(model: Any, file: Path) -> None:
+    """Load weights that a checkpoint holds beside or instead of the whole model. Raises CheckpointError."""
+    weights = read_tensors(file)
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise CheckpointError(
+            f"{file} has weights that this model has no place for: {', '.join(unknown[:4])}"
+        )
 
 
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
@@ -125,8 +151,6 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
             beside = folder.parent / "mm_projector" / f"{folder.name}.bin"
         save_projector(trainer, folder, beside)
         return
-    if getattr(trainer, "deepspeed", None) and torch.cuda.is_available():
-        torch.cuda.synchronize()
     trainer.save_model(output_dir)
 
 

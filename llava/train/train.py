@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, set_seed
 
 from llava import conversation as conversation_lib
 from llava.constants import (
@@ -188,10 +188,8 @@ def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args:
     return model
 
 
-def _load_tokenizer(
-    model: Any, model_args: ModelArguments, training_args: TrainingArguments
-) -> tuple[Any, str]:
-    """Load the tokenizer, give it a padding token, choose the template; returns it and the template's key."""
+def _load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> tuple[Any, str]:
+    """Load the tokenizer and choose the template; returns it and the template's key."""
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
         use_fast=False,
@@ -200,10 +198,7 @@ def _load_tokenizer(
         padding_side="right",
     )
     version = model_args.version
-    if version == "v0":
-        if tokenizer.pad_token is None:
-            smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
-    else:
+    if version != "v0":
         tokenizer.pad_token = tokenizer.unk_token
     if version in ("v0", "v0.5"):
         return tokenizer, "vicuna_v1"  # these versions never had a template of their own in training
@@ -239,8 +234,6 @@ def _attach_vision(
     config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
     if training_args.freeze_mm_mlp_adapter:
         model.get_model().mm_projector.requires_grad_(False)
-    if training_args.bits != 16:
-        model.get_model().mm_projector.to(dtype=adapters.compute_dtype(training_args))
 
     config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_projector_lr = training_args.mm_projector_lr
@@ -267,8 +260,8 @@ def _find_resume(training_args: TrainingArguments) -> str | bool:
         return False
     if not any((folder / "trainer_state.json").exists() for folder in found):
         raise UserError(
-            f"{training_args.output_dir} has {found[-1].name}, which holds a projector only: "
-            "training cannot go on from it. Choose another --output_dir, or pass --overwrite_output_dir True"
+            f"{training_args.output_dir} has {found[-1].name}, which holds weights only and no state of the "
+            "training to go on from. Choose another --output_dir, or pass --overwrite_output_dir True"
         )
     logger.info("going on from the last checkpoint in %s", training_args.output_dir)
     return True
@@ -282,23 +275,29 @@ def train(attn_implementation: str | None = None) -> None:
     """
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
+    set_seed(training_args.seed)  # a new projector and new adapters start from random values
+
+    # data first: its faults show within seconds, a large model takes minutes to load
+    tokenizer, template = _load_tokenizer(model_args, training_args)
+    data_module = make_supervised_data_module(
+        tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
+    )
+    _check_data(data_module["train_dataset"], model_args)
+    resume = _find_resume(training_args)
 
     model = _load_llm(model_args, training_args, attn_implementation)
     model = _choose_trained_parts(model, model_args, training_args)
-    tokenizer, template = _load_tokenizer(model, model_args, training_args)
+    if tokenizer.pad_token is None:
+        smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
     model.config.conv_template = template
     if model_args.vision_tower is not None:
         _attach_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.bits != 16:
         adapters.cast_quantized(model, training_args)
+    adapters.keep_trained_in_float32(model, training_args)
     adapters.log_trainable(model, training_args)
 
-    data_module = make_supervised_data_module(
-        tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
-    )
-    _check_data(data_module["train_dataset"], model_args)
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
-    resume = _find_resume(training_args)
     trainer.train(resume_from_checkpoint=resume) if resume else trainer.train()
     trainer.save_state()
     save_trained_model(trainer, training_args)
