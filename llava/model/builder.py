@@ -83,6 +83,8 @@ def make_plan(model_path: str, model_base: str | None = None) -> LoadPlan:
     config_file = files.find_file(model_path, files.CONFIG_FILE)
     config = files.read_json(config_file) if config_file else {}
     llava = is_llava(config)
+    if llava:
+        family_of(config, model_path)  # an unknown kind of LLaVA ends here
     names = files.WEIGHT_FILES + files.WEIGHT_INDEXES
     if config and any(files.has_file(model_path, name) for name in names):
         if model_base is not None and llava:
@@ -176,7 +178,7 @@ def load_pretrained_model(
     arguments.update(loading.quantization_arguments(load_8bit, load_4bit, arguments["dtype"]))
     config = {**plan.config, **(overwrite_config or {})}
 
-    tokenizer = load_tokenizer(plan.source, use_fast=False)
+    tokenizer = _load_tokenizer(plan.source)
     if not plan.is_llava:
         return tokenizer, _load_text(plan, arguments), None, _context_length(config)
 
@@ -189,6 +191,17 @@ def load_pretrained_model(
     _add_image_tokens(model, tokenizer)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(config)
+
+
+def _load_tokenizer(path: str) -> Any:
+    tokenizer = load_tokenizer(path, use_fast=False)
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        # AutoTokenizer makes such a thing of a folder without vocabulary; the embeddings would shrink to it
+        raise CheckpointError(
+            f"The tokenizer of {path} knows special tokens only; copy the original's tokenizer.model (or "
+            f"tokenizer.json) there."
+        )
+    return tokenizer
 
 
 def _warn_of_lora_name(model_name: str | None, model_base: str | None) -> None:
@@ -255,7 +268,7 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
     rows = config.vocab_size
     if plan.source != plan.path:
         base = files.read_config(plan.source)
-        if family_of(base) is not family_of(plan.config):
+        if family_of(base, plan.source) is not family_of(plan.config):
             raise CheckpointError(
                 f"{plan.path} belongs on a {family_of(plan.config).base_type} model; its base {plan.source} "
                 f"is a "

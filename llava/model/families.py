@@ -36,11 +36,11 @@ def is_llava(config: Mapping[str, Any]) -> bool:
     return bool(config.get("mm_vision_tower")) or any(name.startswith("Llava") for name in architectures)
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any], path: str = "") -> Family:
     """Return the family of a `config.json`, of a LLaVA or of a text model.
 
     First releases wrote `model_type` "llava"; their architecture names the class. Raises CheckpointError for
-    an unknown type.
+    an unknown type; `path`, the folder, is named in it.
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
@@ -50,10 +50,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
     for family in FAMILIES:
         if family.model_class.__name__ in architectures:
             return family
+    if any(name.endswith("ForConditionalGeneration") for name in architectures):
+        raise CheckpointError(
+            f"{path or 'This model'} is in the format of transformers (llava-hf, {architectures[0]}), not in "
+            f"LLaVA's own; load it with transformers' {architectures[0]}, or get the model in LLaVA's format "
+            f"(on the hub under liuhaotian)."
+        )
     known = ", ".join(f"{f.base_type}, {f.config_class.model_type}" for f in FAMILIES)
     raise CheckpointError(
-        f"config.json has model_type {model_type!r} and architectures {architectures}; known model types: "
-        f"{known}."
+        f"{path and f'{path}: '}config.json has model_type {model_type!r} and architectures {architectures}; "
+        f"known model types: {known}."
     )
 
 
