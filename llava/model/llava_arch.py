@@ -14,6 +14,7 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
     IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoint import CheckpointError, part_of, read_tensors
@@ -22,6 +23,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.saving import save_whole_model
 from llava.model.splice import Row, merge_tiles, pad_rows, per_image, splice_rows, unpad_image
+from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
     from transformers import GenerationMixin, PreTrainedModel
@@ -208,9 +210,12 @@ class LlavaMetaForCausalLM(_LLM):
         images, or for a single token (decoding through the cache), the ids come back as they are and
         inputs_embeds is None; otherwise input_ids is None and inputs_embeds is (B, L, C), rows cut to
         `tokenizer_model_max_length` and padded on `tokenizer_padding_side`. What was None among mask,
-        positions and labels stays None.
+        positions and labels stays None. Raises UserError when image tokens and images differ in number.
         """
-        if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+        if input_ids.shape[1] == 1:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        if self.get_vision_tower() is None or images is None or len(images) == 0:
+            refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         settings = MultimodalConfig.of(self.config)
         if settings.tune_projector and settings.use_im_start_end:
@@ -312,6 +317,7 @@ class LlavaMetaForCausalLM(_LLM):
                 inputs, position_ids, attention_mask, None, None, images, image_sizes
             )
         if embeds is None:
+            refuse_image_tokens(inputs)
             embeds = self.get_input_embeddings()(inputs)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
@@ -362,6 +368,15 @@ class LlavaMetaForCausalLM(_LLM):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see `llava.model.saving`."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)
+
+
+def refuse_image_tokens(input_ids: torch.Tensor) -> None:
+    """Raise UserError for image tokens in input that comes without images."""
+    count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+    if count:
+        raise UserError(
+            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were given."
+        )
 
 
 def average_new_rows(model: Any, new: int) -> None:
