@@ -1,9 +1,9 @@
 """load_tokenizer: the token ids and texts that checkpoints were trained with, on today's transformers.
 
-transformers 5 rebuilds every tokenizer on its Rust library. For Llama's tokenizer.model that changes the ids of
-most prompts: leading spaces, runs of spaces, text after a special token; everything when config.json says
-"mistral". So Llama-type folders are encoded with sentencepiece here, as the slow tokenizer of transformers 4.37
-did.
+transformers 5 rebuilds every tokenizer on its Rust library. For Llama's tokenizer.model that changes the ids
+of most prompts: leading spaces, runs of spaces, text after a special token; everything when config.json says
+"mistral". So Llama-type folders are encoded with sentencepiece here, as the slow tokenizer of transformers
+4.37 did.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-from transformers import GPTNeoXTokenizer as _GPTNeoXTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils import cached_file
@@ -60,8 +59,7 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
                 kwargs.setdefault(key, config[key])
         return _load(LlamaTokenizer, path, kwargs)
     if kind in _NEOX_CLASSES and _find(path, FAST_FILE, hub) is not None:
-        kwargs.setdefault("clean_up_tokenization_spaces", config.get("clean_up_tokenization_spaces", True))
-        return _load(GPTNeoXTokenizer, path, kwargs)
+        return _load_neox(path, config, kwargs)
     if not config and not has_model and _find(path, FAST_FILE, hub) is None:
         raise CheckpointError(
             f"{path} has no tokenizer: looked for {MODEL_FILE}, {FAST_FILE} and {CONFIG_FILE}. A folder with "
@@ -73,6 +71,17 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
         reason = f"its tokenizer class is {kind}"
     logger.warning("the tokenizer of %s is loaded by AutoTokenizer: %s", path, reason)
     return _load(AutoTokenizer, path, {**kwargs, "use_fast": use_fast})
+
+
+def _load_neox(path: str | Path, config: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    # decoded " ," becomes ",": what was trained and evaluated with, and what transformers 5 wants said twice
+    kwargs.setdefault("clean_up_tokenization_spaces", config.get("clean_up_tokenization_spaces", True))
+    kwargs.setdefault("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
+    tokenizer = _load(GPTNeoXTokenizer, path, kwargs)
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, "<|endoftext|>")
+    return tokenizer
 
 
 def _load(loader: Any, path: str | Path, kwargs: dict[str, Any]) -> Any:
@@ -239,8 +248,13 @@ class LlamaTokenizer(SentencePieceBackend):
     ) -> str:
         """Turn ids into text; added tokens stand apart from the text around them by spaces."""
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        plain = {self.bos_token, self.eos_token, self.unk_token, self.pad_token}
-        apart = self.added_tokens_encoder.keys() - plain
+        special = set(self.all_special_tokens)
+        named = {self.bos_token, self.eos_token, self.unk_token, self.pad_token}
+        apart = {
+            token
+            for token, index in self._added_tokens_encoder.items()
+            if token not in special or (token not in named and index >= self.vocab_size)
+        }
         parts: list[str] = []
         run: list[str] = []
         for token in self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens):
@@ -271,13 +285,15 @@ class LlamaTokenizer(SentencePieceBackend):
         return (*files, *_finish_saving(self, save_directory, kwargs.get("filename_prefix"), settings))
 
 
-class GPTNeoXTokenizer(_GPTNeoXTokenizer):
-    """GPT-NeoX's tokenizer (MPT uses it) with the texts and the missing pad token of transformers 4.37."""
+class GPTNeoXTokenizer(PreTrainedTokenizerFast):
+    """GPT-NeoX's tokenizer, which MPT uses: tokenizer.json as it is, a pad token only where the folder names one.
 
-    def __init__(self, *args: Any, pad_token: Any = None, **kwargs: Any) -> None:
-        # decoded " ," becomes ",": what was trained and evaluated with; transformers 5 wants it said twice
-        kwargs["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
-        super().__init__(*args, pad_token=pad_token, **kwargs)
+    The class of transformers 5 builds its own normalizer instead and pads with <|padding|>. There must be no
+    __init__ here, or transformers would take the file apart for this class as well.
+    """
+
+    vocab_files_names = {"tokenizer_file": FAST_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Write a folder that 4.37 reads as well: the merges of tokenizer.json as "a b", not ["a", "b"]."""
