@@ -103,6 +103,9 @@ def _parser_of(program: str) -> argparse.ArgumentParser | None:
 
 def _python_program(block: Block, words: Sequence[str]) -> tuple[str, list[str]]:
     """Return module or script (relative to the repository) and arguments of a `python ...` command."""
+    if words[1] == "-c":
+        ast.parse(words[2])
+        return "-c", []
     if words[1] == "-m":
         assert importlib.util.find_spec(words[2]), f"{block}: there is no module {words[2]}"
         return words[2], list(words[3:])
@@ -113,7 +116,7 @@ def _python_program(block: Block, words: Sequence[str]) -> tuple[str, list[str]]
 
 def _check_python(block: Block, words: Sequence[str]) -> None:
     program, arguments = _python_program(block, words)
-    if program in ("venv", "pytest", "pip") or "--help" in arguments:
+    if program in ("-c", "venv", "pytest", "pip") or "--help" in arguments:
         return
     if program.startswith("llava/train/"):
         parse_args(arguments)  # raises UserError for what it does not accept
