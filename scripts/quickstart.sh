@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# From a bare machine to a small LLaVA that reads handwriting: installs, makes data, trains, evaluates, chats.
+#   bash scripts/quickstart.sh [--device cuda] [--fresh] [--output FOLDER]
+# Everything lands in runs/quickstart; a second run reuses what is there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh
+seconds="$(sed -n 2p .venv/.llava-setup)" # what the installation took, now or when it ran
+exec .venv/bin/python -m playground.digits.quickstart --setup-seconds "$seconds" "$@"
