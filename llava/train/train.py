@@ -31,7 +31,7 @@ from llava.model.families import family_of, is_llava, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.loading import check_loading, from_pretrained, load_tower
 from llava.model.tokenizer import load_tokenizer
-from llava.train import adapters
+from llava.train import adapters, distributed
 from llava.train.adapters import find_all_linear_names
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
 from llava.train.attention import select_attention
@@ -275,6 +275,7 @@ def train(attn_implementation: str | None = None) -> None:
     """
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
+    distributed.start(training_args)
     set_seed(training_args.seed)  # a new projector and new adapters start from random values
 
     # data first: its faults show within seconds, a large model takes minutes to load

@@ -1,0 +1,70 @@
+"""Training in several processes: the process group that DeepSpeed needs, and checks of its config."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+
+from llava.utils import UserError, import_optional
+
+logger = logging.getLogger(__name__)
+
+# Flags that give a part of the model its own learning rate.
+OWN_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
+
+
+def start(training_args: Any) -> None:
+    """Prepare DeepSpeed before a model is loaded; does nothing without --deepspeed.
+
+    A launcher (deepspeed, torchrun) is not needed for a single process. On a CPU the processes talk through
+    gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises UserError for
+    a DeepSpeed config that would overrule flags of the command line.
+    """
+    if not training_args.deepspeed:
+        return
+    deepspeed = import_optional("deepspeed", needed_for="--deepspeed", install="llava[train]")
+    check_deepspeed_config(training_args)
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.update(_environment_of_one())
+    if training_args.use_cpu:
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def _environment_of_one() -> dict[str, str]:
+    """Return what a launcher would set for a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def check_deepspeed_config(training_args: Any) -> None:
+    """Raise UserError, or warn, where the DeepSpeed config has settings that replace those of the flags."""
+    config = training_args.hf_deepspeed_config.config
+    if "optimizer" in config:
+        own = [name for name in OWN_RATES if getattr(training_args, name, None)]
+        if own:
+            raise UserError(
+                f"the DeepSpeed config {training_args.deepspeed} has its own optimizer, with one learning "
+                f"rate: --{own[0]} would have no effect. Remove 'optimizer' and 'scheduler' from the config"
+            )
+        logger.warning("the optimizer in the DeepSpeed config replaces --optim")
+    if "scheduler" in config:
+        logger.warning(
+            "the scheduler in the DeepSpeed config replaces --lr_scheduler_type %s",
+            getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type),
+        )
+    if training_args.max_grad_norm and not config.get("gradient_clipping"):
+        logger.warning(
+            "the DeepSpeed config has no gradient_clipping, so --max_grad_norm %g has no effect; add "
+            '"gradient_clipping": "auto"',
+            training_args.max_grad_norm,
+        )
