@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.utils import is_torch_tf32_available
 
+from llava.train.bad_samples import POLICIES as BAD_SAMPLE_POLICIES
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -59,11 +60,24 @@ class ModelArguments:
 class DataArguments:
     """Where the samples are, and how pictures are brought to the tower's size."""
 
-    data_path: str | None = _explained(None, "JSON list of records")
+    data_path: str | None = _explained(
+        None, "Records: .json, .jsonl or .parquet, a folder or pattern of them, or a .yaml mixture"
+    )
     lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
+    data_cache_dir: str | None = _explained(
+        None, "Folder for the tables that large data is converted to, once; by default beside the data"
+    )
+    on_bad_sample: str = _explained(
+        "error",
+        "error: stop at a sample that cannot be used; skip: take the next good one and tell at the end",
+    )
+    streaming: bool = _explained(
+        False, "Read samples with their images from .tar or .parquet shards as a stream; needs --max_steps"
+    )
+    shuffle_buffer: int = _explained(1000, "Samples among which a stream is shuffled")
 
     # set by train() from the model, read by the dataset
     image_processor: Any = field(default=None, init=False)
@@ -72,6 +86,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+        _one_of("on_bad_sample", self.on_bad_sample, BAD_SAMPLE_POLICIES)
 
 
 @dataclass
@@ -226,11 +241,21 @@ def check_args(
         )
     if model_args.vision_tower is None:
         _check_text_only(model_args, training_args)
+    if data_args.streaming:
+        _check_streaming(training_args)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     for name in training_args.report_to or []:
         if name in packages:
             needed = f"--report_to {name} (drop it with --report_to none)"
             import_optional(packages[name], needed_for=needed, install=packages[name])
+
+
+def _check_streaming(training_args: TrainingArguments) -> None:
+    """Refuse flags that need to know all samples before the first step."""
+    if training_args.max_steps <= 0:
+        raise UserError("--streaming True needs --max_steps: nobody knows how many samples a stream has")
+    if training_args.group_by_modality_length or training_args.group_by_length:
+        raise UserError("--streaming True reads samples as they come; drop --group_by_modality_length True")
 
 
 def _check_text_only(model_args: ModelArguments, training_args: TrainingArguments) -> None:

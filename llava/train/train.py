@@ -35,6 +35,7 @@ from llava.train import adapters, distributed
 from llava.train.adapters import find_all_linear_names
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
 from llava.train.attention import select_attention
+from llava.train.bad_samples import report_skipped
 from llava.train.dataset import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -53,7 +54,6 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
-from llava.train.records import has_images
 from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -242,9 +242,11 @@ def _attach_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def _check_data(dataset: LazySupervisedDataset, model_args: ModelArguments) -> None:
-    """Refuse data with images for a model without a tower."""
-    if model_args.vision_tower is None and any(has_images(record) for record in dataset.list_data_dict):
+def _check_data(dataset: Any, model_args: ModelArguments) -> None:
+    """Refuse data with images for a model without a tower; a stream tells only while it is read."""
+    if model_args.vision_tower is not None or not isinstance(dataset, LazySupervisedDataset):
+        return
+    if dataset.list_data_dict.with_images.any():
         raise UserError("the data has images, but --vision_tower is missing")
 
 
@@ -300,6 +302,7 @@ def train(attn_implementation: str | None = None) -> None:
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
     trainer.train(resume_from_checkpoint=resume) if resume else trainer.train()
+    report_skipped(data_module["train_dataset"], training_args.output_dir)
     trainer.save_state()
     save_trained_model(trainer, training_args)
 

@@ -1,0 +1,204 @@
+"""RecordTable: all records behind --data_path as one read-only sequence; load_records opens and checks it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.train.record_cache import map_table, open_table
+from llava.train.records import DataError, Record, name_record
+from llava.train.sources import Source, find_sources
+
+logger = logging.getLogger(__name__)
+
+
+class _Part:
+    """The records of one source, and which of them are used in which order."""
+
+    def __init__(self, source: Source, cache_dir: str | Path | None, seed: int) -> None:
+        self.source = source
+        self._table, self.path = open_table(source, cache_dir)
+        if not len(self._table):
+            raise DataError(f"{source.name} holds an empty list; there is nothing to train on")
+        self.picks = _pick(len(self._table), source, seed)  # None: all, as they stand
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker process maps the file again instead of getting a copy
+        return {**self.__dict__, "_table": None if self.path else self._table}
+
+    @property
+    def table(self) -> Any:
+        """The Arrow table. Raises DataError when its file was deleted."""
+        if self._table is None and self.path is not None:
+            self._table = map_table(self.path)
+            if self._table is None:
+                raise DataError(f"the table {self.path} is gone; it must stay while training runs")
+        return self._table
+
+    def __len__(self) -> int:
+        return len(self.table) if self.picks is None else len(self.picks)
+
+    def row(self, index: int) -> int:
+        """Return the place in the table of the record at `index`."""
+        return index if self.picks is None else int(self.picks[index])
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column of numbers in the order of use: (records,)."""
+        values = self.table.column(name).to_numpy()
+        return values if self.picks is None else values[self.picks]
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """Return the file that a record is from, and its number within that file."""
+        row = self.row(index)
+        files = self.table.column("file").to_numpy() if len(self.source.files) > 1 else None
+        if files is None:
+            return self.source.files[0], row
+        return self.source.files[files[row]], row - int(np.searchsorted(files, files[row]))
+
+
+def _pick(count: int, source: Source, seed: int) -> np.ndarray | None:
+    """Choose the records of a source that its max_samples and weight ask for; None for all of them once."""
+    chosen = range(count)
+    order = random.Random(seed)
+    picks = np.arange(count)
+    if source.max_samples is not None and source.max_samples < count:
+        picks = np.sort(np.array(order.sample(chosen, source.max_samples)))
+    elif source.weight == 1:
+        return None
+    whole = int(source.weight)
+    rest = round((source.weight - whole) * len(picks))
+    extra = np.sort(np.array(order.sample(range(len(picks)), rest), dtype=np.int64))
+    return np.concatenate([np.tile(picks, whole), picks[extra]])
+
+
+class RecordTable(Sequence[Record]):
+    """Read-only sequence of records; each is built from its JSON text when it is asked for.
+
+    Its memory is the pages of a mapped file, which all processes of a machine share.
+    """
+
+    def __init__(self, sources: Sequence[Source], cache_dir: str | Path | None = None) -> None:
+        """Open the tables of all sources, converting them if need be. Raises DataError."""
+        self._parts = [_Part(source, cache_dir, seed) for seed, source in enumerate(sources)]
+        self._starts = [0]
+        for part in self._parts:
+            self._starts.append(self._starts[-1] + len(part))
+        if not len(self):
+            names = ", ".join(source.name for source in sources)
+            raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_parts": self._parts, "_starts": self._starts}  # without the columns, which are cheap
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _locate(self, index: int) -> tuple[_Part, int]:
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} was asked for; there are {len(self)}")
+        number = bisect_right(self._starts, index) - 1
+        return self._parts[number], index - self._starts[number]
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """Build the record at `index`; a slice becomes a list."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        part, own = self._locate(int(index))
+        return json.loads(part.table.column("record")[part.row(own)].as_py())
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """Words in the turns of each record: (records,)."""
+        return np.concatenate([part.column("words") for part in self._parts]).astype(np.int64)
+
+    @cached_property
+    def with_images(self) -> np.ndarray:
+        """Whether each record has an image: (records,)."""
+        return np.concatenate([part.column("images") for part in self._parts]) > 0
+
+    def image_folder(self, index: int) -> str | None:
+        """Return the folder that the images of a record are relative to, if the mixture names one."""
+        return self._locate(index)[0].source.image_folder
+
+    def name(self, index: int) -> str:
+        """Name a record for a message; with its file when there are several."""
+        part, own = self._locate(index)
+        file, row = part.place(own)
+        several = len(self._parts) > 1 or len(part.source.files) > 1
+        return (f"{file}: " if several else "") + name_record(row, self[index])
+
+    def path_and_name(self, index: int) -> str:
+        """Name a record with its file."""
+        part, own = self._locate(index)
+        file, row = part.place(own)
+        return f"{file}: {name_record(row, self[index])}"
+
+    def fault(self, index: int) -> str:
+        """Return what conversion found wrong with a record, or ""."""
+        part, own = self._locate(index)
+        faults = part.table.column("fault")
+        return faults[part.row(own)].as_py() or "" if faults.null_count < len(faults) else ""
+
+    def faulty(self) -> list[int]:
+        """Return the indices of records in which conversion found a fault."""
+        found: list[int] = []
+        for part, start in zip(self._parts, self._starts, strict=False):
+            faults = part.table.column("fault")
+            if faults.null_count < len(faults):
+                marks = faults.is_valid().to_numpy()
+                own = marks if part.picks is None else marks[part.picks]
+                found.extend(int(index) + start for index in np.flatnonzero(own))
+        return found
+
+    def warn_about_stray_marks(self) -> None:
+        """Warn about records without an image whose text holds the image mark; it is read as plain text."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            found = np.flatnonzero(part.column("stray"))
+            if len(found):
+                logger.warning(
+                    "%s: %d record(s) without an image have %s in their text, the first is %s; "
+                    "it is read as text",
+                    part.source.name,
+                    len(found),
+                    DEFAULT_IMAGE_TOKEN,
+                    self.name(start + int(found[0])),
+                )
+
+
+def load_records(
+    data_path: str | Path,
+    *,
+    image_folder: str | None = None,
+    cache_dir: str | Path | None = None,
+    keep_faulty: bool = False,
+) -> RecordTable:
+    """Open all records behind --data_path: .json, .jsonl, .parquet, a folder, a pattern or a YAML mixture.
+
+    image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
+    `fault` says what is wrong, instead of raising. Raises DataError naming file and record.
+    """
+    table = RecordTable(find_sources(data_path, image_folder), cache_dir)
+    faulty = [] if keep_faulty else table.faulty()
+    if faulty:
+        raise DataError(f"{table.path_and_name(faulty[0])}: {table.fault(faulty[0])}")
+    table.warn_about_stray_marks()
+    return table
