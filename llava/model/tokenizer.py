@@ -60,9 +60,9 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
         return _load(LlamaTokenizer, path, kwargs)
     if kind in _NEOX_CLASSES and _find(path, FAST_FILE, hub) is not None:
         return _load_neox(path, config, kwargs)
-    if not config and not has_model and _find(path, FAST_FILE, hub) is None:
+    if kind in _LLAMA_CLASSES and not any(_find(path, name, hub) for name in (FAST_FILE, "vocab.json")):
         raise CheckpointError(
-            f"{path} has no tokenizer: looked for {MODEL_FILE}, {FAST_FILE} and {CONFIG_FILE}. A folder with "
+            f"{path} has no tokenizer: looked for {MODEL_FILE}, {FAST_FILE} and vocab.json. A folder with "
             "only a projector or an adapter takes the tokenizer of its base model; else copy the files there."
         )
     if kind in _LLAMA_CLASSES:
@@ -286,7 +286,7 @@ class LlamaTokenizer(SentencePieceBackend):
 
 
 class GPTNeoXTokenizer(PreTrainedTokenizerFast):
-    """GPT-NeoX's tokenizer, which MPT uses: tokenizer.json as it is, a pad token only where the folder names one.
+    """GPT-NeoX's tokenizer, which MPT uses: tokenizer.json as it is; padding only if the folder names it.
 
     The class of transformers 5 builds its own normalizer instead and pads with <|padding|>. There must be no
     __init__ here, or transformers would take the file apart for this class as well.
