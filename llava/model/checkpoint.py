@@ -63,6 +63,8 @@ def find_file(path: str | Path, name: str) -> Path | None:
 
 
 def _hub_file(repository: str, name: str) -> Path | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
     from transformers.utils import cached_file
 
     try:
@@ -73,6 +75,12 @@ def _hub_file(repository: str, name: str) -> Path | None:
             f"that name "
             f"({first_line(error)}). Check the name, or download it and give the folder."
         ) from error
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+    if not found and not cache.is_dir():  # offline, transformers answers as if the repository lacked the file
+        raise CheckpointError(
+            f"There is no folder {repository!r} here, it is not in the cache of the hub ({cache.parent}), "
+            f"and the hub was not reached to get its {name}. Check name and connection (HF_HUB_OFFLINE)."
+        )
     return Path(found) if found else None
 
 
