@@ -19,7 +19,7 @@ PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28]]
 
 
 def tower_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a random CLIP tower (4 layers, 16 wide, 28 pixels, patches of 7) and its image processor's config."""
+    """Write a random CLIP tower (4 layers, 16 wide, 28 pixels, patches of 7) and its processor's config."""
     settings = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -90,7 +90,7 @@ def llava_class(family: str) -> type[PreTrainedModel]:
 
 
 def llava_model(family: str, tower: Path | str, seed: int = 1, **changes: Any) -> Any:
-    """Build a tiny LLaVA with its tower loaded, in float32 and eval mode; weights are spread to have effects."""
+    """Build a tiny LLaVA with its tower loaded, in float32, eval mode, with weights wide enough to matter."""
     torch.manual_seed(seed)
     model = llava_class(family)(llava_config(family, tower, **changes))
     with torch.no_grad():
@@ -137,6 +137,6 @@ def prompt(*parts: int | str, seed: int = 0) -> torch.Tensor:
 
 
 def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Return random images of `shape` (..., 3, H, W); without a shape, one image for the tower (1, 3, 28, 28)."""
+    """Return random images of `shape` (..., 3, H, W), by default one image for the tower (1, 3, 28, 28)."""
     shape = shape or (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,15 @@ def recorded_model(checkpoints: Path) -> Callable[[str], Any]:
         return models[key]
 
     return get
+
+
+@pytest.fixture
+def copy(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a recorded checkpoint: `copy("llava-tiny-v1.5")`."""
+    return lambda name: Path(shutil.copytree(checkpoints / name, tmp_path / name))
+
+
+@pytest.fixture
+def vicuna(checkpoints: Path) -> Path:
+    """The text model that the recorded projector and adapter were trained on."""
+    return checkpoints / "vicuna-tiny"

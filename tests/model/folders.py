@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 import torch
 
-from llava.model.checkpoint import load_weights, save_tensors
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import CheckpointError, load_weights, save_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -138,3 +140,14 @@ def lora(family: str, folder: Path, base: Path, checkpoints: Path, *, safe: bool
     rest = {name: v for name, v in wrapped.named_parameters() if "mm_projector" in name}
     save_tensors({name: v.detach() for name, v in rest.items()}, folder / "non_lora_trainables.bin")
     return {name: v.clone() for name, v in wrapped.merge_and_unload().state_dict().items()}
+
+
+def refuse(path: Path, *parts: Any, base: Path | None = None, error: type = CheckpointError) -> None:
+    """Assert that loading `path` fails with one sentence that holds every one of `parts`."""
+    with pytest.raises(error) as caught:
+        load_pretrained_model(str(path), base and str(base), path.name, device="cpu")
+    message = str(caught.value)
+    for part in parts:
+        assert str(part) in message, f"{part!r} is not in: {message}"
+    assert "\n" not in message
+    assert len(message) < 700

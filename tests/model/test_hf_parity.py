@@ -137,9 +137,9 @@ def test_unpad_equals_transformers_for_ordinary_sizes():
 
 @pytest.mark.parametrize(("width", "height", "ours", "theirs"), [(196, 49, 0, 2), (392, 294, 2, 4)])
 def test_unpad_keeps_the_rounding_of_training_where_transformers_differs(width, height, ours, theirs):
-    """49 * (4 / 196) is 0.9999999999999999: LLaVA 1.6 was trained with the 0 that int() makes of it,
-    transformers rounds to 7 digits first. Only exact multiples are concerned, 142 of the sizes below 1500 x 1500
-    for maps 4 to 72 patches wide."""
+    """49 * (4 / 196) is 0.9999999999999999: LLaVA 1.6 was trained with the 0 that int() makes of it, while
+    transformers rounds to 7 digits first. Only exact multiples are concerned: 142 of the sizes up to 1500
+    pixels wide, on maps 4 to 72 patches wide."""
     from transformers.models.llava_next.modeling_llava_next import unpad_image as theirs_unpad
 
     plane = torch.zeros(1, 4, 4)

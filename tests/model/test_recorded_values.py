@@ -1,7 +1,7 @@
 """The reference's own numbers on its tiny checkpoints: features, spliced batches, logits, gradients, tokens.
 
-Fingerprints are sums of 32 to 143 products; the tolerances correspond to those of the conformance suite (2e-4 for
-embeddings, 2e-3 for logits of size 10).
+Fingerprints are sums of 32 to 143 products; the tolerances correspond to 2e-4 for embeddings and 2e-3 for
+logits of size 10.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOSE = {"lora": 5.0}  # merged in float16
 
 
 def compare(name, prepared, want):
-    """Compare what prepare_inputs_labels_for_multimodal returned with the recorded parts; None must be None."""
+    """Compare what prepare_inputs_labels_for_multimodal returned with the recorded parts."""
     got = dict(
         zip(("ids", "position_ids", "attention_mask", "past", "embeds", "labels"), prepared, strict=True)
     )
@@ -107,7 +107,7 @@ def test_ids_pass_through_without_images_and_for_a_single_token(recorded_model):
 @pytest.mark.parametrize("kind", ["flat", "spatial", "spatial_unpad"])
 @pytest.mark.parametrize("key", ANYRES)
 def test_anyres_merges(key, kind, recorded_model):
-    """Every tile grid, pictures of odd sizes, an overview alone, left padding with truncation, a 5-D tensor."""
+    """Every tile grid, odd picture sizes, an overview alone, left padding with truncation, 5-D tensors."""
     model, want = recorded_model(key), golden(key)
     names = {name.rsplit("/", 1)[0] for name in want if name.startswith(f"anyres/{kind}/")}
     if key == "v16":
@@ -144,7 +144,7 @@ def test_anyres_merges(key, kind, recorded_model):
 
 @pytest.mark.parametrize("key", [*LLAMA_LIKE, "mpt", "lora", "projector"])
 def test_loss_and_logits(key, recorded_model):
-    """MPT's values are the bare MPT's of transformers 4.37 on spliced embeddings: the reference's forward raises."""
+    """MPT's are those of transformers 4.37's own MPT on spliced rows: the reference's forward raises."""
     model, want = recorded_model(key), golden(key)
     loose = LOOSE.get(key, 1.0)
     arguments = training_batch(model, key)
