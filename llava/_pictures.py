@@ -56,6 +56,14 @@ def load_image(
         raise ImageError(f"the image {source!r} cannot be read: {error.strerror or error}") from error
 
 
+def load_image_from_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture file that lies in memory, as load_image does; `name` is for messages.
+
+    Raises ImageError.
+    """
+    return _to_rgb(_decode(io.BytesIO(data), name, max_pixels), name)
+
+
 def load_image_from_base64(image: str | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a base64 text to a picture, in the mode it was stored in. Raises ImageError."""
     try:

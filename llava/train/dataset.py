@@ -18,6 +18,7 @@ from llava.train.bad_samples import MAX_IN_A_ROW, SkipLog
 from llava.train.record_table import RecordTable, load_records
 from llava.train.records import DataError
 from llava.train.samples import Sample, SampleMaker
+from llava.train.streaming import StreamingDataset
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,9 @@ def make_supervised_data_module(
     tokenizer: Any, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
     """Build the data arguments of a Trainer: train_dataset, eval_dataset (None), data_collator."""
+    kind = StreamingDataset if getattr(data_args, "streaming", False) else LazySupervisedDataset
     return {
-        "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args, conv),
+        "train_dataset": kind(data_args.data_path, tokenizer, data_args, conv),
         "eval_dataset": None,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
     }

@@ -24,6 +24,7 @@ from llava.train.saving import (
     save_beside_lora,
     save_projector,
 )
+from llava.train.streaming import StreamingDataset, stream_loader
 from llava.utils import UserError
 
 __all__ = [
@@ -54,6 +55,12 @@ class LLaVATrainer(Trainer):
     @property
     def _trains_projector_only(self) -> bool:
         return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+
+    def get_train_dataloader(self) -> Any:
+        """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
+        if not isinstance(self.train_dataset, StreamingDataset):
+            return super().get_train_dataloader()
+        return stream_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
