@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -18,6 +19,7 @@ from llava.constants import (
 )
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoint import CheckpointError, part_of, read_tensors
+from llava.model.loss import supervised_loss
 from llava.model.mm_config import MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -143,6 +145,10 @@ class LlavaMetaForCausalLM(_LLM):
     # normalising by the token count of the whole step
     accepts_loss_kwargs = False
 
+    # in training mode logits are computed only where labels are, and the output has none; set to False for
+    # all logits
+    supervised_logits_only = True
+
     def get_model(self) -> Any:
         """Return the model without its head."""
         return self.base_model
@@ -262,11 +268,10 @@ class LlavaMetaForCausalLM(_LLM):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the LLM on input_ids (B, T) whose image tokens stand for `images`; see `image_features` for
-        shapes.
+        """Run the LLM on input_ids (B, T) whose image tokens stand for `images` (shapes: `image_features`).
 
         Returns the LLM's output: loss (if labels), logits (B, L, V) with L counting image features,
-        past_key_values.
+        past_key_values. In training mode with labels, logits are None (see `supervised_logits_only`).
         """
         if inputs_embeds is None and input_ids is not None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
@@ -281,14 +286,25 @@ class LlavaMetaForCausalLM(_LLM):
             "position_ids": position_ids,  # MPT has none: ALiBi works on distances
         }
         kwargs.update({name: value for name, value in optional.items() if value is not None})
-        return super().forward(
+        kwargs.update(
             input_ids=input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            labels=labels,
             use_cache=use_cache,
-            **kwargs,
+        )
+        if labels is not None and self.training and self.supervised_logits_only:
+            return self._training_output(labels, kwargs)
+        return super().forward(labels=labels, **kwargs)
+
+    def _training_output(self, labels: torch.Tensor, inputs: dict[str, Any]) -> CausalLMOutputWithPast:
+        """Run the LLM without its head, and the head only where labels are."""
+        output = self.get_model()(**{**inputs, "return_dict": True})
+        return CausalLMOutputWithPast(
+            loss=supervised_loss(output.last_hidden_state, labels, self.get_output_embeddings()),
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
     @torch.no_grad()
@@ -317,6 +333,8 @@ class LlavaMetaForCausalLM(_LLM):
                 inputs, position_ids, attention_mask, None, None, images, image_sizes
             )
         if embeds is None:
+            if inputs is None:
+                raise UserError("generate() got no token ids; pass them as inputs (B, T).")
             refuse_image_tokens(inputs)
             embeds = self.get_input_embeddings()(inputs)
         if position_ids is not None:
@@ -375,7 +393,8 @@ def refuse_image_tokens(input_ids: torch.Tensor) -> None:
     count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
     if count:
         raise UserError(
-            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were given."
+            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
+            f"given."
         )
 
 
