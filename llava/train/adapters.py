@@ -120,12 +120,13 @@ def add_lora(model: Any, training_args: Any) -> Any:
     """Wrap a model with LoRA adapters on every linear layer of the LLM; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
+    # a tower that is already loaded has layers of the same names
+    excluded = any(part in name for name, _ in model.named_modules() for part in NO_ADAPTER)
     config = LoraConfig(
         r=training_args.lora_r,
         lora_alpha=training_args.lora_alpha,
         target_modules=find_all_linear_names(model),
-        # a tower that is already loaded has layers of the same names
-        exclude_modules=rf".*\.({'|'.join(NO_ADAPTER)})\..*",
+        exclude_modules=rf".*\.({'|'.join(NO_ADAPTER)})\..*" if excluded else None,
         lora_dropout=training_args.lora_dropout,
         bias=training_args.lora_bias,
         task_type="CAUSAL_LM",
