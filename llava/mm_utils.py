@@ -186,11 +186,12 @@ def tokenizer_image_token(
     list, or a 1-D int64 tensor for return_tensors="pt".
     """
     first, *rest = (tokenizer(text).input_ids for text in prompt.split(DEFAULT_IMAGE_TOKEN))
-    starts = bool(first) and first[0] == tokenizer.bos_token_id
+    start = [tokenizer.bos_token_id]
     ids = list(first)
     for chunk in rest:
         ids.append(image_token_index)
-        ids.extend(chunk[1:] if starts else chunk)
+        # the reference drops the id whatever it is: lost text where GPT-NeoX begins with its end token
+        ids.extend(chunk[1:] if first[:1] == start == chunk[:1] else chunk)
     if return_tensors is None:
         return ids
     if return_tensors != "pt":
