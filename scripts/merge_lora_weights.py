@@ -1,7 +1,7 @@
-"""Merges a LoRA checkpoint into its base and writes the whole model.
+r"""Merges a LoRA checkpoint into its base and writes the whole model.
 
-python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lora --model-base
-lmsys/vicuna-7b-v1.5 \ --save-model-path ./checkpoints/llava-v1.5-7b-merged
+python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lora \
+    --model-base lmsys/vicuna-7b-v1.5 --save-model-path ./checkpoints/llava-v1.5-7b-merged
 """
 
 import argparse
