@@ -180,6 +180,8 @@ def load_pretrained_model(
 
     tokenizer = _load_tokenizer(plan.source)
     if not plan.is_llava:
+        if overwrite_config or customized_config:
+            arguments["config"] = customized_config or _text_config(plan.source, overwrite_config or {})
         return tokenizer, _load_text(plan, arguments), None, _context_length(config)
 
     model, info = _load_llm(plan, customized_config or llava_config(config), arguments)
@@ -252,6 +254,12 @@ def _attention(use_flash_attn: bool, arguments: dict[str, Any], plan: LoadPlan) 
 
 def _context_length(config: dict[str, Any]) -> int:
     return config.get("max_sequence_length") or DEFAULT_CONTEXT_LENGTH
+
+
+def _text_config(path: str, fields: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, **fields)
 
 
 def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:
