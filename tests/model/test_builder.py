@@ -222,6 +222,31 @@ def test_lora_of_a_text_model(tmp_path, checkpoints):
     assert (model.state_dict()[name] - load_weights(base)[name]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mm_projector_type": "identity"},
+        {"mm_projector_type": "linear"},
+        {"mm_projector_type": "mlp3x_gelu"},
+        {"s2": True, "s2_scales": "56,112", "mm_hidden_size": 64},
+        {"mm_vision_select_feature": "cls_patch", "mm_vision_select_layer": 1},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_projectors_and_towers_come_back_as_configured(tmp_path, checkpoints, fields):
+    settings = {**folders.base_fields("llama"), **fields}
+    original = tiny.llava_model("llama", checkpoints / "tiny-clip", **settings)
+    original.save_pretrained(tmp_path)
+    folders.add_tokenizer(tmp_path, "llama", checkpoints)
+    _, model, processor, _ = load(tmp_path, dtype=torch.float32)
+    edge = processor.crop_size["height"]
+    assert edge == (112 if "s2" in fields else 56)
+    ids, images = tiny.prompt(3, "image", 2), tiny.pixels(1, 3, edge, edge)
+    with torch.no_grad():
+        got = model(input_ids=ids, images=images).logits
+        assert torch.equal(got, original(input_ids=ids, images=images).logits)
+
+
 def test_projector_with_start_and_end_rows(tmp_path, checkpoints):
     """Stage 1 with mm_use_im_start_end stores the embeddings; they replace the base's."""
     from llava.model.checkpoint import save_tensors
