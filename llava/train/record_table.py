@@ -7,6 +7,7 @@ import logging
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -119,8 +120,12 @@ class RecordTable(Sequence[Record]):
         """Build the record at `index`; a slice becomes a list."""
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        part, own = self._locate(int(index))
-        return json.loads(part.table.column("record")[part.row(own)].as_py())
+        return json.loads(self.text(index))
+
+    def text(self, index: int) -> str:
+        """Return the JSON text of a record as it stood in its file."""
+        part, own = self._locate(index)
+        return part.table.column("record")[part.row(own)].as_py()
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -146,11 +151,18 @@ class RecordTable(Sequence[Record]):
         several = len(self._parts) > 1 or len(part.source.files) > 1
         return (f"{file}: " if several else "") + name_record(row, self[index])
 
-    def path_and_name(self, index: int) -> str:
-        """Name a record with its file."""
+    def place(self, index: int) -> tuple[Path, int]:
+        """Return the file that a record is from, and its number within that file."""
         part, own = self._locate(index)
-        file, row = part.place(own)
-        return f"{file}: {name_record(row, self[index])}"
+        return part.place(own)
+
+    def first_with_images(self) -> list[int]:
+        """Return the first record with an image of each source that has any."""
+        found = []
+        for start, stop in zip(self._starts, self._starts[1:], strict=False):
+            own = np.flatnonzero(self.with_images[start:stop])
+            found.extend((own[:1] + start).tolist())
+        return found
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
@@ -190,15 +202,22 @@ def load_records(
     image_folder: str | None = None,
     cache_dir: str | Path | None = None,
     keep_faulty: bool = False,
+    whole: bool = False,
 ) -> RecordTable:
     """Open all records behind --data_path: .json, .jsonl, .parquet, a folder, a pattern or a YAML mixture.
 
     image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
-    `fault` says what is wrong, instead of raising. Raises DataError naming file and record.
+    `fault` says what is wrong, instead of raising. whole: for a check, take every record of a
+    mixture once and warn about none. Raises DataError naming file and record.
     """
-    table = RecordTable(find_sources(data_path, image_folder), cache_dir)
+    sources = find_sources(data_path, image_folder)
+    if whole:
+        sources = [replace(source, weight=1.0, max_samples=None) for source in sources]
+    table = RecordTable(sources, cache_dir)
     faulty = [] if keep_faulty else table.faulty()
     if faulty:
-        raise DataError(f"{table.path_and_name(faulty[0])}: {table.fault(faulty[0])}")
-    table.warn_about_stray_marks()
+        file, row = table.place(faulty[0])
+        raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
+    if not whole:
+        table.warn_about_stray_marks()
     return table

@@ -188,16 +188,17 @@ def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args:
     return model
 
 
-def _load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> tuple[Any, str]:
-    """Load the tokenizer and choose the template; returns it and the template's key."""
+def load_training_tokenizer(
+    path: str, version: str, *, model_max_length: int, cache_dir: str | None = None
+) -> tuple[Any, str]:
+    """Load the tokenizer and choose the template of a --version; returns it and the template's key."""
     tokenizer = load_tokenizer(
-        model_args.model_name_or_path,
+        path,
         use_fast=False,
-        cache_dir=training_args.cache_dir,
-        model_max_length=training_args.model_max_length,
+        cache_dir=cache_dir,
+        model_max_length=model_max_length,
         padding_side="right",
     )
-    version = model_args.version
     if version != "v0":
         tokenizer.pad_token = tokenizer.unk_token
     if version in ("v0", "v0.5"):
@@ -281,7 +282,12 @@ def train(attn_implementation: str | None = None) -> None:
     set_seed(training_args.seed)  # a new projector and new adapters start from random values
 
     # data first: its faults show within seconds, a large model takes minutes to load
-    tokenizer, template = _load_tokenizer(model_args, training_args)
+    tokenizer, template = load_training_tokenizer(
+        model_args.model_name_or_path,
+        model_args.version,
+        model_max_length=training_args.model_max_length,
+        cache_dir=training_args.cache_dir,
+    )
     data_module = make_supervised_data_module(
         tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
     )
