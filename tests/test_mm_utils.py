@@ -1,29 +1,16 @@
-"""Pictures and prompts become the recorded values; bad pictures are refused in one sentence."""
+"""Pictures and prompts become the recorded values; generation stops where it should."""
 
-import base64
-import io
 import math
-import random
-import threading
-import time
-import zlib
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from text_data import cases, check_picture, check_pixels, clip_processor, make_image, tokenizer_folder
 
 from llava import mm_utils
 from llava.mm_utils import (
     ImageError,
     KeywordsStoppingCriteria,
-    load_image,
-    load_image_from_base64,
     process_images,
     tokenizer_image_token,
 )
@@ -48,8 +35,7 @@ def tokenizers(tmp_path_factory):
     return found
 
 
-# ------------------------------------------------------------------------------------------------ recorded
-# values
+# -------------------- recorded values
 
 
 @pytest.mark.parametrize("case", cases(FILE, "tokenizer_image_token"))
@@ -99,18 +85,6 @@ def test_tiles_are_the_recorded_ones(case):
         check_picture(tile, expected)
 
 
-@pytest.mark.parametrize("case", cases(FILE, "expand2square"))
-def test_padded_pictures_are_the_recorded_ones(case):
-    color = case["input"]["background"]
-    squared = mm_utils.expand2square(
-        make_image(case["input"]["image"]), tuple(color) if isinstance(color, list) else color
-    )
-    if "raises" in case["expected"]:
-        assert (squared.mode, squared.size) == ("RGB", (21, 21))  # the reference fails on grey pictures
-    else:
-        check_picture(squared, case["expected"])
-
-
 @pytest.mark.parametrize("case", cases(FILE, "process_anyres"))
 def test_anyres_pixels_are_the_recorded_ones(case):
     given = case["input"]
@@ -139,20 +113,13 @@ def test_processed_images_are_the_recorded_ones(case):
         assert pixels.shape == (1, 3, 56, 56)  # grey with padding: the reference fails
 
 
-@pytest.mark.parametrize("case", cases(FILE, "base64"))
-def test_base64_pictures_are_the_recorded_ones(case):
-    buffer = io.BytesIO()
-    make_image(case["input"]["image"]).save(buffer, format=case["input"]["format"])
-    check_picture(load_image_from_base64(base64.b64encode(buffer.getvalue())), case["expected"])
-
-
 @pytest.mark.parametrize("case", cases(FILE, "model_name"))
 def test_model_names_are_the_recorded_ones(case):
     name = mm_utils.get_model_name_from_path(case["input"]["path"])
     assert name == (case["expected"] if isinstance(case["expected"], str) else "checkpoint-5")
 
 
-# ---------------------------------------------------------------------------------------------- tiling,
+# -------------------- tiling,
 # processing
 
 
@@ -187,11 +154,6 @@ def test_cutting_a_strip_hardly_changes_what_the_crop_shows(monkeypatch):
     whole = process_images([image], processor, SimpleNamespace())
     monkeypatch.setattr(mm_utils, "_MAX_RESIZED_PIXELS", 0)
     assert (process_images([image], processor, SimpleNamespace()) - whole).abs().mean() < 0.05
-
-
-def test_padding_that_would_exhaust_the_memory_is_refused():
-    with pytest.raises(ImageError, match="crop it first"):
-        mm_utils.expand2square(Image.new("RGB", (1, 30000)), (0, 0, 0))
 
 
 def test_a_text_about_an_end_of_text_token_keeps_all_its_ids():
@@ -275,211 +237,6 @@ def test_generate_takes_the_criteria(tokenizers):
     stopped = model.generate(prompt, stopping_criteria=[criteria], **options)[0, prompt.shape[1] :].tolist()
     assert len(stopped) < len(free) and free[: len(stopped)] == stopped
     assert keyword in tokenizer.decode(stopped)
-
-
-# -------------------------------------------------------------------------------------------------- reading
-# pictures
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=file_format, **options)
-    return buffer.getvalue()
-
-
-def huge_png(width: int, height: int) -> bytes:
-    """The header of a PNG file of any size, and almost no data."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
-RED = Image.new("RGB", (40, 30), (200, 10, 20))
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8))
-BAD = {
-    "empty": (b"", "is empty"),
-    "text": (b"just some text, no picture", "not in a picture format"),
-    "truncated_png": (encoded(NOISE)[:4000], "damaged"),
-    "truncated_jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
-    "cut_header": (encoded(NOISE)[:20], "damaged|not in a picture format"),
-    "20000x20000": (huge_png(20000, 20000), "too large|at most"),
-    "float": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
-    "postscript": (encoded(RED, "EPS"), "PostScript"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_refused_in_one_sentence(name, tmp_path):
-    content, message = BAD[name]
-    file = tmp_path / "picture.png"
-    file.write_bytes(content)
-    with pytest.raises(ImageError, match=message) as caught:
-        load_image(file)
-    assert str(file) in str(caught.value)
-    if name != "float":
-        with pytest.raises(ImageError, match=message):
-            load_image_from_base64(base64.b64encode(content))
-
-
-def test_pixels_are_counted_before_decoding(tmp_path):
-    file = tmp_path / "bomb.png"
-    file.write_bytes(huge_png(13000, 13000))  # below Pillow's own limit, and without the data it announces
-    with (
-        pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(ImageError, match=r"13000 x 13000 = 169,000,000 pixels; at most 1,000,000"),
-    ):
-        load_image(file, max_pixels=1_000_000)
-
-
-def test_missing_files_folders_and_other_schemes_are_refused(tmp_path):
-    with pytest.raises(ImageError, match="No such file"):
-        load_image(tmp_path / "none.png")
-    with pytest.raises(ImageError, match="directory"):
-        load_image(tmp_path)
-    for address in ("ftp://host/a.png", "file:///etc/passwd"):
-        with pytest.raises(ImageError, match="give a path, http:// or https://"):
-            load_image(address)
-    with pytest.raises(ImageError, match="base64"):
-        load_image_from_base64("a")
-
-
-def write(path: Path, image: Image.Image, file_format: str, **options) -> Path:
-    image.save(path, format=file_format, **options)
-    return path
-
-
-def test_every_mode_becomes_rgb(tmp_path, recwarn):
-    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    grey16 = write(tmp_path / "16bit.png", Image.fromarray(ramp * 257), "PNG")
-    np.testing.assert_array_equal(np.asarray(load_image(grey16))[..., 1], ramp)
-    cmyk = write(tmp_path / "cmyk.jpg", RED.convert("CMYK"), "JPEG", quality=95)
-    assert np.abs(np.asarray(load_image(cmyk)).astype(int) - (200, 10, 20)).max() <= 6
-    palette = RED.convert("P", palette=Image.Palette.ADAPTIVE)
-    clear = write(tmp_path / "clear.png", palette, "PNG", transparency=bytes([0, 255]))
-    assert load_image(clear).getpixel((5, 5)) == (200, 10, 20)
-    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "green", "blue")]
-    gif = write(tmp_path / "moving.gif", frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert load_image(gif).getpixel((4, 4)) == (255, 0, 0)
-    for mode in ("1", "L", "LA", "RGBA"):
-        assert load_image(write(tmp_path / f"{mode}.png", RED.convert(mode), "PNG")).mode == "RGB"
-    for size in ((1, 1), (1, 4000)):
-        assert load_image(write(tmp_path / "thin.png", Image.new("RGB", size), "PNG")).size == size
-    assert not recwarn.list
-
-
-def test_the_exif_orientation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    assert load_image(write(tmp_path / "turned.jpg", RED, "JPEG", exif=exif)).size == (40, 30)
-
-
-class Server(BaseHTTPRequestHandler):
-    """Answers each path with one of the misbehaviours that a web server may have."""
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/redirect"):
-            target = {
-                "/redirect": "/picture",
-                "/redirect-loop": "/redirect-loop",
-                "/redirect-file": "file:///etc/passwd",
-            }
-            self.send_response(302)
-            self.send_header("Location", target[self.path])
-            self.end_headers()
-            return
-        picture = encoded(RED)
-        self.send_response(404 if self.path == "/missing" else 200)
-        if self.path in ("/picture", "/cut"):
-            self.send_header("Content-Length", str(len(picture)))
-        elif self.path == "/announced":
-            self.send_header("Content-Length", str(10**12))
-        self.end_headers()
-        if self.path == "/picture":
-            self.wfile.write(picture)
-        elif self.path == "/cut":
-            self.wfile.write(picture[:50])
-        elif self.path == "/page":
-            self.wfile.write(b"<html>no picture</html>")
-        elif self.path in ("/endless", "/drip"):
-            end = time.monotonic() + 10
-            while time.monotonic() < end:
-                try:
-                    self.wfile.write(b"x" * (100_000 if self.path == "/endless" else 1))
-                except OSError:
-                    return
-                time.sleep(0.02)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}"
-    http.shutdown()
-    http.server_close()
-
-
-@pytest.mark.parametrize("path", ["/picture", "/redirect"])
-def test_pictures_are_loaded_from_urls(path, server):
-    assert load_image(server + path).tobytes() == RED.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/missing", "status 404"),
-        ("/redirect-loop", "TooManyRedirects"),
-        ("/redirect-file", "does not load"),
-        ("/announced", "larger than 300,000 bytes"),
-        ("/endless", "larger than 300,000 bytes"),
-        ("/drip", "within 0.5 seconds"),
-        ("/cut", "does not load|damaged"),
-        ("/page", "not in a picture format"),
-    ],
-)
-def test_bad_urls_are_refused_in_time(path, message, server):
-    start = time.monotonic()
-    with pytest.raises(ImageError, match=message):
-        load_image(server + path, timeout_s=0.5, max_bytes=300_000)
-    assert time.monotonic() - start < 5
-
-
-def test_an_unreachable_host_is_refused(server):
-    with pytest.raises(ImageError, match="does not load: ConnectionError"):
-        load_image("http://127.0.0.1:9/picture.png", timeout_s=2)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_random_bytes_never_raise_anything_else():
-    random.seed(1)
-    sources = [
-        encoded(NOISE),
-        encoded(NOISE, "JPEG"),
-        encoded(NOISE, "GIF"),
-        encoded(NOISE, "TIFF"),
-        encoded(NOISE, "BMP"),
-    ]
-    refused = 0
-    for _ in range(300):
-        data = bytearray(random.choice(sources))
-        for _ in range(random.randint(1, 12)):
-            data[random.randrange(min(len(data), 400))] = random.randrange(256)
-        try:
-            load_image_from_base64(base64.b64encode(bytes(data)), max_pixels=100_000)
-        except ImageError:
-            refused += 1
-    assert refused > 20
 
 
 def test_kept_pixels_are_never_more_than_the_picture_has():
