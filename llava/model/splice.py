@@ -138,8 +138,6 @@ def splice_rows(
     rows = []
     for ids, row_labels, embeds, indices in zip(input_ids, labels, text_embeds, assigned, strict=True):
         used = [features[index].to(embeds) for index in indices]
-        if not used and len(features):
-            used = [features[0].to(embeds)]  # below only its empty slice is used
         rows.append(_splice_row(ids, row_labels, embeds, used))
     return rows
 
