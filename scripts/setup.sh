@@ -65,9 +65,8 @@ pip_setting() { "$VENV/bin/python" -m pip config get "global.$1" 2>/dev/null | t
 install_all() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -c "$CONSTRAINTS" uv 2>/dev/null ||
         say "uv could not be installed; going on with pip, which is slower"
-    install -c "$CONSTRAINTS" -e ".[$EXTRAS]"
-    "$VENV/bin/python" - <<'PYTHON'
-import accelerate, llava, matplotlib, numpy, peft, PIL, sentencepiece, sklearn, torch, transformers  # noqa: E401
+    install -c "$CONSTRAINTS" -e ".[$EXTRAS]" && "$VENV/bin/python" - <<'PYTHON'
+import llava, matplotlib, numpy, PIL, sentencepiece, sklearn, torch, transformers  # noqa: E401
 print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}")
 PYTHON
 }

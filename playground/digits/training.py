@@ -1,0 +1,89 @@
+"""Stage 1 and stage 2 through llava/train/train_mem.py, with the flags of scripts/v1_5 and small sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The flags of scripts/v1_5/pretrain.sh and finetune.sh that both stages share.
+SHARED = {
+    "vision_tower": "{work}/models/tower",
+    "model_name_or_path": "{work}/models/llm",
+    "image_folder": "{work}/data/images",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": "-2",
+    "mm_use_im_start_end": "False",
+    "mm_use_im_patch_token": "False",
+    "per_device_eval_batch_size": "4",
+    "gradient_accumulation_steps": "1",
+    "evaluation_strategy": "no",
+    "save_strategy": "no",
+    "save_total_limit": "1",
+    "weight_decay": "0.",
+    "warmup_ratio": "0.03",
+    "lr_scheduler_type": "cosine",
+    "logging_steps": "10",
+    "model_max_length": "2048",
+    "gradient_checkpointing": "False",
+    "dataloader_num_workers": "1",
+    "lazy_preprocess": "True",
+    "report_to": "none",
+}
+STAGES = {
+    "pretrain": {
+        "version": "plain",
+        "data_path": "{work}/data/pretrain.json",
+        "tune_mm_mlp_adapter": "True",
+        "output_dir": "{work}/llava-digits-pretrain",
+        "num_train_epochs": "1",
+        "per_device_train_batch_size": "32",
+        "learning_rate": "1e-3",
+    },
+    "finetune": {
+        "version": "v1",
+        "data_path": "{work}/data/finetune.json",
+        "pretrain_mm_mlp_adapter": "{work}/llava-digits-pretrain/mm_projector.bin",
+        "image_aspect_ratio": "pad",
+        "group_by_modality_length": "True",
+        "output_dir": "{work}/llava-digits",
+        "num_train_epochs": "1",
+        "per_device_train_batch_size": "16",
+        "learning_rate": "1e-3",
+    },
+}
+
+
+def command(stage: str, work: Path, device: str) -> list[str]:
+    """Build the command line of a stage."""
+    on_gpu = device.startswith("cuda")
+    flags = {**SHARED, **STAGES[stage], "bf16": str(on_gpu), "tf32": str(on_gpu)}
+    if not on_gpu:
+        flags["use_cpu"] = "True"
+    words = [sys.executable, "llava/train/train_mem.py"]
+    for name, value in flags.items():
+        words += [f"--{name}", value.format(work=work)]
+    return words
+
+
+def train(stage: str, work: Path, device: str) -> None:
+    """Run a stage; its progress bar goes to the terminal. Raises CalledProcessError when it fails."""
+    words = command(stage, work, device)
+    print(f"$ python {' '.join(words[1:])}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    if device.startswith("cuda:"):
+        environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
+    elif device == "cuda":
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process: more GPUs would mean DataParallel
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)
+
+
+def loss_history(work: Path, stage: str) -> list[tuple[int, float]]:
+    """Read (step, loss) from what a stage logged."""
+    folder = work / Path(STAGES[stage]["output_dir"].format(work="")).name
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]

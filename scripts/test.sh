@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Sets up, then runs lint, types and all tests.
+#   bash scripts/test.sh             everything, with the versions of constraints.txt
+#   bash scripts/test.sh --fast      without the tests marked slow
+#   bash scripts/test.sh --oldest    with the oldest supported versions, in .venv-oldest (tests only, no lint)
+# Further arguments go to pytest: bash scripts/test.sh --fast -k tokenizer
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fast=no oldest=no
+pytest_arguments=()
+for argument in "$@"; do
+    case "$argument" in
+        --fast) fast=yes ;;
+        --oldest) oldest=yes ;;
+        *) pytest_arguments+=("$argument") ;;
+    esac
+done
+
+venv=.venv
+if [ "$oldest" = yes ]; then
+    venv=.venv-oldest
+    export VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+fi
+bash scripts/setup.sh
+python="$venv/bin/python"
+
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=1 # one thread a worker: two workers share two cores
+started=$SECONDS
+
+step() {
+    printf '\n== %s\n' "$1"
+    shift
+    "$@" || {
+        printf 'test.sh: FAILED: %s\n' "$*" >&2
+        exit 1
+    }
+}
+
+# run_tests TITLE MARKS: the tests with these marks; pytest's exit code 5 (no test left by a -k) is no failure
+run_tests() {
+    local workers code=0
+    workers="$("$python" -c 'import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')"
+    printf '\n== %s\n' "$1"
+    "$python" -m pytest -q -n "$workers" --dist worksteal -m "$2" ${pytest_arguments[@]+"${pytest_arguments[@]}"} || code=$?
+    if [ "$code" = 5 ] && [ "${#pytest_arguments[@]}" -gt 0 ]; then
+        return
+    fi
+    if [ "$code" != 0 ]; then
+        printf 'test.sh: FAILED: %s (pytest exit code %s)\n' "$1" "$code" >&2
+        exit 1
+    fi
+}
+
+if [ "$oldest" = no ]; then
+    step "ruff check" "$python" -m ruff check .
+    step "ruff format --check" "$python" -m ruff format --check .
+    step "mypy" "$python" -m mypy
+fi
+run_tests "fast tests" "not slow"
+[ "$fast" = yes ] || run_tests "slow tests" "slow"
+printf '\ntest.sh: all passed in %s s\n' "$((SECONDS - started))"

@@ -1,0 +1,229 @@
+"""The rules of the house: who imports whom, sizes of files and functions, lazy imports, public names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "llava").rglob("*.py"))
+SOURCES = [
+    path for folder in ("llava", "playground", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")
+]
+
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 70
+
+# A room may import rooms of a lower number, and itself.
+FLOORS = {
+    "constants": 0,
+    "utils": 1,
+    "_pictures": 2,
+    "conversation": 3,
+    "mm_utils": 3,
+    "model": 4,
+    "inference": 5,
+    "train": 6,
+    "serve": 6,
+    "eval": 6,
+}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def _modules_imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names of llava's modules that a file imports, also inside functions."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            yield module
+            if module == "llava":
+                yield from (f"llava.{alias.name}" for alias in node.names)
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PACKAGE if p.name != "__init__.py" or p.parent.name != "llava"], ids=_name
+)
+def test_imports_point_to_lower_floors_only(path: Path) -> None:
+    parts = path.relative_to(ROOT / "llava").parts
+    own = parts[0].removesuffix(".py")
+    assert own in FLOORS, f"{_name(path)} is in no known room; add the room to FLOORS"
+    for module in _modules_imported(path):
+        if not module.startswith("llava."):
+            continue
+        room = _room(module)
+        if room not in FLOORS or room == own:
+            continue
+        assert FLOORS[room] < FLOORS[own], f"{_name(path)} imports {module}, which is not below it"
+
+
+def test_an_upward_import_would_be_found() -> None:
+    path = ROOT / "llava" / "train" / "train.py"
+    assert {"model", "train"} <= {_room(one) for one in _modules_imported(path) if one.startswith("llava.")}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_no_star_imports_and_no_bare_excepts(path: Path) -> None:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{_name(path)}:{node.lineno}: star import"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{_name(path)}:{node.lineno}: bare except"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = path.read_text().count("\n")
+    assert lines <= MAX_FILE_LINES, f"{_name(path)} has {lines} lines, {MAX_FILE_LINES} are allowed"
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, (
+                f"{_name(path)}:{node.lineno}: {node.name} has {length} lines"
+            )
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=_name)
+def test_files_say_what_lives_in_them(path: Path) -> None:
+    assert ast.get_docstring(_tree(path)), f"{_name(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=_name)
+def test_public_functions_are_annotated(path: Path) -> None:
+    bare = [
+        node.name
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+        and node.returns is None
+    ]
+    assert not bare, f"{_name(path)}: no return type: {bare}"
+
+
+def test_only_checkpoint_unpickles() -> None:
+    offenders = {
+        _name(path)
+        for path in PACKAGE
+        if re.search(r"\btorch\.load\(|\bpickle\.loads?\(|weights_only=False", path.read_text())
+    }
+    assert offenders <= {"llava/model/checkpoint.py"}
+    assert "weights_only=True" in (ROOT / "llava/model/checkpoint.py").read_text()
+
+
+# ---- what an import loads ----
+
+
+def _loaded_by(statement: str) -> set[str]:
+    """Run a statement in a new interpreter; returns the top-level modules that are loaded then."""
+    code = f"import sys; {statement}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import llava", "import llava.constants", "import llava.conversation"])
+def test_light_imports_load_no_torch(statement: str) -> None:
+    assert not {"torch", "transformers"} & _loaded_by(statement)
+
+
+OPTIONAL = {
+    "deepspeed",
+    "bitsandbytes",
+    "flash_attn",
+    "xformers",
+    "gradio",
+    "fastapi",
+    "uvicorn",
+    "openai",
+    "wandb",
+}
+
+
+@pytest.mark.slow
+def test_no_optional_package_is_imported_before_it_is_asked_for() -> None:
+    statement = "import llava.model.builder, llava.train.args, llava.train.dataset, llava.serve.cli, llava.eval.run_llava"
+    assert not OPTIONAL & _loaded_by(statement)
+
+
+# ---- public names (the reference's, and what other projects import) ----
+
+PUBLIC = {
+    "llava": "LlavaLlamaForCausalLM",
+    "llava.constants": "CONTROLLER_HEART_BEAT_EXPIRATION WORKER_HEART_BEAT_INTERVAL LOGDIR IGNORE_INDEX "
+    "IMAGE_TOKEN_INDEX DEFAULT_IMAGE_TOKEN DEFAULT_IMAGE_PATCH_TOKEN DEFAULT_IM_START_TOKEN "
+    "DEFAULT_IM_END_TOKEN IMAGE_PLACEHOLDER",
+    "llava.conversation": "SeparatorStyle Conversation default_conversation conv_templates conv_vicuna_v0 "
+    "conv_vicuna_v1 conv_llama_2 conv_llava_llama_2 conv_mistral_instruct conv_chatml_direct conv_mpt "
+    "conv_llava_plain conv_llava_v0 conv_llava_v0_mmtag conv_llava_v1 conv_llava_v1_mmtag",
+    "llava.mm_utils": "select_best_resolution resize_and_pad_image divide_to_patches get_anyres_image_grid_shape "
+    "process_anyres_image load_image_from_base64 expand2square process_images tokenizer_image_token "
+    "get_model_name_from_path KeywordsStoppingCriteria",
+    "llava.utils": "server_error_msg moderation_msg handler build_logger StreamToLogger disable_torch_init "
+    "violates_moderation pretty_print_semaphore",
+    "llava.model": "LlavaLlamaForCausalLM LlavaConfig LlavaMptForCausalLM LlavaMptConfig "
+    "LlavaMistralForCausalLM LlavaMistralConfig",
+    "llava.model.builder": "load_pretrained_model LlavaLlamaForCausalLM LlavaMptForCausalLM "
+    "LlavaMistralForCausalLM DEFAULT_IMAGE_PATCH_TOKEN DEFAULT_IM_START_TOKEN DEFAULT_IM_END_TOKEN",
+    "llava.model.llava_arch": "LlavaMetaModel LlavaMetaForCausalLM unpad_image get_anyres_image_grid_shape "
+    "build_vision_tower build_vision_projector",
+    "llava.model.language_model.llava_llama": "LlavaConfig LlavaLlamaModel LlavaLlamaForCausalLM",
+    "llava.model.language_model.llava_mistral": "LlavaMistralConfig LlavaMistralModel LlavaMistralForCausalLM",
+    "llava.model.language_model.llava_mpt": "LlavaMptConfig LlavaMptModel LlavaMptForCausalLM",
+    "llava.model.multimodal_encoder.builder": "build_vision_tower",
+    "llava.model.multimodal_encoder.clip_encoder": "CLIPVisionTower CLIPVisionTowerS2",
+    "llava.model.multimodal_projector.builder": "IdentityMap SimpleResBlock build_vision_projector",
+    "llava.model.apply_delta": "apply_delta",
+    "llava.model.make_delta": "make_delta",
+    "llava.model.consolidate": "consolidate_ckpt",
+    "llava.model.utils": "auto_upgrade",
+    "llava.model.tokenizer": "load_tokenizer",
+    "llava.train.train": "rank0_print local_rank IS_TOKENIZER_GREATER_THAN_0_14 ModelArguments DataArguments "
+    "TrainingArguments maybe_zero_3 get_peft_state_maybe_zero_3 get_peft_state_non_lora_maybe_zero_3 "
+    "get_mm_adapter_state_maybe_zero_3 find_all_linear_names safe_save_model_for_hf_trainer "
+    "smart_tokenizer_and_embedding_resize _tokenize_fn _mask_targets _add_speaker_and_signal "
+    "preprocess_multimodal preprocess_llama_2 preprocess_v1 preprocess_mpt preprocess_plain preprocess "
+    "LazySupervisedDataset DataCollatorForSupervisedDataset make_supervised_data_module train "
+    "conversation_lib LLaVATrainer tokenizer_image_token",
+    "llava.train.llava_trainer": "maybe_zero_3 get_mm_adapter_state_maybe_zero_3 split_to_even_chunks "
+    "get_modality_length_grouped_indices get_length_grouped_indices LengthGroupedSampler LLaVATrainer",
+    "llava.train.llama_flash_attn_monkey_patch": "replace_llama_attn_with_flash_attn",
+    "llava.train.llama_xformers_attn_monkey_patch": "replace_llama_attn_with_xformers_attn",
+    "llava.serve.cli": "load_image main",
+    "llava.eval.run_llava": "image_parser load_image load_images eval_model",
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_exist(module: str) -> None:
+    loaded = importlib.import_module(module)
+    missing = [name for name in PUBLIC[module].split() if not hasattr(loaded, name)]
+    assert not missing, f"{module} lacks {missing}"
+
+
+def test_star_import_of_train_gives_the_names_that_others_use() -> None:
+    from llava.train import train
+
+    names = set(getattr(train, "__all__", dir(train)))
+    assert {"LazySupervisedDataset", "preprocess", "preprocess_multimodal", "train", "LLaVATrainer"} <= names
