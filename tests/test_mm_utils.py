@@ -119,8 +119,7 @@ def test_model_names_are_the_recorded_ones(case):
     assert name == (case["expected"] if isinstance(case["expected"], str) else "checkpoint-5")
 
 
-# -------------------- tiling,
-# processing
+# -------------------- tiling and processing
 
 
 def test_pinpoints_may_be_any_list_and_bad_ones_are_refused():
@@ -168,8 +167,7 @@ def test_a_text_about_an_end_of_text_token_keeps_all_its_ids():
     assert tokenizer_image_token("|a<image>bc<image>|d", NeoxLike()) == [0, 97, -200, 98, 99, -200, 100]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# stopping
+# -------------------- stopping
 
 
 @pytest.mark.parametrize("case", cases(FILE, "stopping"))

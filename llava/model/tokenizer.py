@@ -49,15 +49,16 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key)}
     config = _read_config(path, hub)
     kind = config.get("tokenizer_class")
-    has_model = _find(path, MODEL_FILE, hub) is not None
+    model_file = _find(path, MODEL_FILE, hub)
     if "padding_side" not in config:
         kwargs.setdefault("padding_side", "right")
-    if kind in _LLAMA_CLASSES and has_model:
+    if kind in _LLAMA_CLASSES and model_file:
         # transformers drops these two settings of a folder that also holds a tokenizer.json
         for key in ("add_bos_token", "add_eos_token"):
             if config.get(key) is not None:
                 kwargs.setdefault(key, config[key])
-        return _load(LlamaTokenizer, path, kwargs)
+        # named, because transformers may pick a tokenizer.model.v3 that lies beside it
+        return _load(LlamaTokenizer, path, {**kwargs, "vocab_file": model_file})
     if kind in _NEOX_CLASSES and _find(path, FAST_FILE, hub) is not None:
         return _load_neox(path, config, kwargs)
     if kind in _LLAMA_CLASSES and not any(_find(path, name, hub) for name in (FAST_FILE, "vocab.json")):
