@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -165,8 +164,10 @@ def save_trained_model(trainer: Any, training_args: Any) -> None:
     else:
         safe_save_model_for_hf_trainer(trainer, training_args.output_dir)
     if training_args.should_save:
-        with contextlib.suppress(OSError):
+        try:
             draw_loss_curve(trainer.state.log_history, Path(training_args.output_dir) / LOSS_CURVE_FILE)
+        except OSError as error:  # the model is written; a picture is not worth failing for
+            logger.warning("no loss curve was written: %s", error)
 
 
 # ---- the loss curve ----
