@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, MptForCausalLM, MptModel
 
@@ -20,7 +21,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
 
     config_class = LlavaMptConfig
 
-    def embed_tokens(self, input_ids):
+    def embed_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embed token ids; the name that Llama models have."""
         return self.wte(input_ids)
 
