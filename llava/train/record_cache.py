@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import mmap
 import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,25 @@ CACHE_FOLDER = ".llava_cache"
 HOME_CACHE = Path("~/.cache/llava")
 
 
-def open_table(source: Source, cache_dir: str | Path | None = None) -> tuple[pa.Table, Path | None]:
-    """Return the records of a source as a table, and the file that it is mapped from (None: in memory).
+@dataclass(frozen=True)
+class Table:
+    """An Arrow table, and the file and mapping that it lies in; neither for a table in memory."""
+
+    arrow: pa.Table
+    path: Path | None = None
+    pages: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Unmap the pages that were read; they stay in the machine's cache and are mapped again when needed.
+
+        Without this, each process would seem to own a copy of the whole table after an epoch.
+        """
+        if self.pages is not None and hasattr(self.pages, "madvise"):
+            self.pages.madvise(mmap.MADV_DONTNEED)
+
+
+def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
+    """Return the records of a source as a table.
 
     Columns: record (JSON text), words, images (counts), stray (image mark without image), fault (null when
     there is none), file (number of the file within the source). The table is kept in `cache_dir`, by default
@@ -42,14 +61,15 @@ def open_table(source: Source, cache_dir: str | Path | None = None) -> tuple[pa.
     if total <= IN_MEMORY_BYTES and cache_dir is None:
         import pyarrow
 
-        return pyarrow.Table.from_batches(list(_batches(source, lambda count: None)), schema=_schema()), None
+        batches = list(_batches(source, lambda count: None))
+        return Table(pyarrow.Table.from_batches(batches, schema=_schema()))
     name = _cache_name(source, sizes)
     folders = _cache_folders(source, cache_dir)
     for folder in folders:
         path = folder / name
         table = map_table(path)
         if table is not None:
-            return table, path
+            return table
     path = _writable(folders) / name
     with _one_process(path, source.name):
         table = map_table(path)  # another process may have been first
@@ -61,20 +81,22 @@ def open_table(source: Source, cache_dir: str | Path | None = None) -> tuple[pa.
             table = map_table(path)
     if table is None:
         raise DataError(f"the table {path} vanished or is damaged; choose another --data_cache_dir")
-    return table, path
+    return table
 
 
-def map_table(path: Path) -> pa.Table | None:
+def map_table(path: Path) -> Table | None:
     """Map a table into memory without reading it; None when there is none, or it is damaged."""
     import pyarrow
 
     if not path.exists():
         return None
     try:
-        with pyarrow.memory_map(str(path)) as file:
-            options = pyarrow.ipc.IpcReadOptions(use_threads=False)
-            return pyarrow.ipc.open_file(file, options=options).read_all()
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        options = pyarrow.ipc.IpcReadOptions(use_threads=False)
+        buffer = pyarrow.py_buffer(pages)  # the table's columns point into the mapping
+        return Table(pyarrow.ipc.open_file(buffer, options=options).read_all(), path, pages)
+    except (pyarrow.ArrowInvalid, OSError, ValueError) as error:  # ValueError: an empty file
         logger.warning("the table %s cannot be used and is made anew: %s", path, error)
         return None
 

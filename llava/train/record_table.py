@@ -21,29 +21,43 @@ from llava.train.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
+READS_BEFORE_RELEASE = 1000  # each may map 64 kB
+
 
 class _Part:
     """The records of one source, and which of them are used in which order."""
 
     def __init__(self, source: Source, cache_dir: str | Path | None, seed: int) -> None:
         self.source = source
-        self._table, self.path = open_table(source, cache_dir)
-        if not len(self._table):
+        self._table = open_table(source, cache_dir)
+        if not len(self.table):
             raise DataError(f"{source.name} holds an empty list; there is nothing to train on")
-        self.picks = _pick(len(self._table), source, seed)  # None: all, as they stand
+        self.picks = _pick(len(self.table), source, seed)  # None: all, as they stand
+        self._reads = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker process maps the file again instead of getting a copy
-        return {**self.__dict__, "_table": None if self.path else self._table}
+        return {**self.__dict__, "_table": self._table.path or self._table}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._table, Path):
+            path, mapped = self._table, map_table(self._table)
+            if mapped is None:
+                raise DataError(f"the table {path} is gone; it must stay while training runs")
+            self._table = mapped
 
     @property
     def table(self) -> Any:
-        """The Arrow table. Raises DataError when its file was deleted."""
-        if self._table is None and self.path is not None:
-            self._table = map_table(self.path)
-            if self._table is None:
-                raise DataError(f"the table {self.path} is gone; it must stay while training runs")
-        return self._table
+        """The Arrow table."""
+        return self._table.arrow
+
+    def text(self, index: int) -> str:
+        """Return the JSON text of a record."""
+        self._reads += 1
+        if self._reads % READS_BEFORE_RELEASE == 0:
+            self._table.release()
+        return self.table.column("record")[self.row(index)].as_py()
 
     def __len__(self) -> int:
         return len(self.table) if self.picks is None else len(self.picks)
@@ -125,7 +139,7 @@ class RecordTable(Sequence[Record]):
     def text(self, index: int) -> str:
         """Return the JSON text of a record as it stood in its file."""
         part, own = self._locate(index)
-        return part.table.column("record")[part.row(own)].as_py()
+        return part.text(own)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))

@@ -79,6 +79,7 @@ def measure_json(path: Path) -> dict[str, Any]:
     return {
         "load_s": round(loaded, 2),
         "with_lengths_s": round(time.perf_counter() - begin, 2),
+        "cpu_s": round(time.process_time(), 2),
         "records": len(records),
         "words": sum(lengths),
         "memory_mb": memory(psutil.Process()),
@@ -90,12 +91,13 @@ def measure_table(path: Path, workers: int) -> dict[str, Any]:
     from llava.train.record_table import load_records
 
     before = memory(psutil.Process())
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     records = load_records(path)
     lengths = records.words + 128 * records.with_images
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     result = {
         "start_s": round(seconds, 3),
+        "start_cpu_s": round(cpu, 3),
         "records": len(records),
         "words": int(lengths.sum()),
         "before_mb": before,
