@@ -24,6 +24,7 @@ from llava.model.mm_config import MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.saving import save_whole_model
+from llava.model.sharding import whole
 from llava.model.splice import Row, merge_tiles, pad_rows, per_image, splice_rows, unpad_image
 from llava.utils import UserError
 
@@ -77,7 +78,7 @@ class LlavaMetaModel(_LLM):
         tower = getattr(self, "vision_tower", None)
         return tower[0] if isinstance(tower, list) else tower  # FSDP callers hide it in a list
 
-    def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[str] | None = None) -> None:
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
         """Give the model its tower and projector for training, as `model_args` says; writes them to the
         config.
 
@@ -119,18 +120,19 @@ class LlavaMetaModel(_LLM):
     def load_projector(self, weights: dict[str, torch.Tensor], source: str) -> None:
         """Fill the projector from weights named `...mm_projector.*`; `source` is named in errors."""
         found = part_of(weights, "mm_projector")
-        expected = {name: tuple(value.shape) for name, value in self.mm_projector.state_dict().items()}
-        if {name: tuple(value.shape) for name, value in found.items()} != expected:
-            stored = {name: tuple(value.shape) for name, value in found.items()}
-            raise CheckpointError(
-                f"{source} does not fit the projector {self.config.mm_projector_type!r}: it holds "
-                f"{stored or 'none'}, "
-                f"expected {expected}. Check mm_projector_type and the width of tower and LLM."
-            )
-        self.mm_projector.load_state_dict(found)
         newline = next((value for name, value in weights.items() if name.endswith("image_newline")), None)
+        with whole(self.mm_projector.parameters(), write=True):
+            expected = {name: tuple(value.shape) for name, value in self.mm_projector.state_dict().items()}
+            if {name: tuple(value.shape) for name, value in found.items()} != expected:
+                stored = {name: tuple(value.shape) for name, value in found.items()}
+                raise CheckpointError(
+                    f"{source} does not fit the projector {self.config.mm_projector_type!r}: it holds "
+                    f"{stored or 'none'}, "
+                    f"expected {expected}. Check mm_projector_type and the width of tower and LLM."
+                )
+            self.mm_projector.load_state_dict(found)
         if newline is not None and getattr(self, "image_newline", None) is not None:
-            with torch.no_grad():
+            with whole([self.image_newline], write=True), torch.no_grad():
                 self.image_newline.copy_(newline)
 
 
@@ -160,11 +162,9 @@ class LlavaMetaForCausalLM(_LLM):
     def encode_images(self, images: Images) -> Any:
         """Return the projected features (N, P, C) of images (N, 3, H, W), or of a list of (3, H, W)."""
         features = self.get_vision_tower()(images)
-        return (
-            [self._project(one) for one in features]
-            if isinstance(features, list)
-            else self._project(features)
-        )
+        if torch.is_tensor(features):
+            return self._project(features)
+        return list(self._project(torch.cat(features)).split([len(one) for one in features]))
 
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         projector = self.get_model().mm_projector
@@ -374,14 +374,15 @@ class LlavaMetaForCausalLM(_LLM):
                 "%s holds no embeddings of <im_start> and <im_end>; they start from the mean", file
             )
             return
-        embeddings = self.get_input_embeddings().weight.data
-        if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
-            raise CheckpointError(
-                f"{file} holds embeddings of shape {tuple(stored.shape)}; expected "
-                f"{tuple(embeddings.shape)}, or "
-                f"({new}, {embeddings.shape[1]}) for the {new} new tokens."
-            )
-        embeddings[-new:] = stored[-new:].to(embeddings)
+        with whole([self.get_input_embeddings().weight], write=True):
+            embeddings = self.get_input_embeddings().weight.data
+            if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
+                raise CheckpointError(
+                    f"{file} holds embeddings of shape {tuple(stored.shape)}; expected "
+                    f"{tuple(embeddings.shape)}, or "
+                    f"({new}, {embeddings.shape[1]}) for the {new} new tokens."
+                )
+            embeddings[-new:] = stored[-new:].to(embeddings)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see `llava.model.saving`."""
@@ -401,5 +402,6 @@ def refuse_image_tokens(input_ids: torch.Tensor) -> None:
 def average_new_rows(model: Any, new: int) -> None:
     """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        rows = embeddings.weight.data
-        rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)
+        with whole([embeddings.weight], write=True):
+            rows = embeddings.weight.data
+            rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)

@@ -22,6 +22,8 @@ def start(training_args: Any) -> None:
     gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises UserError for
     a DeepSpeed config that would overrule flags of the command line.
     """
+    if training_args.fsdp and training_args.use_cpu:
+        _allow_fsdp_on_cpu(training_args.distributed_state)
     if not training_args.deepspeed:
         return
     deepspeed = import_optional("deepspeed", needed_for="--deepspeed", install="llava[train]")
@@ -30,6 +32,19 @@ def start(training_args: Any) -> None:
         os.environ.update(_environment_of_one())
     if training_args.use_cpu:
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def _allow_fsdp_on_cpu(state: Any) -> None:
+    """Make accelerate shard on a CPU: it reads FSDP settings for accelerators only, and would run DDP."""
+    from accelerate.utils import DistributedType
+
+    if state.distributed_type is DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU  # becomes FSDP when the Trainer is built
+
+
+def uses_fsdp_1(training_args: Any) -> bool:
+    """Tell whether the old FSDP trains, which cannot hold frozen and trained weights together."""
+    return bool(training_args.fsdp) and (training_args.fsdp_plugin_args or {}).get("fsdp_version") == 1
 
 
 def _environment_of_one() -> dict[str, str]:

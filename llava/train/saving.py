@@ -17,6 +17,7 @@ from llava.model.checkpoint import (
     read_tensors,
     save_tensors,
 )
+from llava.model.sharding import full_values
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +32,11 @@ LOSS_CURVE_FILE = "loss_curve.png"
 
 
 def maybe_zero_3(param: torch.Tensor, ignore_status: bool = False, name: str | None = None) -> torch.Tensor:
-    """Return a parameter's full values on the CPU, gathered from all ranks if ZeRO-3 has split it.
+    """Return a parameter's full values on the CPU, gathered from all ranks if ZeRO-3 or FSDP2 has split it.
 
     `ignore_status` and `name` are accepted because callers of the reference pass them.
     """
-    if not hasattr(param, "ds_id"):
-        return param.detach().cpu().clone()
-    from deepspeed import zero
-
-    with zero.GatheredParameters([param]):
-        return param.data.detach().cpu().clone()
+    return full_values(param)
 
 
 def _gathered(named: NamedParams) -> dict[str, torch.Tensor]:

@@ -217,7 +217,10 @@ def _attach_vision(
     training_args: TrainingArguments,
 ) -> None:
     """Give the model its tower and projector, set what of them trains, and record it all in the config."""
-    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+    set_seed(training_args.seed)  # again: ZeRO-3 draws more numbers while it loads an LLM than others do
+    model.get_model().initialize_vision_modules(
+        model_args=model_args, fsdp=distributed.uses_fsdp_1(training_args)
+    )
     tower = model.get_vision_tower()
     tower.to(dtype=adapters.tower_dtype(training_args), device=training_args.device)
     data_args.image_processor = tower.image_processor
