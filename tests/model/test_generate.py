@@ -133,6 +133,21 @@ def test_the_call_of_evaluation_programs(build):
     assert 1 <= got.shape[1] <= 4
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("images", [None, tiny.pixels()], ids=["text", "image"])
+def test_given_positions_reach_the_llm(build, family, images):
+    """Spliced rows count from 0 again; without images the caller's own positions are used."""
+    model, seen = build(family), []
+    model.get_model().register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    ids = tiny.prompt(3, "image", 4) if images is not None else tiny.prompt(6)
+    positions = torch.arange(ids.shape[1])[None] + 5
+    model.generate(ids, images=images, position_ids=positions, max_new_tokens=2, do_sample=False)
+    expected = list(range(7 + tiny.PATCHES)) if images is not None else positions[0].tolist()
+    assert seen[0][0].tolist() == expected
+
+
 def test_static_cache_gives_the_same_tokens(build):
     model = build("llama")
     ids, images = tiny.prompt(3, "image", 4), tiny.pixels()

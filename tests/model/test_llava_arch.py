@@ -237,6 +237,16 @@ def test_a_projector_that_lora_froze_trains_again(build, tower):
     assert all(torch.equal(value, before[name]) for name, value in projector.state_dict().items())
 
 
+def test_a_tower_that_is_there_follows_the_arguments(build, tower):
+    """Finetuning a checkpoint with other settings than it was trained with."""
+    model = build()
+    fields = {"mm_vision_select_layer": -1, "mm_vision_select_feature": "cls_patch"}
+    model.get_model().initialize_vision_modules(arguments(tower, **fields))
+    assert (model.get_vision_tower().select_layer, model.config.mm_vision_select_layer) == (-1, -1)
+    out = model(input_ids=tiny.prompt(2, "image"), images=tiny.pixels())
+    assert out.logits.shape[1] == 2 + 17
+
+
 def test_fsdp_callers_get_a_hidden_tower(text_llava, tower):
     text_llava.get_model().initialize_vision_modules(arguments(tower), fsdp=["full_shard"])
     assert isinstance(text_llava.get_model().vision_tower, list)
