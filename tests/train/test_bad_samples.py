@@ -163,3 +163,23 @@ def test_ranks_tell_together(tmp_path: Path) -> None:
         process.join(60)
     assert set(found[0]) == set(found[1]) == {"record 0", "record 1", "record 7"}
     assert (tmp_path / "out0" / "skipped_samples.json").exists() and not (tmp_path / "out1").exists()
+
+
+def test_a_run_of_training_skips_and_reports(
+    checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = json.loads((training_data / "finetune.json").read_text())[:16]
+    records[4]["image"] = "gone.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    more = (
+        f"--version v1 --data_path {tmp_path}/data.json --mm_projector_type mlp2x_gelu --save_strategy no "
+        "--mm_use_im_patch_token False --learning_rate 1e-4 --group_by_modality_length True"
+    )
+    output = tmp_path / "llava-out"
+    argv = recorded_training.flags(checkpoints, training_data, output, more)
+    with pytest.raises(DataError, match=r"record 4 \(id 'f4'\): the image .*gone.png"):
+        recorded_training.run_train(argv)
+    run = recorded_training.run_train([*argv, "--on_bad_sample", "skip"])
+    assert len(run.loss) == 4 and sorted(run.read) == list(range(16))
+    assert list(json.loads((output / "skipped_samples.json").read_text())) == ["record 4 (id 'f4')"]
+    assert "1 sample(s) could not be used and were replaced" in caplog.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,3 +293,77 @@ def test_a_plain_loader_has_no_end(make: Any, shards: str) -> None:
     collator = DataCollatorForSupervisedDataset(make(shards).tokenizer)
     loader = iter(DataLoader(make(shards), batch_size=7, collate_fn=collator))
     assert [len(next(loader)["input_ids"]) for _ in range(10)] == [7] * 10
+
+
+# ---- training from a stream ----
+
+
+@pytest.fixture(scope="module")
+def chat_shards(tmp_path_factory: pytest.TempPathFactory, training_data: Path) -> str:
+    """The finetuning data of the recorded runs as four tar shards."""
+    folder = tmp_path_factory.mktemp("chat")
+    records = json.loads((training_data / "finetune.json").read_text())
+    for shard in range(4):
+        files: dict[str, bytes] = {}
+        for one in records[shard::4]:
+            image = one.pop("image", None)
+            files[f"{one['id']}.json"] = json.dumps(one).encode()
+            if image:
+                files[f"{one['id']}.png"] = (training_data / "images" / image).read_bytes()
+        write_tar(folder / f"{shard}.tar", files)
+    return str(folder / "{0..3}.tar")
+
+
+STREAM = (
+    "--version v1 --image_aspect_ratio pad --mm_projector_type mlp2x_gelu --mm_use_im_patch_token False "
+    "--learning_rate 1e-4 --streaming True --shuffle_buffer 8 --save_strategy no"
+)
+
+
+def test_training_from_a_stream(
+    checkpoints: Path, training_data: Path, chat_shards: str, tmp_path: Path
+) -> None:
+    losses = []
+    for workers in (0, 0, 2):
+        argv = recorded_training.flags(checkpoints, training_data, tmp_path / f"llava-{len(losses)}", STREAM)
+        argv += ["--data_path", chat_shards, "--max_steps", "3", "--dataloader_num_workers", str(workers)]
+        run = recorded_training.run_train(argv)
+        losses.append(run.loss)
+        assert len(run.loss) == 3 and run.trainer.state.global_step == 3
+    assert losses[0] == losses[1] != losses[2]  # readers have shards of their own
+
+
+def test_a_stream_with_images_needs_a_tower(make: Any, shards: str) -> None:
+    with pytest.raises(DataError, match="s0.*--vision_tower is missing"):
+        list(zip(range(4), make(shards, is_multimodal=False), strict=False))
+
+
+WATCHED = """
+import json, sys
+from llava.train import streaming
+from llava.train.train import train
+make = streaming.StreamingDataset._make
+def watch(self, raw):
+    with open(f"{sys.argv[0]}.{self.rank}", "a") as file:
+        file.write(raw.record["id"] + " ")
+    return make(self, raw)
+streaming.StreamingDataset._make = watch
+train()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_different_samples(
+    checkpoints: Path, training_data: Path, chat_shards: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "watched.py"
+    program.write_text(WATCHED)
+    argv = recorded_training.flags(checkpoints, training_data, tmp_path / "llava-out", STREAM)
+    argv += ["--data_path", chat_shards, "--max_steps", "3", "--seed", "5", "--use_cpu", "True"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ended = subprocess.run([*command, str(program), *argv], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second = (Path(f"{program}.{rank}").read_text().split() for rank in range(2))
+    # three steps, and a batch that the loader reads ahead
+    assert len(first) == len(second) == 16
+    assert not set(first) & set(second)
