@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llava.train.record_checks import CheckSettings, Finding, check_range, open_all
 from llava.train.record_table import RecordTable
@@ -27,9 +27,17 @@ RECORDS_PER_PROCESS = 512  # fewer are not worth another process
 EXIT_FAULTS = 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose complaints are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        allow_abbrev=False,
         prog="python -m llava.train.check_data",
         description="Check training data before the first step. Exit code: 0 no fault, 1 faults, 2 usage.",
     )

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 
-from llava._pictures import load_image
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
-from llava.mm_utils import ImageError
+from llava.mm_utils import ImageError, load_image
 from llava.train.record_table import RecordTable, load_records
 from llava.train.records import Fault, Record, find_faults, image_paths, stray_marks
 from llava.utils import UserError

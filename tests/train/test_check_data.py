@@ -240,6 +240,8 @@ def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
         run("--data_path", path)
     with pytest.raises(UserError, match="expected at least 1"):
         run(*flags, "--workers", 0)
+    with pytest.raises(UserError, match="unrecognized arguments: --fixx"):
+        run(*flags, "--fixx", "out.json")
     assert (tmp_path / "old.json").read_text() == "x"
 
 
