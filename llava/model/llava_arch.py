@@ -90,7 +90,8 @@ class LlavaMetaModel(_LLM):
         tower = self.get_vision_tower()
         if tower is None:
             tower = build_vision_tower(model_args)
-            self.vision_tower = [tower] if fsdp else tower
+            trains = getattr(model_args, "unfreeze_mm_vision_tower", False)
+            self.vision_tower = [tower] if fsdp and not trains else tower
         else:
             tower.load_model()
             tower.requires_grad_(False)  # from_pretrained makes weights of the checkpoint trainable

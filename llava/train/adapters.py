@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 # Parts whose linear layers never get an adapter: they train whole or not at all.
 NO_ADAPTER = ("mm_projector", "vision_tower", "vision_resampler")
 
+# Parts with a flag for a learning rate of their own.
+RATE_FLAGS = {"mm_projector": "mm_projector_lr", "vision_tower": "mm_vision_tower_lr"}
+
 
 # ---- number formats ----
 
@@ -143,6 +146,22 @@ def freeze_for_stage_1(model: Any) -> None:
     model.get_model().mm_projector.requires_grad_(True)
 
 
+def unfreeze_tower(model: Any, training_args: Any) -> None:
+    """Make the vision tower train.
+
+    It takes the dtype of its optimizer's weights: a float32 start is not rounded to half precision first.
+    """
+    tower = model.get_vision_tower()
+    tower.unfreeze()
+    tower.to(dtype=compute_dtype(training_args) if training_args.deepspeed else torch.float32)
+
+
+def own_rate(name: str, training_args: Any) -> float | None:
+    """Return the learning rate that a flag gives to the part a parameter belongs to; None without."""
+    flag = next((flag for part, flag in RATE_FLAGS.items() if part in name), None)
+    return getattr(training_args, flag, None) if flag else None
+
+
 def keep_trained_in_float32(model: nn.Module, training_args: Any) -> None:
     """Hold every weight that trains in float32 (see `weight_dtype`); DeepSpeed keeps copies of its own."""
     if training_args.deepspeed:
@@ -154,18 +173,17 @@ def keep_trained_in_float32(model: nn.Module, training_args: Any) -> None:
 
 def log_trainable(model: nn.Module, training_args: Any) -> None:
     """Log what trains: part, tensors, values, dtype, learning rate. Raises UserError when nothing does."""
-    parts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    parts: dict[tuple[str, str, float], list[int]] = defaultdict(lambda: [0, 0])
     for name, param in model.named_parameters():
         if param.requires_grad:
-            row = parts[_part_of(name), str(param.dtype).removeprefix("torch.")]
+            rate = own_rate(name, training_args)
+            rate = training_args.learning_rate if rate is None else rate
+            row = parts[_part_of(name), str(param.dtype).removeprefix("torch."), rate]
             row[0] += 1
             row[1] += getattr(param, "ds_numel", param.numel())
     if not parts:
         raise UserError("these flags freeze every weight; there is nothing to train")
-    for (part, dtype), (tensors, values) in parts.items():
-        rate = training_args.learning_rate
-        if part == "projector" and training_args.mm_projector_lr is not None:
-            rate = training_args.mm_projector_lr
+    for (part, dtype, rate), (tensors, values) in parts.items():
         logger.info(
             "trains: %-11s %4d tensors %14s values %s, rate %g", part, tensors, f"{values:,}", dtype, rate
         )

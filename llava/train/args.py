@@ -50,6 +50,7 @@ class ModelArguments:
     mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
     mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
     mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
+    unfreeze_mm_vision_tower: bool = _explained(False, "Train the vision tower as well")
 
     def __post_init__(self) -> None:
         _one_of("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
@@ -109,6 +110,9 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = _explained("", "Accepted; unused in the reference as well")
     lora_bias: str = _explained("none", "Which biases train with the adapters: none, all or lora_only")
     mm_projector_lr: float | None = _explained(None, "Learning rate of the projector, if it has its own")
+    mm_vision_tower_lr: float | None = _explained(
+        None, "Learning rate of the vision tower, if it has its own (--unfreeze_mm_vision_tower)"
+    )
     group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
@@ -241,6 +245,7 @@ def check_args(
         )
     if model_args.vision_tower is None:
         _check_text_only(model_args, training_args)
+    _check_tower_training(model_args, training_args)
     if data_args.streaming:
         _check_streaming(training_args)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
@@ -258,6 +263,19 @@ def _check_streaming(training_args: TrainingArguments) -> None:
         raise UserError("--streaming True reads samples as they come; drop --group_by_modality_length True")
 
 
+def _check_tower_training(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Refuse flags about training the tower that have no effect or no place to be saved."""
+    if training_args.mm_vision_tower_lr is not None and not model_args.unfreeze_mm_vision_tower:
+        raise UserError("--mm_vision_tower_lr needs --unfreeze_mm_vision_tower True; the tower is frozen")
+    if not model_args.unfreeze_mm_vision_tower:
+        return
+    if training_args.bits != 16 and model_args.tune_mm_mlp_adapter:
+        raise UserError(
+            "--unfreeze_mm_vision_tower in stage 1 saves the whole model, which --bits "
+            f"{training_args.bits} cannot; use --bits 16"
+        )
+
+
 def _check_text_only(model_args: ModelArguments, training_args: TrainingArguments) -> None:
     """Refuse flags about the projector when there is no vision tower."""
     given = {
@@ -265,7 +283,9 @@ def _check_text_only(model_args: ModelArguments, training_args: TrainingArgument
         "pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
         "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
         "mm_projector_lr": training_args.mm_projector_lr,
+        "unfreeze_mm_vision_tower": model_args.unfreeze_mm_vision_tower,
     }
     for flag, value in given.items():
         if value:
-            raise UserError(f"--{flag} is about the projector, which exists only with --vision_tower; add it")
+            part = "tower" if "tower" in flag else "projector"
+            raise UserError(f"--{flag} is about the {part}, which exists only with --vision_tower; add it")

@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.adapters import RATE_FLAGS, own_rate
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -78,20 +79,24 @@ class LLaVATrainer(Trainer):
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create the optimizer; with mm_projector_lr the projector's parameters form groups of their own."""
+        """Create the optimizer; parts with a learning rate of their own (`own_rate`) form groups."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        rate = getattr(self.args, "mm_projector_lr", None)
-        if not fresh or rate is None:
+        if not fresh:
             return optimizer
-        named = (self.model if model is None else model).named_parameters()
-        projector = {id(param) for name, param in named if "mm_projector" in name}
-        for group in list(optimizer.param_groups):
-            own = [param for param in group["params"] if id(param) in projector]
-            group["params"] = [param for param in group["params"] if id(param) not in projector]
-            if own:
-                settings = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group({**settings, "params": own, "lr": rate})
+        parts: dict[str, tuple[float, set[int]]] = {}  # part: rate, ids of its parameters
+        for name, param in (self.model if model is None else model).named_parameters():
+            part = next((part for part in RATE_FLAGS if part in name), "")
+            rate = own_rate(name, self.args)
+            if rate is not None:
+                parts.setdefault(part, (rate, set()))[1].add(id(param))
+        for rate, members in parts.values():
+            for group in list(optimizer.param_groups):
+                own = [param for param in group["params"] if id(param) in members]
+                if own:
+                    group["params"] = [param for param in group["params"] if id(param) not in members]
+                    settings = {name: value for name, value in group.items() if name != "params"}
+                    optimizer.add_param_group({**settings, "params": own, "lr": rate})
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -232,7 +232,11 @@ def _attach_vision(
     config.tokenizer_model_max_length = tokenizer.model_max_length
     data_args.image_grid_pinpoints = getattr(config, "image_grid_pinpoints", None)
 
-    config.tune_mm_mlp_adapter = training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    # in the trainer: only the projector is saved
+    training_args.tune_mm_mlp_adapter = (
+        model_args.tune_mm_mlp_adapter and not model_args.unfreeze_mm_vision_tower
+    )
     if model_args.tune_mm_mlp_adapter:
         adapters.freeze_for_stage_1(model)
     config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
@@ -240,6 +244,11 @@ def _attach_vision(
         model.get_model().mm_projector.requires_grad_(False)
 
     config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    if model_args.unfreeze_mm_vision_tower:
+        adapters.unfreeze_tower(model, training_args)
+        config.unfreeze_mm_vision_tower = True  # loaders take the tower from the checkpoint
+        config.mm_vision_tower_lr = training_args.mm_vision_tower_lr
+
     config.mm_projector_lr = training_args.mm_projector_lr
     training_args.use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token

@@ -43,6 +43,14 @@ class VisionModelHolder(nn.Module):
         Index 0 is the embedding, -1 the output of the last layer (before `post_layernorm`).
         """
         model: Any = self.vision_model
+        hidden = model.pre_layrnorm(model.embeddings(pixel_values))  # (N, 1 + patches, C)
+        for layer in self.layers_before(index):
+            hidden = layer(hidden, attention_mask=None)
+        return hidden
+
+    def layers_before(self, index: int) -> Any:
+        """Return the layers that `hidden_states[index]` of CLIP has passed."""
+        model: Any = self.vision_model
         layers = model.encoder.layers
         count = index if index >= 0 else len(layers) + 1 + index
         if not 0 <= count <= len(layers):
@@ -50,10 +58,7 @@ class VisionModelHolder(nn.Module):
                 f"mm_vision_select_layer is {index}; this tower has hidden states {-len(layers) - 1} to "
                 f"{len(layers)}."
             )
-        hidden = model.pre_layrnorm(model.embeddings(pixel_values))  # (N, 1 + patches, C)
-        for layer in layers[:count]:
-            hidden = layer(hidden, attention_mask=None)
-        return hidden
+        return layers[:count]
 
 
 class CLIPVisionTower(nn.Module):
@@ -160,6 +165,18 @@ class CLIPVisionTower(nn.Module):
             batch = torch.stack(list(images))  # one size only: every tower has a fixed input size
             features = self._features(batch)
             return [row.to(image.dtype) for row, image in zip(features.split(1), images, strict=True)]
+
+    def unfreeze(self) -> None:
+        """Make trainable what the selected features depend on.
+
+        The layers behind stay frozen: they never get a gradient, which data parallel training waits for, and
+        weight decay would shrink them.
+        """
+        self._check_loaded()
+        model = self.vision_tower.vision_model
+        used = (model.embeddings, model.pre_layrnorm, *self.vision_tower.layers_before(self.select_layer))
+        for module in used:
+            module.requires_grad_(True)
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.vision_tower.parameters())
