@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class SkipLog:
     def __init__(self) -> None:
         handle, self._path = tempfile.mkstemp(prefix="llava-skipped-", suffix=".jsonl")
         os.close(handle)
+        weakref.finalize(self, _remove, self._path, os.getpid())  # a run that ends early tidies up as well
         self._known: set[str] = set()  # of this process
 
     def add(self, name: str, reason: str) -> None:
@@ -45,6 +47,12 @@ class SkipLog:
     def close(self) -> None:
         """Delete the file."""
         Path(self._path).unlink(missing_ok=True)
+
+
+def _remove(path: str, owner: int) -> None:
+    """Delete the file of a log; loader workers have copies of the log, which do not own it."""
+    if os.getpid() == owner:
+        Path(path).unlink(missing_ok=True)
 
 
 def report_skipped(dataset: Any, output_dir: str | Path) -> dict[str, str]:
