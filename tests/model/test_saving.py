@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,3 +230,35 @@ def test_vicunas_generation_config_from_its_folder(checkpoints, tmp_path):
     model = load_pretrained_model(str(folder), str(base), "x", device="cpu")[1]
     model.save_pretrained(tmp_path / "out")
     assert Path(tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_names_and_values_under_zero_3(tmp_path, checkpoints):
+    """transformers renames a tower's keys twice there, unless told not to, when the checkpoint brings it."""
+    pytest.importorskip("deepspeed")
+    fields = {**folders.base_fields("llama"), "unfreeze_mm_vision_tower": True}
+    model = tiny.llava_model("llama", checkpoints / "tiny-clip", **fields)
+    with torch.no_grad():
+        for value in model.get_vision_tower().parameters():
+            value += 1.0
+    model.save_pretrained(tmp_path / "in")
+    script = Path(__file__).with_name("zero3_save.py")
+    environment = {
+        **os.environ,
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "LOCAL_RANK": "0"},
+        **{"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])},
+    }
+    command = [sys.executable, str(script), str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    got, want = load_weights(tmp_path / "out"), load_weights(tmp_path / "in")
+    assert set(got) == set(want)
+    for name, value in want.items():
+        assert torch.equal(got[name], value), name
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
