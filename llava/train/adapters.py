@@ -141,9 +141,12 @@ def add_lora(model: Any, training_args: Any) -> Any:
 
 
 def freeze_for_stage_1(model: Any) -> None:
-    """Freeze everything but the projector."""
+    """Freeze everything but the projector and `image_newline`, which stands among its outputs."""
     model.requires_grad_(False)
     model.get_model().mm_projector.requires_grad_(True)
+    newline = getattr(model.get_model(), "image_newline", None)
+    if newline is not None:
+        newline.requires_grad_(True)
 
 
 def unfreeze_tower(model: Any, training_args: Any) -> None:

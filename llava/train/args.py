@@ -68,6 +68,9 @@ class DataArguments:
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
+    image_grid_pinpoints: str | None = _explained(
+        None, 'Tile grids of anyres in pixels, "[[336,672],[672,336]]"; by default those of the model'
+    )
     data_cache_dir: str | None = _explained(
         None, "Folder for the tables that large data is converted to, once; by default beside the data"
     )
@@ -83,7 +86,6 @@ class DataArguments:
     # set by train() from the model, read by the dataset
     image_processor: Any = field(default=None, init=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
-    image_grid_pinpoints: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NamedParams = Iterable[tuple[str, torch.Tensor]]
 
-PROJECTOR_KEYS = ("mm_projector", "vision_resampler")
+PROJECTOR_KEYS = ("mm_projector", "vision_resampler", "image_newline")
 EMBEDDING_KEYS = ("embed_tokens", "embed_in")
 LOSS_CURVE_FILE = "loss_curve.png"
 
