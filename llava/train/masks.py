@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation
-from llava.train.records import DataError
-
-logger = logging.getLogger(__name__)
 
 # ---- labels, the reference's way: count tokens round by round ----
 
@@ -76,10 +72,12 @@ def mask_by_counting(
     """Label one prompt as the reference does: (length,) -> (length,).
 
     The questions are located by counting the tokens of each round on its own. When the counts do not add up
-    to the prompt, nothing of it is trained on.
+    to the prompt (text with separators or special tokens, an empty or missing answer), nothing of it is
+    trained on.
     """
     labels = ids.clone()
-    total = int(ids.ne(tokenizer.pad_token_id).sum())
+    pad = tokenizer.pad_token_id
+    total = len(ids) if pad is None else int(ids.ne(pad).sum())
     position = rule.start
     labels[:position] = IGNORE_INDEX
     for number, text in enumerate(rule.rounds(prompt, conv)):
@@ -93,40 +91,24 @@ def mask_by_counting(
     labels[position:] = IGNORE_INDEX
     if position < tokenizer.model_max_length and position != total:
         labels[:] = IGNORE_INDEX
-        logger.warning(
-            "the turns of a conversation count %d tokens but the whole has %d: it is not trained on "
-            "(text that contains separators or special tokens, an empty or missing answer)",
-            position,
-            total,
-        )
     return labels
 
 
-# ---- labels, by construction: for tokenizers without a start token ----
+# ---- labels, by construction: whatever the text contains ----
 
 
 def mask_by_spans(
-    ids: torch.Tensor, prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, has_image: bool
+    ids: torch.Tensor, starts: Sequence[int], prompt: str, answers: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
     """Label exactly the tokens that begin inside the answers: (length,) -> (length,).
 
-    The reference's counts need a start token; without one (MPT's own tokenizer) it masks every label.
+    starts: where in the prompt each token begins, NOWHERE for tokens without text. answers: the character
+    range of each answer with its end mark. The template's space in front of an answer belongs to it, since
+    tokenizers join it to the first word; the reference has it so, too.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            f"{type(tokenizer).__name__} adds no start token and gives no character positions, so answers "
-            "cannot be located; use a fast tokenizer or one that adds a start token"
-        )
-    starts: list[int] = []
-    offset = 0
-    for number, text in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN) if has_image else [prompt]):
-        if number:
-            starts.append(-1)  # the image itself
-            offset += len(DEFAULT_IMAGE_TOKEN)
-        mapping = tokenizer(text, return_offsets_mapping=True).offset_mapping
-        starts.extend(offset + begin for begin, _ in mapping)
-        offset += len(text)
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    kept = [i for i, start in enumerate(starts[: len(ids)]) if any(a <= start < b for a, b in spans)]
-    labels[kept] = ids[kept]
-    return labels.masked_fill(labels == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
+    places = torch.tensor(starts[: len(ids)])  # (length,)
+    supervised = torch.zeros(len(ids), dtype=torch.bool)
+    for begin, end in answers:
+        first = begin - 1 if begin and prompt[begin - 1] == " " else begin
+        supervised[: len(places)] |= (places >= first) & (places < end)
+    return ids.masked_fill(~supervised, IGNORE_INDEX)

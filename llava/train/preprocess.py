@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llava import conversation as conversation_lib
 from llava.constants import (
@@ -13,19 +15,47 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle
 from llava.mm_utils import tokenizer_image_token
-from llava.train.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting, mask_by_spans
+from llava.train.encoding import Batch, Turn, adds_bos, counter, encode, image_ids, label_spans
+from llava.train.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting
+from llava.train.preprocess_v0 import (
+    V0_SIGNAL,
+    _add_speaker_and_signal,
+    _mask_targets,
+    _tokenize_fn,
+    preprocess_v0,
+)
 from llava.train.records import DataError
 
-Turn = dict[str, Any]  # {"from": "human" or "gpt", "value": text}
-Batch = dict[str, Any]  # input_ids and labels: a tensor (n, length) or a list of n tensors
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "IS_TOKENIZER_GREATER_THAN_0_14",
+    "LABEL_MASKS",
+    "V0_SIGNAL",
+    "Batch",
+    "Turn",
+    "_add_speaker_and_signal",
+    "_mask_targets",
+    "_tokenize_fn",
+    "preprocess",
+    "preprocess_llama_2",
+    "preprocess_mpt",
+    "preprocess_multimodal",
+    "preprocess_plain",
+    "preprocess_v1",
+    "reference_loses_answers",
+    "render",
+]
 
 # A public name of the reference; transformers 5 needs tokenizers of 0.22 or newer.
 IS_TOKENIZER_GREATER_THAN_0_14 = True
 
-V0_SIGNAL = "### "
+# How answers are found, see `preprocess`.
+LABEL_MASKS = ("reference", "spans")
 
 
 # ---- text ----
@@ -103,68 +133,63 @@ def render(source: Sequence[Turn], conv: Conversation) -> tuple[str, list[tuple[
     return prompt, answers
 
 
-# ---- ids ----
-
-
-def _encode(prompts: Sequence[str], tokenizer: Any, has_image: bool) -> torch.Tensor:
-    """Tokenize whole prompts into (n, length).
-
-    Text is padded and truncated to the tokenizer's length; prompts with image marks are neither (the collator
-    cuts them).
-    """
-    if not has_image:
-        return tokenizer(
-            list(prompts),
-            return_tensors="pt",
-            padding="longest",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-        ).input_ids
-    rows = [_image_ids(prompt, tokenizer) for prompt in prompts]
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) > 1:
-        raise DataError(
-            f"conversations with images have {lengths} tokens and cannot be stacked; "
-            "preprocess them one at a time"
-        )
-    return torch.stack(rows)
-
-
-def _image_ids(text: str, tokenizer: Any) -> torch.Tensor:
-    """Tokenize a prompt with image marks: (length,)."""
-    return torch.tensor(tokenizer_image_token(text, tokenizer), dtype=torch.long)
-
-
-def _counter(tokenizer: Any, has_image: bool) -> Callable[[str], int]:
-    """Return the function that counts the tokens of a piece of text, special tokens included."""
-    if has_image:
-        return lambda text: len(tokenizer_image_token(text, tokenizer))
-    return lambda text: len(tokenizer(text).input_ids)
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    """Tell whether the tokenizer puts a start token in front of every text."""
-    return len(tokenizer("").input_ids) > 0
-
-
 # ---- the template families ----
 
 
 def _preprocess_rounds(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation, rule: MaskRule
+    sources: Sequence[Sequence[Turn]],
+    tokenizer: Any,
+    has_image: bool,
+    conv: Conversation,
+    rule: MaskRule,
+    label_masks: str | None,
 ) -> Batch:
     """Render, tokenize and label conversations of one template family."""
     rendered = [render(source, conv) for source in sources]
-    input_ids = _encode([prompt for prompt, _ in rendered], tokenizer, has_image)  # (n, length)
-    count = _counter(tokenizer, has_image)
-    by_counting = _adds_bos(tokenizer)
+    if label_masks == "spans" or (label_masks is None and not adds_bos(tokenizer)):
+        return _stack(
+            [label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer
+        )
+    input_ids = encode([prompt for prompt, _ in rendered], tokenizer, has_image)  # (n, length)
+    count = counter(tokenizer, has_image)
     labels = [
         mask_by_counting(ids, prompt, conv, tokenizer, rule, count)
-        if by_counting
-        else mask_by_spans(ids, prompt, spans, tokenizer, has_image)
-        for ids, (prompt, spans) in zip(input_ids, rendered, strict=True)
+        for ids, (prompt, _) in zip(input_ids, rendered, strict=True)
     ]
+    for (prompt, spans), row in zip(rendered, labels, strict=True):
+        if spans and bool((row == IGNORE_INDEX).all()):
+            logger.warning(
+                "a conversation is not trained on, because its text confuses the counts of the reference "
+                "(--label_masks spans does not count): %.80r",
+                prompt[spans[0][0] :],
+            )
     return {"input_ids": input_ids, "labels": torch.stack(labels)}
+
+
+def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) -> Batch:
+    """Stack ids and labels of conversations, padded on the right: (n, length) each."""
+    pad = tokenizer.pad_token_id or 0
+    input_ids = pad_sequence([ids for ids, _ in rows], batch_first=True, padding_value=pad)
+    labels = pad_sequence([labels for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX)
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
+    """Tell whether the reference's counts fail on plain short dialogs of this template and tokenizer.
+
+    So they do for every tokenizer without a start token, and in ChatML, where few dialogs survive them.
+    """
+    rule = _RULES.get(conv.sep_style)
+    if rule is None or (conv.sep_style == SeparatorStyle.TWO and not conv.version.startswith("v1")):
+        return False  # the plain and the oldest template mask by position
+    for rounds in (1, 2, 3):
+        turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red cat."}] * rounds
+        prompt, _ = render(turns, conv)
+        ids = encode([prompt], tokenizer, has_image=False)[0]
+        labels = mask_by_counting(ids, prompt, conv, tokenizer, rule, counter(tokenizer, False))
+        if bool((labels == IGNORE_INDEX).all()):
+            return True
+    return False
 
 
 def _current(conv: Conversation | None) -> Conversation:
@@ -185,11 +210,12 @@ def preprocess_v1(
     tokenizer: Any,
     has_image: bool = False,
     conv: Conversation | None = None,
+    label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a "USER: ... ASSISTANT: ...</s>" template."""
     conv = _current(conv)
     _require_style(conv, SeparatorStyle.TWO, "preprocess_v1")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, V1_RULE)
+    return _preprocess_rounds(sources, tokenizer, has_image, conv, V1_RULE, label_masks)
 
 
 def preprocess_llama_2(
@@ -197,11 +223,12 @@ def preprocess_llama_2(
     tokenizer: Any,
     has_image: bool = False,
     conv: Conversation | None = None,
+    label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in an "[INST] ... [/INST] ...</s>" template."""
     conv = _current(conv)
     _require_style(conv, SeparatorStyle.LLAMA_2, "preprocess_llama_2")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, LLAMA_2_RULE)
+    return _preprocess_rounds(sources, tokenizer, has_image, conv, LLAMA_2_RULE, label_masks)
 
 
 def preprocess_mpt(
@@ -209,15 +236,19 @@ def preprocess_mpt(
     tokenizer: Any,
     has_image: bool = False,
     conv: Conversation | None = None,
+    label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a ChatML template."""
     conv = _current(conv)
     _require_style(conv, SeparatorStyle.MPT, "preprocess_mpt")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, MPT_RULE)
+    return _preprocess_rounds(sources, tokenizer, has_image, conv, MPT_RULE, label_masks)
 
 
 def preprocess_plain(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, conv: Conversation | None = None
+    sources: Sequence[Sequence[Turn]],
+    tokenizer: Any,
+    conv: Conversation | None = None,
+    label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label captions: one image, then the caption; the question's text is discarded.
 
@@ -234,81 +265,21 @@ def preprocess_plain(
         if DEFAULT_IMAGE_TOKEN not in source[0]["value"]:
             raise DataError(f"the plain template needs {DEFAULT_IMAGE_TOKEN} in the first turn, found none")
         text = DEFAULT_IMAGE_TOKEN + source[1]["value"] + conv.sep
-        ids = _image_ids(text, tokenizer)
+        ids = image_ids(text, tokenizer)
         masked = ids.clone()
         masked[: len(tokenizer_image_token(DEFAULT_IMAGE_TOKEN, tokenizer))] = IGNORE_INDEX
+        if label_masks == "spans":
+            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of a mark inside the caption
         input_ids.append(ids)
         labels.append(masked)
     return {"input_ids": input_ids, "labels": labels}
 
 
-# ---- the first template version: "### Human: ...", labels by adding up segment lengths ----
-
-
-def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
-    """Tokenize each string on its own; returns ids, equal labels and the tokens that are not padding."""
-    ids = [
-        tokenizer(
-            text,
-            return_tensors="pt",
-            padding="longest",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-        ).input_ids[0]
-        for text in strings
-    ]
-    lengths = [int(row.ne(tokenizer.pad_token_id).sum()) for row in ids]
-    return {"input_ids": ids, "labels": ids, "input_ids_lens": lengths, "labels_lens": lengths}
-
-
-def _mask_targets(target: torch.Tensor, tokenized_lens: Sequence[int], speakers: Sequence[str]) -> None:
-    """Mask header and questions in place; tokenized_lens: the header's length, then one a speaker.
-
-    The first two tokens of a question stay, as in the reference; checkpoints were trained with them.
-    """
-    position = tokenized_lens[0]
-    target[:position] = IGNORE_INDEX
-    for length, speaker in zip(tokenized_lens[1:], speakers, strict=True):
-        if speaker == "human":
-            target[position + 2 : position + length] = IGNORE_INDEX
-        position += length
-
-
-def _signal_turns(source: Sequence[Turn], conv: Conversation) -> list[str]:
-    """Write each turn as "### Role: text" and a newline; other speakers are 'unknown'."""
-    names = {"human": conv.roles[0], "gpt": conv.roles[1]}
-    return [
-        f"{V0_SIGNAL}{names.get(str(turn['from']).lower(), 'unknown')}: {turn['value']}\n" for turn in source
-    ]
-
-
-def _add_speaker_and_signal(header: str, source: Sequence[Turn], get_conversation: bool = True) -> str:
-    """Write a dialog in the first template; the turns stay as they are (the reference rewrote them)."""
-    if not get_conversation:
-        return header
-    return header + "".join(_signal_turns(source, conversation_lib.default_conversation)) + V0_SIGNAL
-
-
-def _preprocess_v0(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation
-) -> Batch:
-    """Tokenize and label conversations in the first template; returns lists of tensors (length,)."""
-    header = f"{conv.system}\n\n"
-    input_ids, labels = [], []
-    for source in sources:
-        segments = [header, *_signal_turns(source, conv)]
-        text = "".join(segments) + V0_SIGNAL
-        if has_image:
-            ids = _image_ids(text, tokenizer)
-            lengths = [len(tokenizer_image_token(segment, tokenizer)) for segment in segments]
-        else:
-            ids = _tokenize_fn([text], tokenizer)["input_ids"][0]
-            lengths = _tokenize_fn(segments, tokenizer)["input_ids_lens"]
-        masked = ids.clone()
-        _mask_targets(masked, lengths, [turn["from"] for turn in source])
-        input_ids.append(ids)
-        labels.append(masked)
-    return {"input_ids": input_ids, "labels": labels}
+_RULES = {
+    SeparatorStyle.TWO: V1_RULE,
+    SeparatorStyle.LLAMA_2: LLAMA_2_RULE,
+    SeparatorStyle.MPT: MPT_RULE,
+}
 
 
 def preprocess(
@@ -316,19 +287,22 @@ def preprocess(
     tokenizer: Any,
     has_image: bool = False,
     conv: Conversation | None = None,
+    label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a template (default: conversation.default_conversation, read now).
 
-    Returns input_ids and labels; a label is its input id or IGNORE_INDEX. Raises DataError for turns the
-    template cannot hold.
+    label_masks: "reference" counts tokens as the reference does, and masks a conversation whole that confuses
+    it; "spans" labels exactly the answers and their end marks, whatever the text contains; None is
+    "reference", but "spans" for tokenizers without a start token. Returns input_ids and labels; a label is
+    its input id or IGNORE_INDEX. Raises DataError for turns the template cannot hold.
     """
     conv = _current(conv)
     if conv.sep_style == SeparatorStyle.PLAIN:
-        return preprocess_plain(sources, tokenizer, conv)
+        return preprocess_plain(sources, tokenizer, conv, label_masks)
     if conv.sep_style == SeparatorStyle.LLAMA_2:
-        return preprocess_llama_2(sources, tokenizer, has_image, conv)
+        return preprocess_llama_2(sources, tokenizer, has_image, conv, label_masks)
     if conv.version.startswith("v1"):
-        return preprocess_v1(sources, tokenizer, has_image, conv)
+        return preprocess_v1(sources, tokenizer, has_image, conv, label_masks)
     if conv.version == "mpt":
-        return preprocess_mpt(sources, tokenizer, has_image, conv)
-    return _preprocess_v0(sources, tokenizer, has_image, conv)
+        return preprocess_mpt(sources, tokenizer, has_image, conv, label_masks)
+    return preprocess_v0(sources, tokenizer, has_image, conv, label_masks)

@@ -112,7 +112,7 @@ def test_slow_tokenizer_without_start_token_is_refused(variant_tokenizer: Callab
             rows = [[5] * len(one) for one in ([text] if isinstance(text, str) else text)]
             return SimpleNamespace(input_ids=torch.tensor(rows) if kwargs else rows[0])
 
-    with pytest.raises(DataError, match="adds no start token"):
+    with pytest.raises(DataError, match="gives no character positions"):
         train.preprocess(
             [dialog(("human", "a"), ("gpt", "b"))], Silent(), conv=conv_templates["chatml_direct"]
         )
