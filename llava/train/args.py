@@ -25,6 +25,7 @@ MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
+NONFINITE_POLICIES = ("error", "skip")
 
 
 def _explained(default: object, text: str) -> Any:
@@ -117,6 +118,12 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
 
+    resume: str = _explained(
+        "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"
+    )
+    on_nonfinite: str = _explained("error", "A loss that is not finite: error stops, skip drops that step")
+    deterministic: bool = _explained(False, "Only algorithms that give the same result every time")
+
     # Flags of transformers 4.37 that version 5 renamed or dropped.
     evaluation_strategy: str | None = _explained(None, "Old name of --eval_strategy")
     warmup_ratio: float | None = _explained(
@@ -132,6 +139,7 @@ class TrainingArguments(transformers.TrainingArguments):
         _one_of("bits", self.bits, BITS)
         _one_of("lora_bias", self.lora_bias, LORA_BIASES)
         _one_of("quant_type", self.quant_type, QUANT_TYPES)
+        _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
         self._take_old_names()
         self._fit_to_device()
         super().__post_init__()
@@ -244,6 +252,11 @@ def check_args(
     if training_args.bits != 16 and not training_args.lora_enable and not model_args.tune_mm_mlp_adapter:
         raise UserError(
             f"--bits {training_args.bits} freezes the LLM; add --lora_enable or --tune_mm_mlp_adapter True"
+        )
+    if training_args.on_nonfinite == "skip" and training_args.deepspeed:
+        raise UserError(
+            "--on_nonfinite skip is not possible with --deepspeed, which updates the weights within its "
+            "backward pass; use --on_nonfinite error"
         )
     if model_args.vision_tower is None:
         _check_text_only(model_args, training_args)

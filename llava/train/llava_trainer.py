@@ -1,4 +1,4 @@
-"""LLaVATrainer: a Trainer with modality batches, a learning rate for the projector, stage 1 saving."""
+"""LLaVATrainer: a Trainer with modality batches, rates of parts, whole checkpoints, exact resuming."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import Trainer
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.adapters import RATE_FLAGS, own_rate
+from llava.train.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
+from llava.train.resume import RunMemory
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -23,6 +25,7 @@ from llava.train.saving import (
     load_trained,
     maybe_zero_3,
     save_beside_lora,
+    save_checkpoint,
     save_projector,
 )
 from llava.train.streaming import StreamingDataset, stream_loader
@@ -44,9 +47,21 @@ logger = logging.getLogger(__name__)
 class LLaVATrainer(Trainer):
     """Trains a LLaVA; reads the fields that llava.train.args.TrainingArguments adds."""
 
+    manifest: dict[str, Any] | None = None  # what the run was started with; kept in each checkpoint
+    staging: Path | None = None  # where checkpoints are written to at the moment
+    train_dataset: Any
+    data_collator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guard = NonFiniteGuard(getattr(self.args, "on_nonfinite", "error"), self.train_dataset)
+        self.memory = RunMemory(self)
+        self.add_callback(self.guard)
+        self.add_callback(self.memory)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
-        if self._trains_projector_only and getattr(self.args, "use_im_start_end", False):
+        if self.trains_projector_only and getattr(self.args, "use_im_start_end", False):
             raise UserError(
                 "--tune_mm_mlp_adapter with --mm_use_im_start_end is not supported, as in the reference; "
                 "train stage 1 with --mm_use_im_start_end False"
@@ -54,14 +69,21 @@ class LLaVATrainer(Trainer):
         return super().train(*args, **kwargs)
 
     @property
-    def _trains_projector_only(self) -> bool:
+    def trains_projector_only(self) -> bool:
+        """Whether this is stage 1, of which only the projector is saved."""
         return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
 
     def get_train_dataloader(self) -> Any:
         """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
-        if not isinstance(self.train_dataset, StreamingDataset):
+        dataset, collator = self.train_dataset, self.data_collator
+        named = NamedBatches(collator)
+        if isinstance(dataset, StreamingDataset):
+            return stream_loader(dataset, self.args, self._train_batch_size, named)
+        self.train_dataset, self.data_collator = NamedSamples(dataset), named
+        try:
             return super().get_train_dataloader()
-        return stream_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
+        finally:
+            self.train_dataset, self.data_collator = dataset, collator
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -77,6 +99,20 @@ class LLaVATrainer(Trainer):
             lengths=dataset.modality_lengths if by_modality else dataset.lengths,
             group_by_modality=by_modality,
         )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the batches of the next step; none after the last, which a resumed run may have behind it."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run a micro-batch forward and backward. Raises UserError for a loss that is not finite."""
+        names = inputs.pop(BATCH_KEY, [])
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.guard.check(loss, inputs, names, self.state.global_step + 1)
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer; parts with a learning rate of their own (`own_rate`) form groups."""
@@ -101,22 +137,22 @@ class LLaVATrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to a folder; in stage 1 the projector only."""
-        if self._trains_projector_only:
+        if self.trains_projector_only:
             save_projector(self, output_dir or self.args.output_dir)
         else:
             super().save_model(output_dir, _internal_call)
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging) if self.staging is not None else super()._get_output_dir(trial)
+
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        limit = self.args.save_total_limit
-        if self._trains_projector_only:
-            self.args.save_total_limit = None  # small, and the reference keeps them all
-        try:
-            super()._save_checkpoint(model, trial, *args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
+        def write() -> None:
+            super(LLaVATrainer, self)._save_checkpoint(model, trial, *args, **kwargs)
+
+        save_checkpoint(self, write, Path(self._get_output_dir(trial)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self._trains_projector_only:
+        if self.trains_projector_only:
             return
         super()._save(output_dir, state_dict)
         if getattr(self.args, "lora_enable", False):
@@ -125,8 +161,9 @@ class LLaVATrainer(Trainer):
             save_beside_lora(self.model, folder, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.memory.load(Path(resume_from_checkpoint))
         target = self.model if model is None else model
-        if not self._trains_projector_only:
+        if not self.trains_projector_only:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name in (PROJECTOR_FILE, NON_LORA_FILE):
             file = Path(resume_from_checkpoint) / name

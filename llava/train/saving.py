@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from llava.model.checkpoint import (
     save_tensors,
 )
 from llava.model.sharding import full_values
+from llava.train.checkpoints import (
+    PREFIX,
+    STATE_FILE,
+    commit,
+    explained_failure,
+    publish,
+    rotate,
+    staging_folder,
+    start_staging,
+)
+from llava.train.manifest import write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -133,37 +145,137 @@ def load_trained(model: Any, file: Path) -> None:
         )
 
 
+# ---- checkpoints while training ----
+
+
+def save_checkpoint(trainer: Any, write: Callable[[], None], run_dir: Path) -> None:
+    """Write checkpoint-N of the present step whole, or not at all; all ranks call this.
+
+    write: transformers' own saving, which writes below `trainer.staging`. Then older checkpoints are rotated
+    out. Raises CheckpointError when the disk does not take it; older checkpoints stay as they are.
+    """
+    args = trainer.args
+    target = run_dir / f"{PREFIX}{trainer.state.global_step}"
+    staging = staging_folder(target)
+    staged = staging / target.name
+    if args.should_save:
+        with explained_failure(target.name, run_dir, staging):
+            start_staging(staging)
+    trainer.accelerator.wait_for_everyone()
+    with explained_failure(target.name, run_dir, staging):
+        with _redirected(trainer, staging):
+            write()
+        staged.mkdir(exist_ok=True)  # on a machine of its own disk
+        if args.should_save:
+            _complete(trainer, staged, target)
+        trainer.memory.save(staged)
+    trainer.accelerator.wait_for_everyone()
+    # of machines that share a disk the first one gives the name; on disks of their own each does
+    if args.should_save:
+        with explained_failure(target.name, run_dir, staging):
+            commit(staged, target)
+    trainer.accelerator.wait_for_everyone()
+    if args.local_process_index == 0 and staged.is_dir():
+        commit(staged, target)
+    if args.should_save:
+        best = trainer.state.best_model_checkpoint
+        rotate(run_dir, args.save_total_limit, best=best, thin=trainer.trains_projector_only)
+    trainer.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _redirected(trainer: Any, staging: Path) -> Iterator[None]:
+    """Let transformers write below `staging`, without rotating or uploading."""
+    args = trainer.args
+    before = args.save_total_limit, args.push_to_hub
+    trainer.staging, args.save_total_limit, args.push_to_hub = staging, None, False
+    try:
+        yield
+    finally:
+        trainer.staging = None
+        args.save_total_limit, args.push_to_hub = before
+
+
+def _complete(trainer: Any, staged: Path, target: Path) -> None:
+    """Add what transformers leaves out: tokenizer, image processor, manifest; name the best by its place."""
+    if trainer.processing_class is not None:
+        trainer.processing_class.save_pretrained(staged)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
+    if tower is not None:
+        tower.image_processor.save_pretrained(staged)
+    if trainer.manifest:
+        write_manifest(trainer.manifest, staged)
+    state = trainer.state
+    if state.best_global_step:
+        best = target.with_name(f"{PREFIX}{state.best_global_step}")
+        if best == target or best.is_dir():
+            state.best_model_checkpoint = str(best)
+            state.save_to_json(str(staged / STATE_FILE))
+
+
+# ---- the final model ----
+
+
+@contextlib.contextmanager
+def whole_output(trainer: Any, output_dir: str | Path) -> Iterator[Path]:
+    """Give a folder to write a model to; its files move to `output_dir` when all are written.
+
+    All ranks have to call this. Raises CheckpointError when the disk does not take the model.
+    """
+    target = Path(output_dir)
+    staging = target / "tmp-final"
+    with explained_failure("the model", target, staging):
+        if trainer.args.should_save:
+            start_staging(staging)
+        trainer.accelerator.wait_for_everyone()
+        yield staging
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            publish(staging, target)
+        trainer.accelerator.wait_for_everyone()
+
+
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
     """Write the final model: the projector alone after stage 1, otherwise everything.
 
     As in the reference, an output folder that is itself named checkpoint-* gets its projector beside it, in
     mm_projector/checkpoint-*.bin.
     """
-    if getattr(trainer.args, "tune_mm_mlp_adapter", False):
-        folder = Path(output_dir)
+    with whole_output(trainer, output_dir) as folder:
+        if not getattr(trainer.args, "tune_mm_mlp_adapter", False):
+            trainer.save_model(str(folder))
+            return
+        final = Path(output_dir)
         beside = None
-        if folder.name.startswith("checkpoint-"):
-            beside = folder.parent / "mm_projector" / f"{folder.name}.bin"
+        if final.name.startswith(PREFIX):
+            beside = final.parent / "mm_projector" / f"{final.name}.bin"
         save_projector(trainer, folder, beside)
-        return
-    trainer.save_model(output_dir)
 
 
 def save_trained_model(trainer: Any, training_args: Any) -> None:
-    """Write the trained model in the reference's layout for this kind of run, and the loss curve."""
+    """Write the trained model in the reference's layout, the trainer's state and the loss curve."""
     model = trainer.model
     model.config.use_cache = True
     if training_args.lora_enable:
-        save_lora(
-            model, training_args.output_dir, training_args.lora_bias, should_save=training_args.should_save
-        )
+        with whole_output(trainer, training_args.output_dir) as folder:
+            save_lora(model, folder, training_args.lora_bias, should_save=training_args.should_save)
     else:
         safe_save_model_for_hf_trainer(trainer, training_args.output_dir)
     if training_args.should_save:
+        _save_state(trainer, Path(training_args.output_dir))
         try:
             draw_loss_curve(trainer.state.log_history, Path(training_args.output_dir) / LOSS_CURVE_FILE)
         except OSError as error:  # the model is written; a picture is not worth failing for
             logger.warning("no loss curve was written: %s", error)
+
+
+def _save_state(trainer: Any, output_dir: Path) -> None:
+    """Write the course of the training beside the model."""
+    partial = output_dir / f".{STATE_FILE}.partial"
+    with explained_failure(STATE_FILE, output_dir, partial):
+        trainer.state.save_to_json(str(partial))
+        partial.replace(output_dir / STATE_FILE)
 
 
 # ---- the loss curve ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, set_seed
@@ -41,7 +40,9 @@ from llava.train.dataset import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.determinism import seed_everything
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.manifest import make_manifest
 from llava.train.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -54,6 +55,7 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.train.resume import choose_checkpoint, open_run
 from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -281,25 +283,6 @@ def _check_data(dataset: Any, model_args: ModelArguments) -> None:
         raise UserError("the data has images, but --vision_tower is missing")
 
 
-def _find_resume(training_args: TrainingArguments) -> str | bool:
-    """Return the checkpoint to go on from: the flag's, else whether the output folder has one."""
-    if training_args.resume_from_checkpoint:
-        return training_args.resume_from_checkpoint
-    found = sorted(Path(training_args.output_dir).glob("checkpoint-*"))
-    if not found:
-        return False
-    if training_args.overwrite_output_dir:
-        logger.warning("%s has checkpoints; starting anew (--overwrite_output_dir)", training_args.output_dir)
-        return False
-    if not any((folder / "trainer_state.json").exists() for folder in found):
-        raise UserError(
-            f"{training_args.output_dir} has {found[-1].name}, which holds weights only and no state of the "
-            "training to go on from. Choose another --output_dir, or pass --overwrite_output_dir True"
-        )
-    logger.info("going on from the last checkpoint in %s", training_args.output_dir)
-    return True
-
-
 def train(attn_implementation: str | None = None) -> None:
     """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
 
@@ -309,7 +292,9 @@ def train(attn_implementation: str | None = None) -> None:
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     distributed.start(training_args)
-    set_seed(training_args.seed)  # a new projector and new adapters start from random values
+    # a new projector and new adapters start from random values
+    seed_everything(training_args.seed, deterministic=training_args.deterministic)
+    manifest = make_manifest(model_args, data_args, training_args)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
@@ -322,7 +307,8 @@ def train(attn_implementation: str | None = None) -> None:
         tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
     )
     _check_data(data_module["train_dataset"], model_args)
-    resume = _find_resume(training_args)
+    checkpoint = choose_checkpoint(training_args)
+    manifest = open_run(manifest, training_args, checkpoint)
 
     model = _load_llm(model_args, training_args, attn_implementation)
     model = _choose_trained_parts(model, model_args, training_args)
@@ -337,9 +323,9 @@ def train(attn_implementation: str | None = None) -> None:
     adapters.log_trainable(model, training_args)
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
-    trainer.train(resume_from_checkpoint=resume) if resume else trainer.train()
+    trainer.manifest = manifest
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report_skipped(data_module["train_dataset"], training_args.output_dir)
-    trainer.save_state()
     save_trained_model(trainer, training_args)
 
 

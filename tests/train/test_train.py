@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -245,8 +246,8 @@ def test_llava_checkpoint_without_a_tower_is_refused(
 def test_checkpoint_without_training_state_is_not_resumed(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
-    with pytest.raises(UserError, match="checkpoint-3"):
+    shutil.copytree(checkpoints / "llava-tiny-pretrain", tmp_path / "out" / "checkpoint-3")
+    with pytest.raises(UserError, match="checkpoint-3: it holds weights, but no trainer_state.json"):
         run_train(flags(checkpoints, training_data, tmp_path / "out", STAGE_1))
 
 
