@@ -178,7 +178,7 @@ def load_pretrained_model(
     arguments.update(loading.quantization_arguments(load_8bit, load_4bit, arguments["dtype"]))
     config = {**plan.config, **(overwrite_config or {})}
 
-    tokenizer = _load_tokenizer(plan.source)
+    tokenizer = load_tokenizer(plan.source, use_fast=False)
     if not plan.is_llava:
         if overwrite_config or customized_config:
             arguments["config"] = customized_config or _text_config(plan.source, overwrite_config or {})
@@ -193,17 +193,6 @@ def load_pretrained_model(
     _add_image_tokens(model, tokenizer)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(config)
-
-
-def _load_tokenizer(path: str) -> Any:
-    tokenizer = load_tokenizer(path, use_fast=False)
-    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
-        # AutoTokenizer makes such a thing of a folder without vocabulary; the embeddings would shrink to it
-        raise CheckpointError(
-            f"The tokenizer of {path} knows special tokens only; copy the original's tokenizer.model (or "
-            f"tokenizer.json) there."
-        )
-    return tokenizer
 
 
 def _warn_of_lora_name(model_name: str | None, model_base: str | None) -> None:

@@ -71,7 +71,14 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
     else:
         reason = f"its tokenizer class is {kind}"
     logger.warning("the tokenizer of %s is loaded by AutoTokenizer: %s", path, reason)
-    return _load(AutoTokenizer, path, {**kwargs, "use_fast": use_fast})
+    tokenizer = _load(AutoTokenizer, path, {**kwargs, "use_fast": use_fast})
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        # AutoTokenizer makes such a thing of a folder without vocabulary; embeddings would shrink to it
+        raise CheckpointError(
+            f"The tokenizer of {path} knows special tokens only; copy the original's {MODEL_FILE} (or "
+            f"{FAST_FILE}) there."
+        )
+    return tokenizer
 
 
 def _load_neox(path: str | Path, config: dict[str, Any], kwargs: dict[str, Any]) -> Any:
