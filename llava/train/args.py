@@ -25,6 +25,7 @@ MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
+LABEL_MASKS = ("reference", "spans")
 NONFINITE_POLICIES = ("error", "skip")
 
 
@@ -83,6 +84,11 @@ class DataArguments:
         False, "Read samples with their images from .tar or .parquet shards as a stream; needs --max_steps"
     )
     shuffle_buffer: int = _explained(1000, "Samples among which a stream is shuffled")
+    label_masks: str | None = _explained(
+        None,
+        "How answers are found: reference counts tokens, and loses a conversation that confuses it; spans "
+        "does not; by default reference where it works",
+    )
 
     # set by train() from the model, read by the dataset
     image_processor: Any = field(default=None, init=False)
@@ -91,6 +97,7 @@ class DataArguments:
     def __post_init__(self) -> None:
         _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         _one_of("on_bad_sample", self.on_bad_sample, BAD_SAMPLE_POLICIES)
+        _one_of("label_masks", self.label_masks, (None, *LABEL_MASKS))
 
 
 @dataclass
@@ -123,6 +130,9 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     on_nonfinite: str = _explained("error", "A loss that is not finite: error stops, skip drops that step")
     deterministic: bool = _explained(False, "Only algorithms that give the same result every time")
+    max_lost_samples: float = _explained(
+        0.01, "Share of samples without anything to train on above which the run stops; 1 never stops"
+    )
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
     evaluation_strategy: str | None = _explained(None, "Old name of --eval_strategy")

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.adapters import RATE_FLAGS, own_rate
+from llava.train.lost_samples import LostMarks, LostSamples
 from llava.train.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.resume import RunMemory
 from llava.train.sampler import (
@@ -56,7 +57,9 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.guard = NonFiniteGuard(getattr(self.args, "on_nonfinite", "error"), self.train_dataset)
         self.memory = RunMemory(self)
+        self.lost = LostSamples(getattr(self.args, "max_lost_samples", 1.0), self.train_dataset)
         self.add_callback(self.guard)
+        self.add_callback(self.lost)
         self.add_callback(self.memory)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +79,8 @@ class LLaVATrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
         dataset, collator = self.train_dataset, self.data_collator
-        named = NamedBatches(collator)
+        limit = getattr(self.processing_class, "model_max_length", None)
+        named = LostMarks(NamedBatches(collator), limit)
         if isinstance(dataset, StreamingDataset):
             return stream_loader(dataset, self.args, self._train_batch_size, named)
         self.train_dataset, self.data_collator = NamedSamples(dataset), named
@@ -110,6 +114,7 @@ class LLaVATrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a micro-batch forward and backward. Raises UserError for a loss that is not finite."""
         names = inputs.pop(BATCH_KEY, [])
+        self.lost.note(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.check(loss, inputs, names, self.state.global_step + 1)
         return loss

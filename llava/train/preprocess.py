@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "IS_TOKENIZER_GREATER_THAN_0_14",
-    "LABEL_MASKS",
     "V0_SIGNAL",
     "Batch",
     "Turn",
     "_add_speaker_and_signal",
     "_mask_targets",
     "_tokenize_fn",
+    "choose_label_masks",
     "preprocess",
     "preprocess_llama_2",
     "preprocess_mpt",
@@ -53,9 +53,6 @@ __all__ = [
 
 # A public name of the reference; transformers 5 needs tokenizers of 0.22 or newer.
 IS_TOKENIZER_GREATER_THAN_0_14 = True
-
-# How answers are found, see `preprocess`.
-LABEL_MASKS = ("reference", "spans")
 
 
 # ---- text ----
@@ -157,10 +154,11 @@ def _preprocess_rounds(
         for ids, (prompt, _) in zip(input_ids, rendered, strict=True)
     ]
     for (prompt, spans), row in zip(rendered, labels, strict=True):
-        if spans and bool((row == IGNORE_INDEX).all()):
+        # who has chosen the reference's way knows; train() counts what it loses
+        if label_masks is None and spans and bool((row == IGNORE_INDEX).all()):
             logger.warning(
                 "a conversation is not trained on, because its text confuses the counts of the reference "
-                "(--label_masks spans does not count): %.80r",
+                '(label_masks="spans" does not count): %.80r',
                 prompt[spans[0][0] :],
             )
     return {"input_ids": input_ids, "labels": torch.stack(labels)}
@@ -185,11 +183,24 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
     for rounds in (1, 2, 3):
         turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red cat."}] * rounds
         prompt, _ = render(turns, conv)
-        ids = encode([prompt], tokenizer, has_image=False)[0]
+        ids = torch.tensor(tokenizer(prompt).input_ids)
         labels = mask_by_counting(ids, prompt, conv, tokenizer, rule, counter(tokenizer, False))
         if bool((labels == IGNORE_INDEX).all()):
             return True
     return False
+
+
+def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: Any) -> str:
+    """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
+    if wanted is not None:
+        return wanted
+    if not reference_loses_answers(conv, tokenizer):
+        return "reference"
+    logger.warning(
+        "--label_masks spans is taken: the reference's counts mask answers of ordinary conversations "
+        "with this template and tokenizer"
+    )
+    return "spans"
 
 
 def _current(conv: Conversation | None) -> Conversation:

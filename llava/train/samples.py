@@ -22,8 +22,8 @@ class SampleMaker:
     """Makes samples of records.
 
     data_args: image_folder, image_processor, image_aspect_ratio (and image_grid_pinpoints for anyres),
-    is_multimodal, mm_use_im_start_end. conv: the template; by default conversation.default_conversation at
-    the time of reading.
+    is_multimodal, mm_use_im_start_end, and optionally label_masks (see preprocess). conv: the template; by
+    default conversation.default_conversation at the time of reading.
     """
 
     def __init__(self, tokenizer: Any, data_args: Any, conv: Conversation | None = None) -> None:
@@ -66,7 +66,8 @@ class SampleMaker:
             turns = preprocess_multimodal(  # type: ignore[assignment]
                 turns, self.data_args, keep_places=len(paths) > 1, conv=self.conv
             )
-        encoded = preprocess(turns, self.tokenizer, has_image=bool(paths), conv=self.conv)
+        masks = getattr(self.data_args, "label_masks", None)
+        encoded = preprocess(turns, self.tokenizer, has_image=bool(paths), conv=self.conv, label_masks=masks)
         return {"input_ids": encoded["input_ids"][0], "labels": encoded["labels"][0]}
 
     def _load(self, paths: Sequence[str], image_folder: str | None) -> list[Image.Image]:

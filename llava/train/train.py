@@ -48,6 +48,7 @@ from llava.train.preprocess import (
     _add_speaker_and_signal,
     _mask_targets,
     _tokenize_fn,
+    choose_label_masks,
     preprocess,
     preprocess_llama_2,
     preprocess_mpt,
@@ -303,9 +304,9 @@ def train(attn_implementation: str | None = None) -> None:
         model_max_length=training_args.model_max_length,
         cache_dir=training_args.cache_dir,
     )
-    data_module = make_supervised_data_module(
-        tokenizer=tokenizer, data_args=data_args, conv=conversation_lib.conv_templates[template]
-    )
+    conv = conversation_lib.conv_templates[template]
+    data_args.label_masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
+    data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     _check_data(data_module["train_dataset"], model_args)
     checkpoint = choose_checkpoint(training_args)
     manifest = open_run(manifest, training_args, checkpoint)
