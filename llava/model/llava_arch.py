@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -19,13 +18,13 @@ from llava.constants import (
 )
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoint import CheckpointError, part_of, read_tensors
-from llava.model.loss import supervised_loss
+from llava.model.loss import SupervisedOutput, losses_of_samples
 from llava.model.mm_config import MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.saving import save_whole_model
 from llava.model.sharding import whole
-from llava.model.splice import Row, merge_tiles, pad_rows, per_image, splice_rows, unpad_image
+from llava.model.splice import Row, merge_tiles, pack_rows, pad_rows, per_image, splice_rows, unpad_image
 from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
@@ -152,6 +151,9 @@ class LlavaMetaForCausalLM(_LLM):
     # all logits
     supervised_logits_only = True
 
+    # without logits, samples stand one after the other in one row instead of padded rows (--packing)
+    packs_samples = False
+
     def get_model(self) -> Any:
         """Return the model without its head."""
         return self.base_model
@@ -224,13 +226,33 @@ class LlavaMetaForCausalLM(_LLM):
         if self.get_vision_tower() is None or images is None or len(images) == 0:
             refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
+        batch = pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
+        return (
+            None,
+            None if position_ids is None else batch.position_ids,
+            None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype),
+            past_key_values,
+            batch.embeds,
+            None if labels is None else batch.labels,
+        )
+
+    def _spliced_rows(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        images: Images | None,
+        image_sizes: Sequence[Sequence[int]] | None,
+    ) -> list[Row]:
+        """Embed each row without its padding, images in their places, cut to the longest length."""
         settings = MultimodalConfig.of(self.config)
         if settings.tune_projector and settings.use_im_start_end:
             raise NotImplementedError(
                 "Training the projector alone (tune_mm_mlp_adapter) together with mm_use_im_start_end is "
                 "not supported."
             )
-        features = self.image_features(images, image_sizes)
+        features = [] if images is None or not len(images) else self.image_features(images, image_sizes)
         keep = (
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
@@ -241,17 +263,9 @@ class LlavaMetaForCausalLM(_LLM):
             features,
             self.get_input_embeddings(),
         )
-        if settings.max_length is not None:
-            rows = [Row(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows]
-        batch = pad_rows(rows, side=settings.padding_side)
-        return (
-            None,
-            None if position_ids is None else batch.position_ids,
-            None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype),
-            past_key_values,
-            batch.embeds,
-            None if labels is None else batch.labels,
-        )
+        if settings.max_length is None:
+            return rows
+        return [Row(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows]
 
     def forward(
         self,
@@ -267,14 +281,22 @@ class LlavaMetaForCausalLM(_LLM):
         images: Images | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         return_dict: bool | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the LLM on input_ids (B, T) whose image tokens stand for `images` (shapes: `image_features`).
 
         Returns the LLM's output: loss (if labels), logits (B, L, V) with L counting image features,
-        past_key_values. In training mode with labels, logits are None (see `supervised_logits_only`).
+        past_key_values. With labels and skip_logits (default: in training mode, see
+        `supervised_logits_only`) logits are None, and the loss of each sample is told (SupervisedOutput).
         """
-        if inputs_embeds is None and input_ids is not None:
+        skip_logits = self.training and self.supervised_logits_only if skip_logits is None else skip_logits
+        samples = None if input_ids is None else input_ids.shape[0]
+        if skip_logits and self.packs_samples and input_ids is not None and labels is not None:
+            rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
+            inputs_embeds, labels, position_ids = pack_rows(rows)
+            input_ids, attention_mask, use_cache = None, None, False
+        elif inputs_embeds is None and input_ids is not None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
@@ -294,15 +316,26 @@ class LlavaMetaForCausalLM(_LLM):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
         )
-        if labels is not None and self.training and self.supervised_logits_only:
-            return self._training_output(labels, kwargs)
+        if labels is not None and skip_logits:
+            return self._supervised_output(labels, samples or labels.shape[0], kwargs)
         return super().forward(labels=labels, **kwargs)
 
-    def _training_output(self, labels: torch.Tensor, inputs: dict[str, Any]) -> CausalLMOutputWithPast:
-        """Run the LLM without its head, and the head only where labels are."""
+    def _supervised_output(
+        self, labels: torch.Tensor, count: int, inputs: dict[str, Any]
+    ) -> SupervisedOutput:
+        """Run the LLM without its head, and the head only where labels are; count: samples in the batch."""
         output = self.get_model()(**{**inputs, "return_dict": True})
-        return CausalLMOutputWithPast(
-            loss=supervised_loss(output.last_hidden_state, labels, self.get_output_embeddings()),
+        if len(labels) == count:
+            samples = torch.arange(count, device=labels.device)[:, None].expand_as(labels)
+        else:  # packed: positions start again with each sample
+            samples = (inputs["position_ids"] == 0).cumsum(1) - 1
+        loss, sums, counts = losses_of_samples(
+            output.last_hidden_state, labels, self.get_output_embeddings(), samples, count
+        )
+        return SupervisedOutput(
+            loss=loss,
+            loss_sums=sums,
+            loss_counts=counts,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

@@ -194,6 +194,22 @@ def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
     return Batch(torch.stack(embeds), labels, mask, positions)
 
 
+def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put rows one after the other: embeds (1, L, C), labels (1, L) and position_ids (1, L).
+
+    Positions start again at 0 with each row, by which attention (without a mask and without a cache) tells
+    rows apart. A row's first label is IGNORE_INDEX: the token before it belongs to another row.
+    """
+    labels = []
+    for row in rows:
+        own = row.labels.clone()
+        own[:1] = IGNORE_INDEX
+        labels.append(own)
+    positions = [torch.arange(len(row.labels), device=row.labels.device) for row in rows]
+    embeds = torch.cat([row.embeds for row in rows])
+    return embeds[None], torch.cat(labels)[None], torch.cat(positions)[None]
+
+
 def per_image(images: Any) -> list[torch.Tensor]:
     """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
     return [image[None] if image.ndim == 3 else image for image in images]

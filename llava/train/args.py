@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
 from llava.train.bad_samples import POLICIES as BAD_SAMPLE_POLICIES
@@ -68,6 +69,8 @@ class DataArguments:
     )
     lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
+    eval_data_path: str | None = _explained(None, "Records to evaluate on, in the formats of --data_path")
+    eval_split: float = _explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
     image_grid_pinpoints: str | None = _explained(
@@ -133,6 +136,7 @@ class TrainingArguments(transformers.TrainingArguments):
     max_lost_samples: float = _explained(
         0.01, "Share of samples without anything to train on above which the run stops; 1 never stops"
     )
+    dry_run: bool = _explained(False, "Load everything, show samples, what trains and the memory; then exit")
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
     evaluation_strategy: str | None = _explained(None, "Old name of --eval_strategy")
@@ -273,11 +277,32 @@ def check_args(
     _check_tower_training(model_args, training_args)
     if data_args.streaming:
         _check_streaming(training_args)
+    _choose_evaluation(data_args, training_args)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     for name in training_args.report_to or []:
         if name in packages:
             needed = f"--report_to {name} (drop it with --report_to none)"
             import_optional(packages[name], needed_for=needed, install=packages[name])
+
+
+def _choose_evaluation(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Refuse flags of evaluation that contradict each other; with data alone, evaluate after each epoch."""
+    if not 0 <= data_args.eval_split < 1:
+        raise UserError(f"--eval_split is {data_args.eval_split}; expected a part from 0 to below 1")
+    if data_args.eval_split and data_args.eval_data_path:
+        raise UserError("--eval_data_path and --eval_split both choose what to evaluate on; give one of them")
+    if data_args.eval_split and data_args.streaming:
+        raise UserError("--eval_split cannot hold out a part of a stream; give --eval_data_path")
+    has_data = bool(data_args.eval_split or data_args.eval_data_path)
+    arguments: Any = training_args
+    evaluates = getattr(arguments.eval_strategy, "value", arguments.eval_strategy) != "no"
+    if evaluates and not has_data:
+        raise UserError(
+            "--eval_strategy needs something to evaluate on; add --eval_data_path or --eval_split"
+        )
+    if has_data and not evaluates:
+        logger.info("evaluating after each epoch; --eval_strategy steps --eval_steps N does so more often")
+        arguments.eval_strategy, arguments.do_eval = IntervalStrategy.EPOCH, True
 
 
 def _check_streaming(training_args: TrainingArguments) -> None:

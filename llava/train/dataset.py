@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,13 @@ class LazySupervisedDataset(Dataset[Sample]):
             data_path, cache_dir=getattr(data_args, "data_cache_dir", None), keep_faulty=skips
         )
         self._reported: set[int] = set()  # samples without labels that the log has named
+
+    def split(self, fraction: float) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
+        """Hold out a part of the records, the same in every run; returns the rest and the part."""
+        both = copy(self), copy(self)
+        for dataset, table in zip(both, self.list_data_dict.split(fraction), strict=True):
+            dataset.list_data_dict, dataset._reported = table, set()
+        return both
 
     def __len__(self) -> int:
         return len(self.list_data_dict)
@@ -148,10 +156,18 @@ def _as_list(image: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
 def make_supervised_data_module(
     tokenizer: Any, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
-    """Build the data arguments of a Trainer: train_dataset, eval_dataset (None), data_collator."""
+    """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator."""
     kind = StreamingDataset if getattr(data_args, "streaming", False) else LazySupervisedDataset
+    training: Any = kind(data_args.data_path, tokenizer, data_args, conv)
+    held_out: Any = None
+    if getattr(data_args, "eval_data_path", None):
+        held_out = LazySupervisedDataset(data_args.eval_data_path, tokenizer, data_args, conv)
+        held_out.skipped = training.skipped  # one report of all that was skipped
+    elif getattr(data_args, "eval_split", 0):
+        training, held_out = training.split(data_args.eval_split)
+        logger.info("%d records train, %d are held out for evaluation", len(training), len(held_out))
     return {
-        "train_dataset": kind(data_args.data_path, tokenizer, data_args, conv),
-        "eval_dataset": None,
+        "train_dataset": training,
+        "eval_dataset": held_out,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
     }

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer
 
 from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.adapters import RATE_FLAGS, own_rate
+from llava.train.evaluation import LossByModality
 from llava.train.lost_samples import LostMarks, LostSamples
 from llava.train.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.resume import RunMemory
@@ -45,7 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class LLaVATrainer(Trainer):
+class LLaVATrainer(LossByModality):
     """Trains a LLaVA; reads the fields that llava.train.args.TrainingArguments adds."""
 
     manifest: dict[str, Any] | None = None  # what the run was started with; kept in each checkpoint

@@ -7,6 +7,7 @@ import logging
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,17 @@ class _Part:
     def __len__(self) -> int:
         return len(self.table) if self.picks is None else len(self.picks)
 
+    def rows(self) -> np.ndarray:
+        """Return the places in the table of the records in use, each once: (rows,)."""
+        return np.arange(len(self.table)) if self.picks is None else np.unique(self.picks)
+
+    def split(self, held_out: np.ndarray) -> tuple[_Part, _Part]:
+        """Return this part without the records at places `held_out`, and one of those, each once."""
+        picks = self.rows() if self.picks is None else self.picks
+        rest, held = copy(self), copy(self)
+        rest.picks, held.picks = picks[~np.isin(picks, held_out)], np.sort(held_out)
+        return rest, held
+
     def row(self, index: int) -> int:
         """Return the place in the table of the record at `index`."""
         return index if self.picks is None else int(self.picks[index])
@@ -103,13 +115,35 @@ class RecordTable(Sequence[Record]):
 
     def __init__(self, sources: Sequence[Source], cache_dir: str | Path | None = None) -> None:
         """Open the tables of all sources, converting them if need be. Raises DataError."""
-        self._parts = [_Part(source, cache_dir, seed) for seed, source in enumerate(sources)]
-        self._starts = [0]
-        for part in self._parts:
-            self._starts.append(self._starts[-1] + len(part))
+        self._take([_Part(source, cache_dir, seed) for seed, source in enumerate(sources)])
         if not len(self):
             names = ", ".join(source.name for source in sources)
             raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
+
+    def _take(self, parts: list[_Part]) -> None:
+        self._parts = parts
+        self._starts = [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + len(part))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[RecordTable, RecordTable]:
+        """Hold out a part of the records, at least one; returns the rest and the part.
+
+        No record is in both, also when a mixture uses it several times; the part has it once. Raises
+        DataError when nothing would be left.
+        """
+        order = np.random.default_rng(seed)
+        rows = [part.rows() for part in self._parts]
+        places = np.concatenate([np.stack([np.full(len(own), k), own], 1) for k, own in enumerate(rows)])
+        count = max(1, round(fraction * len(places)))
+        if count >= len(places):
+            raise DataError(f"{count} of {len(places)} records would be held out; none is left to train on")
+        held = places[order.permutation(len(places))[:count]]
+        parts = [part.split(held[held[:, 0] == k, 1]) for k, part in enumerate(self._parts)]
+        tables = RecordTable.__new__(RecordTable), RecordTable.__new__(RecordTable)
+        for table, own in zip(tables, zip(*parts, strict=True), strict=True):
+            table._take(list(own))
+        return tables
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_parts": self._parts, "_starts": self._starts}  # without the columns, which are cheap

@@ -282,7 +282,7 @@ def _save_state(trainer: Any, output_dir: Path) -> None:
 
 
 def draw_loss_curve(log_history: Sequence[dict[str, Any]], file: Path) -> bool:
-    """Draw loss over steps as a PNG; returns False, with a message, when that is not possible."""
+    """Draw training and evaluation loss over steps as a PNG; returns False, with a message, if impossible."""
     points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     if not points:
         return False
@@ -300,7 +300,12 @@ def draw_loss_curve(log_history: Sequence[dict[str, Any]], file: Path) -> bool:
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
     if window > 1:
         axes.plot(steps, _running_mean(losses, window), color="tab:blue", label=f"mean of {window} entries")
-    axes.set(xlabel="step", ylabel="training loss")
+    evaluated = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
+    if evaluated:
+        axes.plot(
+            *zip(*evaluated, strict=True), color="tab:orange", marker="o", markersize=4, label="eval loss"
+        )
+    axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)

@@ -307,7 +307,8 @@ def train(attn_implementation: str | None = None) -> None:
     conv = conversation_lib.conv_templates[template]
     data_args.label_masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
-    _check_data(data_module["train_dataset"], model_args)
+    for part in ("train_dataset", "eval_dataset"):
+        _check_data(data_module[part], model_args)
     checkpoint = choose_checkpoint(training_args)
     manifest = open_run(manifest, training_args, checkpoint)
 

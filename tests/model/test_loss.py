@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from llava.model.loss import supervised_loss
+from llava.model.loss import losses_of_samples, supervised_loss
 
 
 def _batch() -> dict[str, Any]:
@@ -72,3 +72,27 @@ def test_supervised_loss_is_the_mean_over_labelled_tokens(shape: tuple[int, int]
 def test_loss_without_labels_is_nan_as_the_mean_over_nothing() -> None:
     labels = torch.full((1, 4), -100)
     assert supervised_loss(torch.randn(1, 4, 8), labels, torch.nn.Linear(8, 11)).isnan()
+
+
+def test_losses_of_samples_add_up_to_the_mean() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 9, 8), torch.nn.Linear(8, 11)
+    labels = torch.randint(0, 11, (2, 9))
+    labels[0, 4:6] = -100
+    samples = torch.tensor([[0] * 5 + [1] * 4, [2] * 9])
+    labels[0, 5] = -100  # the first of sample 1
+    loss, sums, counts = losses_of_samples(hidden, labels, head, samples, 4)
+    assert counts.tolist() == [3, 3, 8, 0] and sums[3] == 0
+    assert torch.allclose(loss, supervised_loss(hidden, labels, head))
+    assert torch.allclose(sums.sum() / counts.sum(), loss) and not sums.requires_grad
+    alone = F.cross_entropy(head(hidden[0, :4]), labels[0, 1:5], reduction="sum")
+    assert torch.allclose(sums[0], alone)
+
+
+def test_evaluation_can_skip_logits_too(build: Callable[..., Any], family: str) -> None:
+    """The output of evaluation mode without logits has the same loss, and tells it for each sample."""
+    model, batch = build(family).eval(), _batch()
+    whole, skipped = model(**batch), model(**batch, skip_logits=True)
+    assert skipped.logits is None and torch.allclose(skipped.loss, whole.loss, rtol=1e-6)
+    assert skipped.loss_counts.tolist() == [5]
+    assert torch.allclose(skipped.loss_sums, skipped.loss[None] * 5)

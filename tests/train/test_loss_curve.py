@@ -34,3 +34,13 @@ def test_missing_matplotlib_is_announced(
     with caplog.at_level("INFO", logger="llava.train.saving"):
         assert not draw_loss_curve(HISTORY, tmp_path / "loss.png")
     assert "matplotlib is not installed" in caplog.text
+
+
+def test_curve_shows_the_evaluation_loss(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    orange = (255, 127, 14)
+    for name, more in (("without", []), ("with", [{"step": 100, "eval_loss": 2.0}])):
+        assert draw_loss_curve([*HISTORY, *more], tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
+        assert (orange in colors) == (name == "with")
