@@ -28,8 +28,8 @@ from llava.train.llava_trainer import LLaVATrainer
 
 WEIGHTS = ("mm_projector.bin", "model.safetensors", "adapter_model.safetensors", "non_lora_trainables.bin")
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "run_memory_0.json")
-# what a file name has in it while something is saved, and the events of Python that change or open files
-BEING_SAVED = ("/tmp-", "trainer_state.json")
+# parts of names of files that are saved, and the events of Python that open or change files
+SAVED = ("/tmp-", "/checkpoint-", "trainer_state.json")
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
@@ -39,7 +39,10 @@ def _watch_files(count_file: Path, die_at: int) -> None:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in FILE_EVENTS and any(mark in str(arguments[:2]) for mark in BEING_SAVED):
+        if event not in FILE_EVENTS or not any(mark in str(arguments[:2]) for mark in SAVED):
+            return
+        reading = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if not reading or "/tmp-" in str(arguments[0]):  # there, files are opened to be written to the disk
             seen += 1
             if seen == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
