@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import Trainer
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.train.packing import pack_texts
 
 MODALITIES = ("text", "image")
 
@@ -72,6 +73,8 @@ class LossByModality(Trainer):
         """Compute the loss of a micro-batch, as Trainer does, and note what each sample adds to it."""
         labels = inputs.get("labels")
         has_image = _with_images(inputs)
+        if getattr(self.args, "packing", False) and model.training and not self._is_multimodal:
+            inputs = pack_texts(inputs)
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
@@ -109,8 +112,13 @@ class LossByModality(Trainer):
             self._eval_losses.add(kept[:, 0] > 0, kept[:, 1], kept[:, 2])
         return sums.sum() / counts.sum(), None, None
 
+    @property
+    def _is_multimodal(self) -> bool:
+        """Whether the model takes images; such a model packs batches itself."""
+        return hasattr(self.model, "supervised_logits_only")
+
     def _sample_losses(self, model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if getattr(self.model, "supervised_logits_only", False):
+        if self._is_multimodal:
             outputs = model(**inputs, skip_logits=True)
             return outputs.loss_sums, outputs.loss_counts
         labels = inputs["labels"]

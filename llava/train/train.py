@@ -43,6 +43,7 @@ from llava.train.dataset import (
 from llava.train.determinism import seed_everything
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.manifest import make_manifest
+from llava.train.packing import use_packing
 from llava.train.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -175,6 +176,8 @@ def _load_llm(
         load_tower(model, info, path)
     model.accepts_loss_kwargs = False  # the mean over each micro-batch, as in the reference
     model.config.use_cache = False
+    if training_args.packing:
+        use_packing(model)
     return model
 
 

@@ -142,7 +142,7 @@ def _samples(trainer: Any) -> list[Any]:
     return [trainer.train_dataset[index] for index in range(len(trainer.train_dataset))]
 
 
-@pytest.mark.parametrize("more", ["--lora_enable True --lora_r 4", "--bf16 True"])
+@pytest.mark.parametrize("more", ["--lora_enable True --lora_r 4", "--bf16 True", "--packing True"])
 def test_other_ways_of_training_evaluate_as_well(
     more: str, checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
