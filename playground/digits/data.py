@@ -23,8 +23,8 @@ from playground.digits.questions import (
 )
 
 SEED = 2023
-VARIANTS = 6  # distorted copies of each training picture, beside the picture itself
-PAIRS = 3000  # two-image records for training
+VARIANTS = 5  # distorted copies of each training picture, beside the picture itself
+PAIRS = 3600  # two-image records for training
 
 Record = dict[str, Any]
 
@@ -90,7 +90,7 @@ def question_records(
     ]
     for number in range(PAIRS):
         (first, a), (second, b) = rng.choice(shown), rng.choice(shown)
-        if number % 8 == 0:  # equal digits would be one in ten; show "neither" a little more often
+        if number % 5 == 0:  # equal digits would be one in ten: too few to learn "neither" from
             second, b = rng.choice([one for one in shown if one[1] == a])
         records.append(dialog_record(f"two-{number}", two_image_dialog(a, b, rng), image=[first, second]))
     records += [dialog_record(f"text-{number}", [question]) for number, question in enumerate(text_train)]

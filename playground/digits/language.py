@@ -7,6 +7,7 @@ import json
 import math
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from playground.digits.questions import (
 SEED = 2023
 TEMPLATE = "vicuna_v1"
 MAX_LENGTH = 2048
+GROUP = 8  # batches that are made at once
+
+Encoded = tuple[list[int], list[int]]  # ids and labels of one dialog
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,11 @@ class LanguageRecipe:
     vocab_size: int = 640
     hidden_size: int = 128
     intermediate_size: int = 352
-    num_layers: int = 4
+    num_layers: int = 3
     num_heads: int = 4
-    steps: int = 500
+    steps: int = 800
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup_steps: int = 50
     seed: int = SEED
 
@@ -67,14 +71,15 @@ def make_texts(rng: random.Random, size: int) -> list[Text]:
 
 def _make_text(rng: random.Random, text_train: list[Question]) -> Text:
     choice = rng.random()
-    first, second = rng.randrange(10), rng.randrange(10)
+    first = rng.randrange(10)
+    second = first if rng.random() < 0.2 else rng.randrange(10)  # as often equal as in stage 2
     shown = [caption(digit, rng.randrange(99)) for digit in (first, second)]
-    if choice < 0.15:  # a caption, said again in other words: what stage 1 asks for
+    if choice < 0.1:  # a caption, said again in other words: what stage 1 asks for
         turns = [Question("caption", DEFAULT_IMAGE_TOKEN, caption(first, rng.randrange(99)))]
         return Text(_conversation(turns), shown[:1], "plain")
-    if choice < 0.45:
+    if choice < 0.4:
         return Text(_conversation([rng.choice(text_train)]), [])
-    if choice < 0.7:
+    if choice < 0.6:
         turns = one_image_dialog(first, rng, kinds=rng.choice((1, 1, 2, 3)))
         return Text(_conversation(turns), shown[:1])
     return Text(_conversation(two_image_dialog(first, second, rng)), shown)
@@ -127,7 +132,7 @@ def make_tokenizer(folder: Path, recipe: LanguageRecipe) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
 
 
-def encode(text: Text, tokenizer: Any, *, with_system: bool = True) -> tuple[list[int], list[int]]:
+def encode(text: Text, tokenizer: Any, *, with_system: bool = True) -> Encoded:
     """Encode a text as training data, ids and labels; the words of its pictures are not trained on."""
     conv = conv_templates[text.template].copy()
     if not with_system:
@@ -147,7 +152,7 @@ def encode(text: Text, tokenizer: Any, *, with_system: bool = True) -> tuple[lis
     return ids, labels
 
 
-def _batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+def _batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
     """Pad rows on the right: input_ids, labels, attention_mask (n, length)."""
     length = max(len(ids) for ids, _ in rows)
     return {
@@ -157,10 +162,23 @@ def _batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
+def batches(tokenizer: Any, recipe: LanguageRecipe) -> Iterator[list[Encoded]]:
+    """Yield the batches of training; those of a group have like lengths, so that little is padding."""
+    rng = random.Random(recipe.seed)
+    size = recipe.batch_size
+    for done in range(0, recipe.steps, GROUP):
+        texts = make_texts(rng, GROUP * size)
+        # the system prompt is long and always the same: seldom is enough
+        encoded = [encode(text, tokenizer, with_system=rng.random() < 0.1) for text in texts]
+        encoded.sort(key=lambda one: len(one[0]))
+        group = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+        rng.shuffle(group)
+        yield from group[: recipe.steps - done]
+
+
 def train_language_model(tokenizer: Any, recipe: LanguageRecipe) -> LlamaForCausalLM:
     """Train a small Llama on dialogs without pictures."""
     torch.manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -183,10 +201,7 @@ def train_language_model(tokenizer: Any, recipe: LanguageRecipe) -> LlamaForCaus
             min(1.0, (step + 1) / recipe.warmup_steps) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
         ),
     )
-    for step in range(recipe.steps):
-        with_system = step % 8 == 0  # the system prompt is long and always the same: seldom is enough
-        size = recipe.batch_size // 2 if with_system else recipe.batch_size
-        rows = [encode(text, tokenizer, with_system=with_system) for text in make_texts(rng, size)]
+    for step, rows in enumerate(batches(tokenizer, recipe)):
         loss = model(**_batch(rows)).loss
         optimizer.zero_grad()
         loss.backward()

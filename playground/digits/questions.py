@@ -142,8 +142,10 @@ def one_image_dialog(digit: int, rng: random.Random, kinds: int = len(ONE_IMAGE)
 
 
 def two_image_dialog(first: int, second: int, rng: random.Random) -> list[Question]:
-    """Ask one question about two pictures."""
-    return [ask_two(rng.choice(sorted(TWO_IMAGES)), first, second, rng.randrange(99))]
+    """Ask both kinds of questions about two pictures; the image marks stand in the first."""
+    turns = [ask_two(kind, first, second, rng.randrange(99)) for kind in rng.sample(sorted(TWO_IMAGES), k=2)]
+    second_text = turns[1].text.rpartition("\n")[2]
+    return [turns[0], replace(turns[1], text=second_text)]
 
 
 def is_right(answer: str, expected: str) -> bool:

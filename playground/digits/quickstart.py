@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.utils import UserError, run_program
-from playground.digits.training import ROOT, loss_history, train
+from playground.digits.training import ROOT, train
 
 HERE = Path(__file__).resolve().parent
 # Which files each step depends on, beside the steps before it.
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     steps: dict[str, Callable[[], Any]] = {
         "data": lambda: make_data_and_models(work),
         "pretrain": lambda: train("pretrain", work, arguments.device),
-        "finetune": lambda: finetune(work, arguments.device),
+        "finetune": lambda: train("finetune", work, arguments.device),
         "evaluate": lambda: evaluate(work, arguments.device),
     }
     seconds = {"setup": round(arguments.setup_seconds, 1)}
@@ -124,15 +124,6 @@ def make_data_and_models(work: Path) -> None:
         raise RuntimeError("making the tower or the language model failed; its error stands above")
 
 
-def finetune(work: Path, device: str) -> None:
-    """Run stage 2 and draw the loss of both stages."""
-    from playground.digits.report import loss_curve
-
-    train("finetune", work, device)
-    loss_curve({stage: loss_history(work, stage) for stage in ("pretrain", "finetune")}, work / "loss.png")
-    print(f"loss curves: {work / 'loss.png'}", flush=True)
-
-
 def evaluate(work: Path, device: str) -> dict[str, Any]:
     """Ask the test questions, measure the SVC, draw the sheet, chat once: accuracies, counts and the chat."""
     from playground.digits import evaluate as exam
@@ -177,7 +168,8 @@ def _tell(result: dict[str, Any], work: Path) -> None:
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items()))
     for what, name in {
         "answered test digits": "sheet.png",
-        "loss curves": "loss.png",
+        "loss curve of stage 1": "llava-digits-pretrain/loss_curve.png",
+        "loss curve of stage 2": "llava-digits/loss_curve.png",
         "every answer": "answers.json",
         "all numbers": "result.json",
         "the model, for llava.serve.cli --model-path": "llava-digits",

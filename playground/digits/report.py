@@ -1,4 +1,4 @@
-"""What the quickstart shows: the loss curves, and a sheet of test digits with the model's answers."""
+"""The picture sheet of the quickstart: test digits with the model's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from PIL import Image
+from PIL import Image, ImageOps
 
 from playground.digits.questions import is_right
 
@@ -20,23 +20,11 @@ MISTAKES = 8
 COLUMNS = 8
 
 
-def loss_curve(histories: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draw the loss of each stage over its steps."""
-    figure, axes = plt.subplots(1, len(histories), figsize=(9, 3), squeeze=False, layout="constrained")
-    for axis, (stage, history) in zip(axes[0], histories.items(), strict=True):
-        steps, losses = zip(*history, strict=True)
-        axis.plot(steps, losses, linewidth=1.2)
-        axis.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def choose_examples(answered: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Take evenly spaced questions of each kind, whatever was answered, and then some mistakes."""
     chosen: list[dict[str, Any]] = []
-    for kind, wanted in ROWS.items():
-        of_kind = [one for one in answered if one["kind"] == kind]
+    for offset, (kind, wanted) in enumerate(ROWS.items()):
+        of_kind = [one for one in answered if one["kind"] == kind][7 * offset :]
         chosen += of_kind[:: max(1, len(of_kind) // wanted)][:wanted]
     ids = {one["id"] for one in chosen}
     wrong = [
@@ -68,7 +56,7 @@ def _draw(axis: Axes, example: dict[str, Any], images: Path) -> None:
     strip = Image.new("L", (len(pictures) * (side + gap) - gap, side), 255)
     for position, picture in enumerate(pictures):
         strip.paste(picture, (position * (side + gap), 0))
-    axis.imshow(strip, cmap="gray", vmin=0, vmax=255)
+    axis.imshow(ImageOps.expand(strip, border=4, fill=225), cmap="gray", vmin=0, vmax=255)
     question = example["question"].replace("<image>", "").replace("First: \nSecond: \n", "").strip()
     axis.set_title(_wrap(question), fontsize=7)
     right = is_right(example["said"], example["answer"])

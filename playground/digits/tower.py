@@ -19,6 +19,7 @@ from playground.digits.questions import WORDS
 
 SEED = 2023
 IMAGE_SIZE = 32
+SELECT_LAYER = -2  # --mm_vision_select_layer of the training commands
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -59,14 +60,21 @@ class Contrast(nn.Module):
         )
         self.tower = CLIPVisionModel(config)
         self.project = nn.Linear(recipe.hidden_size, 64, bias=False)
+        self.project_patches = nn.Linear(recipe.hidden_size, 64, bias=False)
         self.words = nn.Embedding(len(WORDS), 64)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Score pictures (n, side, side) against the words of the ten digits: (n, 10)."""
-        pooled = self.tower(normalise(pictures)).pooler_output  # (n, hidden_size)
+        """Score pictures (n, side, side) against the words of the ten digits: (2, n, 10).
+
+        The first scores come from the class token, as in CLIP, the second from the mean of the patches in the
+        layer that LLaVA reads: so both say what the picture shows.
+        """
+        output = self.tower(normalise(pictures), output_hidden_states=True)
+        patches = output.hidden_states[SELECT_LAYER][:, 1:].mean(dim=1)  # (n, hidden_size)
+        both = torch.stack([self.project(output.pooler_output), self.project_patches(patches)])
         words = F.normalize(self.words.weight, dim=-1)  # (10, 64)
-        return F.normalize(self.project(pooled), dim=-1) @ words.T * self.scale.exp().clamp(max=100)
+        return F.normalize(both, dim=-1) @ words.T * self.scale.exp().clamp(max=100)
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
@@ -104,7 +112,7 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
     for step in range(recipe.steps):
         rows = torch.randint(len(labels), (recipe.batch_size,), generator=generator)
         scores = model(distort(pictures[rows], generator))
-        loss = F.cross_entropy(scores, labels[rows])
+        loss = F.cross_entropy(scores.flatten(0, 1), labels[rows].repeat(2))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -120,8 +128,8 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
 
 @torch.no_grad()
 def accuracy(model: Contrast, digits: Digits) -> float:
-    """Measure how many pictures score highest with the word of their own digit."""
-    guesses = model(tower_pictures(digits)).argmax(dim=-1)
+    """Measure how many pictures score highest, by their patches, with the word of their own digit."""
+    guesses = model(tower_pictures(digits))[1].argmax(dim=-1)
     return (guesses == torch.from_numpy(digits.labels)).float().mean().item()
 
 

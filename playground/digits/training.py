@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -80,10 +79,3 @@ def train(stage: str, work: Path, device: str) -> None:
     elif device == "cuda":
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process: more GPUs would mean DataParallel
     subprocess.run(words, cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)
-
-
-def loss_history(work: Path, stage: str) -> list[tuple[int, float]]:
-    """Read (step, loss) from what a stage logged."""
-    folder = work / Path(STAGES[stage]["output_dir"].format(work="")).name
-    state = json.loads((folder / "trainer_state.json").read_text())
-    return [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]

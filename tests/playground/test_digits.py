@@ -262,6 +262,4 @@ def test_scores_table_and_sheet(made: Path, tmp_path: Path) -> None:
     chosen = report.choose_examples(answered)
     assert sum(one["said"] == "?" for one in chosen) == report.MISTAKES + 1
     report.picture_sheet(answered, made / "images", tmp_path / "sheet.png")
-    report.loss_curve({"pretrain": [(1, 2.0), (2, 1.0)]}, tmp_path / "loss.png")
     assert Image.open(tmp_path / "sheet.png").width > 800
-    assert Image.open(tmp_path / "loss.png").width > 400
