@@ -298,7 +298,6 @@ def train(attn_implementation: str | None = None) -> None:
     distributed.start(training_args)
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)
-    manifest = make_manifest(model_args, data_args, training_args)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
@@ -313,7 +312,7 @@ def train(attn_implementation: str | None = None) -> None:
     for part in ("train_dataset", "eval_dataset"):
         _check_data(data_module[part], model_args)
     checkpoint = choose_checkpoint(training_args)
-    manifest = open_run(manifest, training_args, checkpoint)
+    manifest = open_run(make_manifest(model_args, data_args, training_args), training_args, checkpoint)
 
     model = _load_llm(model_args, training_args, attn_implementation)
     model = _choose_trained_parts(model, model_args, training_args)
