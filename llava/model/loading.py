@@ -45,7 +45,8 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     try:
-        with _without_loading_report():
+        # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
+        with _without_loading_report(), torch.random.fork_rng(devices=[]):
             # mismatches are raised below, with the weight's name: transformers' own error has none
             model, info = model_class.from_pretrained(
                 path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.model.sharding import is_split
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -166,12 +167,18 @@ def own_rate(name: str, training_args: Any) -> float | None:
 
 
 def keep_trained_in_float32(model: nn.Module, training_args: Any) -> None:
-    """Hold every weight that trains in float32 (see `weight_dtype`); DeepSpeed keeps copies of its own."""
-    if training_args.deepspeed:
+    """Hold every weight that trains in float32 (see `weight_dtype`); DeepSpeed keeps copies of its own.
+
+    ZeRO-3 needs one dtype for all weights: those that were not made under it (projector, adapters) get it.
+    """
+    dtype = compute_dtype(training_args) if training_args.deepspeed else torch.float32
+    if training_args.deepspeed and dtype == torch.float32:
         return
     for param in model.parameters():
-        if param.requires_grad and param.dtype != torch.float32:
-            param.data = param.data.float()
+        if is_split(param) or not param.is_floating_point():
+            continue
+        if (param.requires_grad or training_args.deepspeed) and param.dtype != dtype:
+            param.data = param.data.to(dtype)
 
 
 def log_trainable(model: nn.Module, training_args: Any) -> None:

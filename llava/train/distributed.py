@@ -16,12 +16,15 @@ OWN_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
 
 
 def start(training_args: Any) -> None:
-    """Prepare DeepSpeed before a model is loaded; does nothing without --deepspeed.
+    """Prepare for several processes before a model is loaded.
 
-    A launcher (deepspeed, torchrun) is not needed for a single process. On a CPU the processes talk through
-    gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises UserError for
-    a DeepSpeed config that would overrule flags of the command line.
+    DeepSpeed needs no launcher (deepspeed, torchrun) for a single process. On a CPU the processes talk
+    through gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises
+    UserError for a DeepSpeed config that would overrule flags of the command line.
     """
+    if training_args.ddp_find_unused_parameters is None and not training_args.gradient_checkpointing_kwargs:
+        # a part can be without use for the data at hand, as image_newline is for square pictures
+        training_args.ddp_find_unused_parameters = True
     if training_args.fsdp and training_args.use_cpu:
         _allow_fsdp_on_cpu(training_args.distributed_state)
     if not training_args.deepspeed:
@@ -64,6 +67,11 @@ def _environment_of_one() -> dict[str, str]:
 def check_deepspeed_config(training_args: Any) -> None:
     """Raise UserError, or warn, where the DeepSpeed config has settings that replace those of the flags."""
     config = training_args.hf_deepspeed_config.config
+    if training_args.bits != 16 and training_args.hf_deepspeed_config.is_zero3():
+        raise UserError(
+            f"--bits {training_args.bits} does not work under ZeRO-3, which splits weights before they are "
+            "quantised; take ZeRO-2 (scripts/zero2.json)"
+        )
     if "optimizer" in config:
         own = [name for name in OWN_RATES if getattr(training_args, name, None)]
         if own:

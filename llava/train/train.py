@@ -223,7 +223,7 @@ def _attach_vision(
     training_args: TrainingArguments,
 ) -> None:
     """Give the model its tower and projector, set what of them trains, and record it all in the config."""
-    set_seed(training_args.seed)  # again: ZeRO-3 draws more numbers while it loads an LLM than others do
+    set_seed(training_args.seed)  # again: rows for new tokens draw other numbers under ZeRO-3
     model.get_model().initialize_vision_modules(
         model_args=model_args, fsdp=distributed.uses_fsdp_1(training_args)
     )
