@@ -71,6 +71,16 @@ def test_named_files_exist(page: Path) -> None:
             assert list(ROOT.glob(path.rstrip("/"))), f"{_name(page)} names {path}, which does not exist"
 
 
+def test_every_dependency_has_a_reason() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    core = re.findall(r'^    "([\w-]+)[><=]', project.partition("[project.optional")[0], flags=re.MULTILINE)
+    train = re.findall(r'"([\w-]+)[><=]', re.findall(r"^train = .*$", project, flags=re.MULTILINE)[0])
+    assert len(core) > 5 and train
+    text = (ROOT / "docs" / "design.md").read_text()
+    missing = [name for name in core + train if name not in text.lower()]
+    assert not missing, f"docs/design.md gives no reason for {missing}"
+
+
 # ---- programs and their flags ----
 
 
@@ -118,7 +128,7 @@ def _check_python(block: Block, words: Sequence[str]) -> None:
     program, arguments = _python_program(block, words)
     if program in ("-c", "venv", "pytest", "pip") or "--help" in arguments:
         return
-    if program.startswith("llava/train/"):
+    if program.startswith("llava/train/train"):
         parse_args(arguments)  # raises UserError for what it does not accept
         return
     parser = _parser_of(program)
@@ -137,9 +147,25 @@ def _check_python(block: Block, words: Sequence[str]) -> None:
 def _check_shell_script(block: Block, words: Sequence[str]) -> None:
     script = ROOT / words[1]
     assert script.is_file(), f"{block}: there is no script {words[1]}"
-    code = script.read_text() + "".join(f.read_text() for f in (ROOT / "playground").rglob("*.py"))
+    code = script.read_text()
+    known = set(re.findall(r"--[\w-]+", code))
+    if "common.sh" in code:  # a training script, which hands its arguments on
+        parser = _parser_of("llava/train/train.py")
+        assert parser is not None
+        known |= set(parser._option_string_actions)
+    elif "playground.digits.quickstart" in code:
+        parser = _parser_of("playground.digits.quickstart")
+        assert parser is not None
+        known |= set(parser._option_string_actions)
     for flag in (word for word in words[2:] if word.startswith("--")):
-        assert flag in code, f"{block}: {words[1]} does not know {flag}"
+        assert flag in known, f"{block}: {words[1]} does not know {flag}"
+
+
+def _check_deepspeed(block: Block, words: Sequence[str]) -> None:
+    place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    arguments = list(words[place + 1 :])
+    assert (ROOT / arguments[arguments.index("--deepspeed") + 1]).is_file(), f"{block}: no DeepSpeed config"
+    _check_python(block, ["python", *words[place:]])
 
 
 def _check_pip(block: Block, words: Sequence[str]) -> None:
@@ -152,16 +178,32 @@ def _check_pip(block: Block, words: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(("block", "words"), COMMANDS, ids=[f"{b}-{' '.join(w)[:50]}" for b, w in COMMANDS])
-def test_documented_commands_are_accepted(block: Block, words: list[str]) -> None:
+def test_documented_commands_are_accepted(
+    block: Block, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     program = words[0]
     if program in ("python", "python3", ".venv/bin/python"):
         _check_python(block, words)
     elif program == "bash":
         _check_shell_script(block, words)
+    elif program == "deepspeed":
+        _check_deepspeed(block, words)
     elif program == "pip":
         _check_pip(block, words)
     else:
         assert program in FOREIGN, f"{block}: unknown program {program}"
+
+
+def test_flags_in_tables_of_training_exist() -> None:
+    parser = _parser_of("llava/train/train.py")
+    doctor = _parser_of("llava.train.check_data")
+    assert parser is not None and doctor is not None
+    known = {*parser._option_string_actions, *doctor._option_string_actions, "--help"}
+    for page in ("training.md", "data_format.md"):
+        cells = re.findall(r"`(--[^`]+)`", prose(ROOT / "docs" / page))
+        named = {flag for cell in cells for flag in re.findall(r"--[\w-]+", cell)}
+        assert named <= known, f"{page} names unknown flags: {sorted(named - known)}"
 
 
 # ---- blocks of other languages ----
