@@ -41,6 +41,7 @@ from llava.train.dataset import (
     make_supervised_data_module,
 )
 from llava.train.determinism import seed_everything
+from llava.train.dry_run import report_dry_run
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.manifest import make_manifest
 from llava.train.packing import use_packing
@@ -312,7 +313,9 @@ def train(attn_implementation: str | None = None) -> None:
     for part in ("train_dataset", "eval_dataset"):
         _check_data(data_module[part], model_args)
     checkpoint = choose_checkpoint(training_args)
-    manifest = open_run(make_manifest(model_args, data_args, training_args), training_args, checkpoint)
+    manifest = make_manifest(model_args, data_args, training_args)
+    if not training_args.dry_run:
+        manifest = open_run(manifest, training_args, checkpoint)
 
     model = _load_llm(model_args, training_args, attn_implementation)
     model = _choose_trained_parts(model, model_args, training_args)
@@ -327,6 +330,8 @@ def train(attn_implementation: str | None = None) -> None:
     adapters.log_trainable(model, training_args)
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
+    if training_args.dry_run:
+        return report_dry_run(trainer)
     trainer.manifest = manifest
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report_skipped(data_module["train_dataset"], training_args.output_dir)

@@ -44,7 +44,7 @@ ANYTHING = st.one_of(
     st.lists(TRICKY, max_size=6).map("".join),
     st.text(st.characters(exclude_categories=("Cs",)), max_size=12),
     st.just(""),
-)
+).map(lambda text: text.replace("<image>", ""))
 _MARKS = re.compile(r"</?s>|<unk>|ASSISTANT|USER|INST|im_|image")
 ORDINARY = st.one_of(
     st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),
@@ -220,8 +220,9 @@ def test_confused_conversation(
     tokenizer = variant_tokenizer("plain")
     pairs = [("What ends a turn?", "It is </s> here."), ("And?", "No more.")]
     with caplog.at_level(logging.WARNING, logger="llava"):
-        _, counted = _labels(pairs, tokenizer, "v1", "reference", False)
-    assert (counted == IGNORE_INDEX).all() and "--label_masks spans" in caplog.text
+        counted = preprocess([_turns(pairs, False)], tokenizer, False, conv_templates["v1"])["labels"]
+    assert (counted == IGNORE_INDEX).all() and "confuses the counts of the reference" in caplog.text
+    assert torch.equal(_labels(pairs, tokenizer, "v1", "reference", False)[1], counted[0])
     ids, labels = _labels(pairs, tokenizer, "v1", "spans", False)
     assert tokenizer.decode(labels[labels != IGNORE_INDEX]) == "It is </s> here.</s> No more.</s>"
 
