@@ -23,6 +23,8 @@ from llava.train.sampler import (
 )
 from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
+    leave_out_frozen,
+    load_projector,
     load_trained,
     maybe_zero_3,
     save_beside_lora,
@@ -62,14 +64,18 @@ class LLaVATrainer(LossByModality):
         self.add_callback(self.lost)
         self.add_callback(self.memory)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
         if self.trains_projector_only and getattr(self.args, "use_im_start_end", False):
             raise UserError(
                 "--tune_mm_mlp_adapter with --mm_use_im_start_end is not supported, as in the reference; "
                 "train stage 1 with --mm_use_im_start_end False"
             )
-        return super().train(*args, **kwargs)
+        if isinstance(resume_from_checkpoint, str):
+            self.memory.load(Path(resume_from_checkpoint))
+            if self.trains_projector_only and self.is_deepspeed_enabled:
+                load_projector(self.model, Path(resume_from_checkpoint))  # DeepSpeed keeps what trains only
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
     def trains_projector_only(self) -> bool:
@@ -140,6 +146,13 @@ class LLaVATrainer(LossByModality):
                     optimizer.add_param_group({**settings, "params": own, "lr": rate})
         return optimizer
 
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the scheduler; at this point DeepSpeed's engine exists and has loaded nothing yet."""
+        engine = getattr(getattr(self.accelerator, "deepspeed_engine_wrapped", None), "engine", None)
+        if engine is not None and self.trains_projector_only:
+            leave_out_frozen(engine)
+        return super().create_scheduler(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to a folder; in stage 1 the projector only."""
         if self.trains_projector_only:
@@ -166,7 +179,6 @@ class LLaVATrainer(LossByModality):
             save_beside_lora(self.model, folder, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.memory.load(Path(resume_from_checkpoint))
         target = self.model if model is None else model
         if not self.trains_projector_only:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -196,6 +196,28 @@ def _redirected(trainer: Any, staging: Path) -> Iterator[None]:
         args.save_total_limit, args.push_to_hub = before
 
 
+def load_projector(model: Any, folder: Path) -> None:
+    """Load projector and image_newline of a stage 1 checkpoint, also into weights that ZeRO-3 has split."""
+    file = folder / PROJECTOR_FILE
+    model.get_model().load_projector(read_tensors(file), str(file))
+
+
+def leave_out_frozen(engine: Any) -> None:
+    """Let a DeepSpeed engine save and load only weights that train; transformers does it for adapters only.
+
+    Otherwise each checkpoint of stage 1 would hold the whole LLM.
+    """
+    save, load = engine.save_checkpoint, engine.load_checkpoint
+
+    def save_trained(*args: Any, **kwargs: Any) -> Any:
+        return save(*args, **{**kwargs, "exclude_frozen_parameters": True})
+
+    def load_what_is_there(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **{**kwargs, "load_module_strict": False})
+
+    engine.save_checkpoint, engine.load_checkpoint = save_trained, load_what_is_there
+
+
 def _complete(trainer: Any, staged: Path, target: Path) -> None:
     """Add what transformers leaves out: tokenizer, image processor, manifest; name the best by its place."""
     if trainer.processing_class is not None:

@@ -24,7 +24,8 @@ pytestmark = [
 V15 = "--mm_use_im_start_end False --mm_use_im_patch_token False --mm_projector_type mlp2x_gelu"
 CHAT = f"{V15} --version v1 --data_path {{data}}/finetune.json --image_aspect_ratio pad --learning_rate 2e-3"
 KINDS = {
-    "stage1": f"{V15} --version plain --data_path {{data}}/pretrain.json --tune_mm_mlp_adapter True",
+    "stage1": f"{V15} --version plain --data_path {{data}}/pretrain.json --tune_mm_mlp_adapter True "
+    "--mm_patch_merge_type spatial_unpad",
     "full": CHAT,
     "lora": f"{CHAT} --lora_enable True --lora_r 4 --lora_dropout 0.0",
 }
@@ -85,4 +86,7 @@ def test_every_checkpoint_is_whole(way: str, kind: str, out: Path) -> None:
         assert not list(folder.glob("tmp-*"))
         names = {path.name for path in (folder / "checkpoint-4").iterdir()}
         assert {"rng_state_0.pth", "rng_state_1.pth", "run_memory_0.json", "run_memory_1.json"} <= names
+        if kind == "stage1":  # nothing in it is as large as the LLM
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            assert max(sizes) < 200_000
         assert "preprocessor_config.json" in names and _weights(folder / "checkpoint-4")
