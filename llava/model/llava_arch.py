@@ -296,6 +296,7 @@ class LlavaMetaForCausalLM(_LLM):
             rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
             inputs_embeds, labels, position_ids = pack_rows(rows)
             input_ids, attention_mask, use_cache = None, None, False
+            kwargs["sample_lengths"] = [len(row.labels) for row in rows]
         elif inputs_embeds is None and input_ids is not None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(

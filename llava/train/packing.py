@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from llava.model.packed_attention import use_samplewise_attention
 from llava.model.splice import Row, pack_rows
 from llava.utils import UserError
 
@@ -23,6 +24,8 @@ def use_packing(model: Any) -> None:
             f"sample starts; it works for {', '.join(PACKABLE)}"
         )
     model.packs_samples = True
+    if model.config._attn_implementation == "sdpa":
+        use_samplewise_attention(model.config)
 
 
 def pack_texts(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -38,5 +41,6 @@ def pack_texts(inputs: dict[str, Any]) -> dict[str, Any]:
         "input_ids": packed[..., 0],
         "labels": packed_labels,
         "position_ids": positions,
+        "sample_lengths": [len(row.labels) for row in rows],
         "use_cache": False,  # with a cache, or with a mask, attention would take all for one sample
     }

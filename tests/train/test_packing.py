@@ -115,8 +115,11 @@ def test_samples_are_cut_before_they_are_packed(load: Callable[..., Any]) -> Non
 def test_generation_and_logits_are_not_packed(load: Callable[..., Any]) -> None:
     model, batch = load("llava-tiny-v1.5"), _batch()
     expected = model(**batch).logits
+    prompt = {"inputs": batch["input_ids"][:1, :9], "images": batch["images"][:1], "max_new_tokens": 5}
+    tokens = model.generate(**prompt, do_sample=False)
     use_packing(model)
     assert torch.equal(model(**batch).logits, expected)
+    assert torch.equal(model.generate(**prompt, do_sample=False), tokens)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -131,6 +134,11 @@ def test_text_models_keep_samples_apart(family: str, attention: str) -> None:
     assert torch.allclose(model(**packed).loss, padded, rtol=1e-5)
     whole = {**packed, "position_ids": torch.arange(43)[None]}
     assert not torch.allclose(model(**whole).loss, padded, rtol=1e-5)
+    use_packing(model)
+    assert torch.allclose(model(**packed).loss, padded, rtol=1e-5)
+    del packed["sample_lengths"]  # read off the positions
+    assert torch.allclose(model(**packed).loss, padded, rtol=1e-5)
+    assert torch.allclose(model(**batch, use_cache=False).loss, padded, rtol=1e-5)
 
 
 def _text_model(family: str, attention: str) -> Any:
@@ -157,6 +165,8 @@ def test_sliding_windows_stay_inside_samples(attention: str) -> None:
     batch["input_ids"][batch["input_ids"] < 0] = 5
     model.config.sliding_window = 4
     padded = model(**batch, use_cache=False).loss
+    assert torch.allclose(model(**pack_texts(batch)).loss, padded, rtol=1e-5)
+    use_packing(model)
     assert torch.allclose(model(**pack_texts(batch)).loss, padded, rtol=1e-5)
     model.config.sliding_window = None
     assert not torch.allclose(model(**batch, use_cache=False).loss, padded, rtol=1e-5)
