@@ -17,6 +17,7 @@ from llava._pictures import load_image_from_bytes
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.train.bad_samples import MAX_IN_A_ROW, SkipLog
+from llava.train.nonfinite import SAMPLE_KEY
 from llava.train.record_files import parquet_records
 from llava.train.records import DataError, find_fault, stray_marks
 from llava.train.samples import Sample, SampleMaker
@@ -99,7 +100,7 @@ class StreamingDataset(IterableDataset[Sample]):
                 self.skipped.add(one.name, reason)
                 continue
             failures = 0
-            yield sample
+            yield {**sample, SAMPLE_KEY: one.name}
 
     def _make(self, raw: RawSample) -> Sample:
         """Check and prepare a sample. Raises UserError."""

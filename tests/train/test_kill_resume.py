@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recorded_training import flags, write_training_data
 
-MODES = ("stage_1", "full", "lora", "qlora")
+MODES = ("stage_1", "full", "lora", "qlora", "stream")
 KILLS = 6  # of each mode
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
@@ -22,6 +24,7 @@ SHORT = (
     "--per_device_train_batch_size 2 --num_train_epochs 2 --save_strategy steps --save_steps 2 "
     "--logging_steps 3 --group_by_modality_length True"
 )
+BY_MODALITY = "--group_by_modality_length True"
 # dropout, random initial values and batches by length draw random numbers at every place there is
 LORA = f"{CHAT} --lora_enable True --lora_r 4 --lora_dropout 0.1 --gradient_checkpointing True"
 COMMANDS = {
@@ -32,7 +35,26 @@ COMMANDS = {
     "full": f"{CHAT} --mm_projector_lr 1e-4 --max_steps 9",
     "lora": LORA,
     "qlora": f"{LORA} --bits 4",
+    "stream": f"{CHAT} --lora_enable True --lora_r 4 --streaming True --shuffle_buffer 4 --max_steps 10",
 }
+
+
+def _shards(data: Path) -> str:
+    """Write the chat records as two tar shards; returns their pattern."""
+    records = json.loads((data / "finetune.json").read_text())
+    for number in (0, 1):
+        with tarfile.open(data / f"{number}.tar", "w") as shard:
+            for one in records[number::2]:
+                name = one["id"]
+                image = one.pop("image", None)
+                files = {f"{name}.json": json.dumps(one).encode()}
+                if image:
+                    files[f"{name}.png"] = (data / "images" / image).read_bytes()
+                for file, content in files.items():
+                    info = tarfile.TarInfo(file)
+                    info.size = len(content)
+                    shard.addfile(info, io.BytesIO(content))
+    return str(data / "[01].tar")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +64,11 @@ def report(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     data = write_training_data(folder / "data", n=12)
     modes = {}
     for name, command in COMMANDS.items():
-        argv = flags(checkpoints, data, folder, f"{command} {SHORT}")
+        if name == "stream":
+            more = f"{command} {SHORT.replace(BY_MODALITY, '')} --data_path {_shards(data)}"
+        else:
+            more = f"{command} {SHORT}"
+        argv = flags(checkpoints, data, folder, more)
         place = argv.index("--output_dir")
         modes[name] = argv[:place] + argv[place + 2 :]
     seed = random.SystemRandom().randrange(10**6)
