@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
 from llava.train.bad_samples import POLICIES as BAD_SAMPLE_POLICIES
+from llava.train.liger import check_liger
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -281,6 +282,8 @@ def check_args(
     if data_args.streaming:
         _check_streaming(training_args)
     _choose_evaluation(data_args, training_args)
+    if training_args.use_liger_kernel:
+        check_liger(training_args)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     for name in training_args.report_to or []:
         if name in packages:

@@ -42,6 +42,7 @@ from llava.train.dataset import (
 )
 from llava.train.determinism import seed_everything
 from llava.train.dry_run import report_dry_run
+from llava.train.liger import use_liger
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.manifest import make_manifest
 from llava.train.packing import use_packing
@@ -177,6 +178,8 @@ def _load_llm(
         load_tower(model, info, path)
     model.accepts_loss_kwargs = False  # the mean over each micro-batch, as in the reference
     model.config.use_cache = False
+    if training_args.use_liger_kernel:
+        use_liger(model, training_args)
     if training_args.packing:
         use_packing(model)
     return model

@@ -60,7 +60,7 @@ def test_steps_of_warmup_beat_the_ratio(tmp_path: Path) -> None:
 def test_old_names_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     training = _parse(
-        "--evaluation_strategy steps --eval_steps 5 --no_cuda True --optim adamw_hf "
+        "--evaluation_strategy steps --eval_steps 5 --eval_split 0.1 --no_cuda True --optim adamw_hf "
         "--overwrite_output_dir True --save_safetensors True --group_by_length True --logging_dir logs",
         tmp_path,
     )
