@@ -23,8 +23,8 @@ from playground.digits.questions import (
 )
 
 SEED = 2023
-VARIANTS = 5  # distorted copies of each training picture, beside the picture itself
-PAIRS = 3600  # two-image records for training
+VARIANTS = 4  # distorted copies of each training picture, beside the picture itself
+PAIRS = 5000  # two-image records for training
 
 Record = dict[str, Any]
 
