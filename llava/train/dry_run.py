@@ -272,10 +272,10 @@ def _set_checkpointing(model: Any, on: bool, training_args: Any) -> None:
 
 
 def _zero(training_args: Any) -> tuple[int, bool]:
-    """Return the stage of ZeRO, 0 without DeepSpeed, and whether its optimizer is offloaded."""
+    """Return the stage of ZeRO (0 without, 3 for FSDP, which deals out the same), and whether it offloads."""
     config = getattr(training_args, "hf_deepspeed_config", None)
     if config is None:
-        return 0, False
+        return (3 if getattr(training_args, "fsdp", None) else 0), False
     place = config.get_value("zero_optimization.offload_optimizer.device", "none")
     return int(config.get_value("zero_optimization.stage", 0)), place not in (None, "none")
 

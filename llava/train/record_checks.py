@@ -132,6 +132,7 @@ class TokenChecker:
     def __init__(self, settings: CheckSettings) -> None:
         """Load tokenizer and template. Raises UserError."""
         from llava import conversation
+        from llava.train.preprocess import choose_label_masks
         from llava.train.samples import SampleMaker
         from llava.train.train import load_training_tokenizer
 
@@ -144,8 +145,13 @@ class TokenChecker:
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         self.tokenizer = tokenizer
-        with_images = SimpleNamespace(is_multimodal=True, mm_use_im_start_end=settings.mm_use_im_start_end)
-        self.maker = SampleMaker(tokenizer, with_images, conversation.conv_templates[template])
+        conv = conversation.conv_templates[template]
+        with_images = SimpleNamespace(
+            is_multimodal=True,
+            mm_use_im_start_end=settings.mm_use_im_start_end,
+            label_masks=choose_label_masks(None, conv, tokenizer),  # as training does
+        )
+        self.maker = SampleMaker(tokenizer, with_images, conv)
         self.image_tokens = ImageTokens(settings) if settings.vision_tower else None
 
     def check(self, record: Record, sizes: Sequence[Size]) -> Iterator[Fault]:

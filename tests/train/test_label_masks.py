@@ -18,8 +18,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.mm_utils import tokenizer_image_token
+from llava.model.tokenizer import load_tokenizer
 from llava.train.offsets import NOWHERE, encode_with_starts
-from llava.train.preprocess import preprocess, reference_loses_answers, render
+from llava.train.preprocess import choose_label_masks, preprocess, reference_loses_answers, render
 
 Pairs = list[tuple[str, str]]
 
@@ -212,6 +213,25 @@ def test_reference_is_reliable_except_in_chatml(variant: str, variant_tokenizer:
 def test_reference_loses_everything_with_mpts_tokenizer(checkpoints: Path) -> None:
     tokenizer = prepared_tokenizer(checkpoints / "llava-tiny-mpt")
     assert all(reference_loses_answers(conv_templates[key], tokenizer) for key in (*COUNTED, *CHATML))
+
+
+def test_choice(
+    variant_tokenizer: Callable[..., Any], checkpoints: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, mpt = variant_tokenizer("plain"), prepared_tokenizer(checkpoints / "llava-tiny-mpt")
+    assert choose_label_masks(None, conv_templates["v1"], plain) == "reference"
+    assert choose_label_masks("spans", conv_templates["v1"], plain) == "spans"
+    assert not caplog.records
+    assert choose_label_masks(None, conv_templates["mpt"], mpt) == "spans"
+    assert "--label_masks spans is taken" in caplog.text
+    assert choose_label_masks("reference", conv_templates["mpt"], mpt) == "reference"
+
+
+def test_tokenizer_without_a_pad_token(checkpoints: Path) -> None:
+    """Version v0 adds one only when the model is there."""
+    tokenizer = load_tokenizer(checkpoints / "vicuna-tiny")
+    tokenizer.pad_token = None
+    assert choose_label_masks(None, conv_templates["v1"], tokenizer) == "reference"
 
 
 def test_confused_conversation(
