@@ -138,11 +138,26 @@ def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -
 def load_trained(model: Any, file: Path) -> None:
     """Load weights that a checkpoint holds beside or instead of the whole model. Raises CheckpointError."""
     weights = read_tensors(file)
-    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    params = dict(model.named_parameters())
+    unknown = [
+        name for name, value in weights.items() if name not in params or params[name].shape != value.shape
+    ]
     if unknown:
         raise CheckpointError(
             f"{file} has weights that this model has no place for: {', '.join(unknown[:4])}"
         )
+    with torch.no_grad():
+        for name, value in weights.items():
+            params[name].copy_(_split_like(value, params[name]))
+
+
+def _split_like(value: torch.Tensor, param: Any) -> torch.Tensor:
+    """Return a full value as it is split over the processes by FSDP2, if the parameter is."""
+    if not hasattr(param, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(param.device), param.device_mesh, param.placements)
 
 
 # ---- checkpoints while training ----

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import free_port, run_group
 from recorded_training import Run, flags, run_train
 
 from llava.model.checkpoint import CheckpointError, read_tensors
@@ -22,7 +23,7 @@ from llava.train.args import parse_args
 from llava.train.checkpoints import find_checkpoints
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.manifest import changes, fingerprint, make_manifest
-from llava.train.nonfinite import MAX_IN_A_ROW, NonFiniteGuard
+from llava.train.nonfinite import BATCH_KEY, MAX_IN_A_ROW, SAMPLE_KEY, NamedBatches, NonFiniteGuard
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
@@ -304,6 +305,46 @@ def test_dropping_has_an_end() -> None:
             guard.check(torch.tensor(math.inf), batch, [], State.global_step + 1)
             guard.on_pre_optimizer_step(Args(), State(), None, optimizer=optimizer)
     assert guard.dropped == list(range(1, 21))
+
+
+TWO_PROCESSES = """
+import torch
+import torch.distributed as dist
+from types import SimpleNamespace as Namespace
+from llava.train.nonfinite import NonFiniteGuard
+
+dist.init_process_group("gloo")
+guard, weight = NonFiniteGuard("skip"), torch.nn.Parameter(torch.ones(1))
+optimizer, args = torch.optim.SGD([weight], 0.1), Namespace(device=torch.device("cpu"), fp16=False)
+batch = {"labels": torch.zeros(1, 4, dtype=torch.long)}
+for step, dropped in ((1, False), (2, True), (3, False)):
+    weight.grad = torch.ones(1)
+    bad = step == 2 and dist.get_rank() == 1
+    guard.check(torch.tensor(float("nan") if bad else 1.0), batch, ["f3"], step)
+    guard.on_pre_optimizer_step(args, Namespace(global_step=step - 1), None, optimizer=optimizer)
+    assert (weight.grad is None) == dropped, (step, dist.get_rank())
+assert guard.dropped == [2]
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_drop_the_same_step(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    run_group([*launcher, "--master_port", str(free_port()), str(script)], 120)
+
+
+def test_samples_of_a_stream_bring_their_names() -> None:
+    collate = NamedBatches(lambda instances: {"count": len(instances)})
+    assert collate([{SAMPLE_KEY: "0.tar: f3"}, {SAMPLE_KEY: 7}, {}]) == {
+        "count": 3,
+        BATCH_KEY: ["0.tar: f3", 7],
+    }
+    assert collate([{}]) == {"count": 1}
+    batch = {"labels": torch.zeros(1, 4, dtype=torch.long)}
+    with pytest.raises(UserError, match="the loss of step 9 is inf, in the batch of 0.tar: f3, 7;"):
+        NonFiniteGuard("error").check(torch.tensor(math.inf), batch, ["0.tar: f3", 7], 9)
 
 
 def test_a_batch_without_labels_is_no_fault(
