@@ -1,0 +1,96 @@
+"""Puts a quickstart's numbers and pictures into README.md and docs/quickstart.md.
+
+python docs/update_numbers.py runs/quickstart --machine "2 cores of an AMD EPYC" --date 2026-11-20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+KINDS = {
+    "which_digit": "Which digit is this?",
+    "odd_even": "Is this digit odd or even?",
+    "larger_than_five": "Is this digit larger than five?",
+    "which_larger": "two pictures: which digit is larger?",
+    "sum": "two pictures: what is the sum?",
+    "text": "no picture: What is 3 plus 4?",
+}
+STEPS = {
+    "setup": "installation, downloads included",
+    "data": "data, and making the tower and the language model",
+    "pretrain": "stage 1",
+    "finetune": "stage 2",
+    "evaluate": "evaluation, pictures and one turn of chat",
+    "total": "together",
+}
+PICTURES = {"sheet.png": "quickstart_sheet.png", "llava-digits/loss_curve.png": "quickstart_loss.png"}
+
+
+def accuracy_table(result: dict[str, Any]) -> str:
+    """Write the accuracies of the model and of the SVC as a table."""
+    lines = ["| held-out question | questions | right |", "|---|---:|---:|"]
+    for kind, title in KINDS.items():
+        lines.append(f"| {title} | {result['n'][kind]} | {result['accuracy'][kind]:.1%} |")
+    svc, count = result["svc_accuracy"], result["n"]["which_digit"]
+    lines.append(f"| scikit-learn's SVC on the same pictures: which digit | {count} | {svc:.1%} |")
+    return "\n".join(lines)
+
+
+def time_table(result: dict[str, Any]) -> str:
+    """Write the seconds of each step as a table."""
+    lines = ["| step | seconds |", "|---|---:|"]
+    lines += [f"| {title} | {result['seconds'][step]:.0f} |" for step, title in STEPS.items()]
+    return "\n".join(lines)
+
+
+def numbers(result: dict[str, Any], machine: str, date: str) -> str:
+    """Write both tables and how they came about."""
+    versions = result["versions"]
+    chat = result["chat"]
+    return "\n\n".join(
+        (
+            accuracy_table(result),
+            time_table(result),
+            f"Measured by one run on {date}: {machine}, Python {versions['python']}, torch "
+            f"{versions['torch']}, transformers {versions['transformers']}. The turn of chat was: "
+            f'"{chat["question"]}" "{chat["answer"]}".',
+        )
+    )
+
+
+def put(page: Path, content: str) -> None:
+    """Replace what stands between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    pattern = r"(<!-- numbers:begin -->\n).*?(<!-- numbers:end -->)"
+    text, found = re.subn(
+        pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, count=1, flags=re.S
+    )
+    if not found:
+        raise SystemExit(f"{page} has no numbers:begin and numbers:end")
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line and update the pages."""
+    parser = argparse.ArgumentParser(description="Put a quickstart's numbers into the documentation.")
+    parser.add_argument("run", type=Path, help="folder of the quickstart")
+    parser.add_argument("--machine", required=True, help="what it ran on, in words")
+    parser.add_argument("--date", required=True, help="when, as 2026-11-20")
+    args = parser.parse_args()
+    result = json.loads((args.run / "result.json").read_text(encoding="utf-8"))
+    content = numbers(result, args.machine, args.date)
+    for page in (DOCS.parent / "README.md", DOCS / "quickstart.md"):
+        put(page, content)
+    for source, target in PICTURES.items():
+        shutil.copyfile(args.run / source, DOCS / "images" / target)
+    (DOCS / "quickstart_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
