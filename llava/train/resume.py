@@ -13,8 +13,14 @@ import torch
 from transformers import TrainerCallback
 
 from llava.model.checkpoint import CheckpointError
-from llava.train.checkpoints import Checkpoint, clear_leftovers, find_checkpoints, judge
-from llava.train.manifest import changes, read_manifest, write_manifest
+from llava.train.checkpoints import (
+    Checkpoint,
+    clear_leftovers,
+    explained_failure,
+    find_checkpoints,
+    judge,
+)
+from llava.train.manifest import MANIFEST_FILE, changes, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ def choose_checkpoint(training_args: Any) -> Path | None:
     if wanted == AUTO and training_args.overwrite_output_dir:
         wanted = NEVER
     output_dir = Path(training_args.output_dir)
-    first = training_args.should_save
+    first = training_args.should_save and not training_args.dry_run  # which leaves files as they are
     if first and output_dir.is_dir():
         for name in clear_leftovers(output_dir):
             logger.warning("removed %s: an earlier run ended while it wrote or deleted it", output_dir / name)
@@ -110,7 +116,9 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
     elif checkpoint is not None:
         logger.warning("%s has no manifest; what has changed since it was written is not known", checkpoint)
     if training_args.should_save:
-        write_manifest(manifest, Path(training_args.output_dir))
+        folder = Path(training_args.output_dir)
+        with explained_failure(MANIFEST_FILE, folder, folder / "tmp-manifest"):
+            write_manifest(manifest, folder)
     return manifest
 
 

@@ -86,6 +86,13 @@ def test_resume_never_starts_anew_and_keeps_what_was(
     assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["resumed_from"] is None
 
 
+def test_a_dry_run_leaves_everything_as_it_is(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out" / "tmp-checkpoint-4").mkdir()
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*"))
+    run_train([*argv, "--resume", "never", "--dry_run", "True"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*")) == before
+
+
 @pytest.mark.parametrize("flag", ["--resume", "--resume_from_checkpoint"])
 def test_resume_from_a_path(flag: str, argv: list[str], tmp_path: Path) -> None:
     chosen = tmp_path / "out" / "checkpoint-1"
@@ -176,6 +183,15 @@ def test_manifest_says_what_ran(finished: Path, training_data: Path) -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
         )
         assert manifest["git"] is None or len(manifest["git"]["revision"]) == len(head.stdout.strip()) == 40
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(CheckpointError, match=f"run_manifest.json could not be written to {out}: Not a dir"):
+        run_train(flags(checkpoints, training_data, out, f"{STAGE_1} {SAVING}"))
 
 
 def test_fingerprint_sees_changes(tmp_path: Path) -> None:
