@@ -1,4 +1,4 @@
-"""Settings and fixtures that every test shares: no GPU by default, one thread, the tiny reference checkpoints."""
+"""Settings and fixtures that all tests share: one thread, no hub, the tiny reference checkpoints."""
 
 import json
 import os

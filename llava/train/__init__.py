@@ -2,5 +2,5 @@
 
 import logging
 
-# peft imports bitsandbytes wherever it is installed, and that warns of a CPU kernel which no current version has
+# peft imports bitsandbytes where it is installed, and that warns of a CPU kernel which no version here has
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
