@@ -46,6 +46,12 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+def _functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
 def _modules_imported(path: Path) -> Iterator[str]:
     """Yield the dotted names of llava's modules that a file imports, also inside functions."""
     package = path.relative_to(ROOT).parent.parts
@@ -64,20 +70,18 @@ def _room(module: str) -> str:
     return module.split(".")[1]
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in PACKAGE if p.name != "__init__.py" or p.parent.name != "llava"], ids=_name
-)
-def test_imports_point_to_lower_floors_only(path: Path) -> None:
-    parts = path.relative_to(ROOT / "llava").parts
-    own = parts[0].removesuffix(".py")
-    assert own in FLOORS, f"{_name(path)} is in no known room; add the room to FLOORS"
-    for module in _modules_imported(path):
-        if not module.startswith("llava."):
+def test_imports_point_to_lower_floors_only() -> None:
+    faults = []
+    for path in PACKAGE:
+        own = path.relative_to(ROOT / "llava").parts[0].removesuffix(".py")
+        if own == "__init__":
             continue
-        room = _room(module)
-        if room not in FLOORS or room == own:
-            continue
-        assert FLOORS[room] < FLOORS[own], f"{_name(path)} imports {module}, which is not below it"
+        assert own in FLOORS, f"{_name(path)} is in no known room; add the room to FLOORS"
+        for module in _modules_imported(path):
+            room = _room(module) if module.startswith("llava.") else own
+            if room != own and room in FLOORS and FLOORS[room] >= FLOORS[own]:
+                faults.append(f"{_name(path)} imports {module}, which is not below it")
+    assert not faults
 
 
 def test_an_upward_import_would_be_found() -> None:
@@ -85,42 +89,41 @@ def test_an_upward_import_would_be_found() -> None:
     assert {"model", "train"} <= {_room(one) for one in _modules_imported(path) if one.startswith("llava.")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_no_star_imports_and_no_bare_excepts(path: Path) -> None:
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.ImportFrom):
-            assert all(alias.name != "*" for alias in node.names), f"{_name(path)}:{node.lineno}: star import"
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"{_name(path)}:{node.lineno}: bare except"
+def test_no_star_imports_and_no_bare_excepts() -> None:
+    faults = []
+    for path in SOURCES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+                faults.append(f"{_name(path)}:{node.lineno}: star import")
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                faults.append(f"{_name(path)}:{node.lineno}: bare except")
+    assert not faults
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_files_and_functions_are_short(path: Path) -> None:
-    lines = path.read_text().count("\n")
-    assert lines <= MAX_FILE_LINES, f"{_name(path)} has {lines} lines, {MAX_FILE_LINES} are allowed"
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+def test_files_and_functions_are_short() -> None:
+    faults = []
+    for path in SOURCES:
+        lines = path.read_text().count("\n")
+        if lines > MAX_FILE_LINES:
+            faults.append(f"{_name(path)} has {lines} lines, {MAX_FILE_LINES} are allowed")
+        for node in _functions(path):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION_LINES, (
-                f"{_name(path)}:{node.lineno}: {node.name} has {length} lines"
-            )
+            if length > MAX_FUNCTION_LINES:
+                faults.append(f"{_name(path)}:{node.lineno}: {node.name} has {length} lines")
+    assert not faults
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=_name)
-def test_files_say_what_lives_in_them(path: Path) -> None:
-    assert ast.get_docstring(_tree(path)), f"{_name(path)} has no docstring"
+def test_files_say_what_lives_in_them() -> None:
+    assert not [_name(path) for path in PACKAGE if not ast.get_docstring(_tree(path))]
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=_name)
-def test_public_functions_are_annotated(path: Path) -> None:
-    bare = [
-        node.name
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and not node.name.startswith("_")
-        and node.returns is None
+def test_public_functions_are_annotated() -> None:
+    assert not [
+        f"{_name(path)}: {node.name} has no return type"
+        for path in PACKAGE
+        for node in _functions(path)
+        if not node.name.startswith("_") and node.returns is None
     ]
-    assert not bare, f"{_name(path)}: no return type: {bare}"
 
 
 def test_only_checkpoint_unpickles() -> None:
@@ -161,15 +164,18 @@ OPTIONAL = {
 }
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=_name)
-def test_no_optional_package_is_imported_before_it_is_asked_for(path: Path) -> None:
-    for node in _tree(path).body:  # what stands at the left margin runs when the file is imported
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        assert not {name.partition(".")[0] for name in names} & OPTIONAL, f"{_name(path)}:{node.lineno}"
+def test_no_optional_package_is_imported_before_it_is_asked_for() -> None:
+    faults = []
+    for path in PACKAGE:
+        for node in _tree(path).body:  # what stands at the left margin runs when the file is imported
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            if {name.partition(".")[0] for name in names} & OPTIONAL:
+                faults.append(f"{_name(path)}:{node.lineno} imports {names}")
+    assert not faults
 
 
 # ---- public names (the reference's, and what other projects import) ----
