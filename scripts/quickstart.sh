@@ -7,4 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
 seconds="$(sed -n 2p .venv/.llava-setup)" # what the installation took, now or when it ran
+# one core for the model, one for the data loader; two threads on tensors this small lose more than they gain as
+# soon as anything else runs (seen: several times slower)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec .venv/bin/python -m playground.digits.quickstart --setup-seconds "$seconds" "$@"

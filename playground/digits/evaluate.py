@@ -1,4 +1,4 @@
-"""The trained model and scikit-learn's SVC on the held-out half: answers, accuracies and their table."""
+"""The trained model and scikit-learn's SVC on the held-out half: answers and accuracies."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ from playground.digits.questions import KINDS, is_right
 
 BATCH_SIZE = 128
 MAX_NEW_TOKENS = 8
-
-TITLES = {
-    "which_digit": "which digit",
-    "odd_even": "odd or even",
-    "larger_than_five": "larger than five",
-    "which_larger": "two pictures: which is larger",
-    "sum": "two pictures: the sum",
-    "text": "text only",
-}
 
 Question = dict[str, Any]  # id, kind, images, question, answer; `said` once the model has answered
 
@@ -118,14 +109,6 @@ def score(answered: list[Question]) -> tuple[dict[str, float], dict[str, int]]:
         rights = [is_right(one["said"], one["answer"]) for one in answered if one["kind"] == kind]
         accuracy[kind], counts[kind] = sum(rights) / len(rights), len(rights)
     return accuracy, counts
-
-
-def table(accuracy: dict[str, float], counts: dict[str, int], svc: float) -> str:
-    """Lay out the accuracies of the model, and the SVC's, as text."""
-    lines = [f"{'held-out half':<32}{'questions':>10}{'accuracy':>10}", "-" * 52]
-    lines += [f"{TITLES[kind]:<32}{counts[kind]:>10}{accuracy[kind]:>10.4f}" for kind in KINDS]
-    lines.append(f"{'SVC(gamma=0.001): which digit':<32}{counts['which_digit']:>10}{svc:>10.4f}")
-    return "\n".join(lines)
 
 
 def evaluate(model_path: Path, data: Path, device: str) -> list[Question]:

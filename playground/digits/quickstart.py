@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.utils import UserError, run_program
+from playground.digits.table import table
 from playground.digits.training import ROOT, train
 
 HERE = Path(__file__).resolve().parent
@@ -162,8 +163,6 @@ def chat(work: Path, image: str, device: str) -> dict[str, str]:
 
 def _tell(result: dict[str, Any], work: Path) -> None:
     """Print the table, the timings and where everything lies."""
-    from playground.digits.evaluate import table
-
     print(f"\n{table(result['accuracy'], result['n'], result['svc_accuracy'])}\n")
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items()))
     for what, name in {

@@ -80,6 +80,4 @@ def train(stage: str, work: Path, device: str) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
     elif device == "cuda":
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process: more GPUs would mean DataParallel
-    # one thread is nearly as fast as two for tensors this small, and leaves a core to the data loader
-    environment.setdefault("OMP_NUM_THREADS", "1")
     subprocess.run(words, cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)

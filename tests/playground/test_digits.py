@@ -21,7 +21,7 @@ from llava.train.args import parse_args
 from llava.train.preprocess import preprocess
 from llava.train.records import find_fault
 from playground.digits import data as data_module
-from playground.digits import evaluate, language, quickstart, report, tower, training
+from playground.digits import evaluate, language, quickstart, report, table, tower, training
 from playground.digits.pictures import distort, load_halves, render
 from playground.digits.questions import (
     KINDS,
@@ -257,7 +257,7 @@ def test_scores_table_and_sheet(made: Path, tmp_path: Path) -> None:
         one["said"] = "?"
     accuracy, counts = evaluate.score(answered)
     assert accuracy["which_digit"] == pytest.approx(890 / 899) and accuracy["sum"] == 1.0
-    text = evaluate.table(accuracy, counts, 0.969)
+    text = table.table(accuracy, counts, 0.969)
     assert "0.9900" in text and "0.9690" in text and "899" in text
     chosen = report.choose_examples(answered)
     assert sum(one["said"] == "?" for one in chosen) == report.MISTAKES + 1
