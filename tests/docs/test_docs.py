@@ -61,6 +61,16 @@ def test_marks_are_known() -> None:
     assert "run" in marks
 
 
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "quickstart.md"], ids=_name)
+def test_numbers_are_those_of_the_recorded_run(page: Path) -> None:
+    result = json.loads((ROOT / "docs" / "quickstart_result.json").read_text())
+    text = prose(page)
+    for kind, accuracy in result["accuracy"].items():
+        assert f"| {result['n'][kind]} | {accuracy:.1%} |" in text, kind
+    assert f"{result['svc_accuracy']:.1%}" in text
+    assert f"| together | {result['seconds']['total']:.0f} |" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_named_files_exist(page: Path) -> None:
     named = re.findall(r"`((?:llava|scripts|docs|tests|playground)/[\w./*{},-]+)`", prose(page))
