@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.mm_utils import ImageError, load_image
@@ -126,6 +127,17 @@ def _notes(record: Record) -> Iterator[Fault]:
         )
 
 
+def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of training without its warnings: what it warns about is a finding here."""
+    warner = logging.getLogger("llava.train")
+    level = warner.level
+    warner.setLevel(logging.ERROR)
+    try:
+        return function(*arguments)
+    finally:
+        warner.setLevel(level)
+
+
 class TokenChecker:
     """Counts the tokens of a record as training does, images included."""
 
@@ -136,8 +148,6 @@ class TokenChecker:
         from llava.train.samples import SampleMaker
         from llava.train.train import load_training_tokenizer
 
-        # what training warns about sample by sample becomes a finding here
-        logging.getLogger("llava.train").setLevel(logging.ERROR)
         self.limit = settings.model_max_length
         tokenizer, template = load_training_tokenizer(
             settings.model_name_or_path or "", settings.version, model_max_length=NO_LIMIT
@@ -149,7 +159,7 @@ class TokenChecker:
         with_images = SimpleNamespace(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,
-            label_masks=choose_label_masks(None, conv, tokenizer),  # as training does
+            label_masks=_quietly(choose_label_masks, None, conv, tokenizer),  # as training does
         )
         self.maker = SampleMaker(tokenizer, with_images, conv)
         self.image_tokens = ImageTokens(settings) if settings.vision_tower else None
@@ -157,7 +167,7 @@ class TokenChecker:
     def check(self, record: Record, sizes: Sequence[Size]) -> Iterator[Fault]:
         """Yield a fault for a record that is too long or trains nothing. sizes: of its images."""
         try:
-            sample = self.maker.encode(record)
+            sample = _quietly(self.maker.encode, record)
             counts = [1 if self.image_tokens is None else self.image_tokens.count(size) for size in sizes]
             length = len(sample["input_ids"]) - len(counts) + sum(counts)
             if length > self.limit:
