@@ -28,7 +28,7 @@ from llava.train.records import find_fault
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
 # programs of others, and of the shell
-FOREIGN = {"cd", "cp", "mkdir", "printf", "rm", "source", "test"}
+FOREIGN = {"cd", "cp", "export", "mkdir", "printf", "rm", "source", "test"}
 
 
 def _name(page: Path) -> str:
