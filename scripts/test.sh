@@ -38,12 +38,12 @@ step() {
     }
 }
 
-# run_tests TITLE MARKS: the tests with these marks; pytest's exit code 5 (no test left by a -k) is no failure
+# run_tests TITLE MARKS DIST: the tests with these marks, dealt out to workers the DIST way of pytest-xdist; pytest's exit code 5 (no test left by a -k) is no failure
 run_tests() {
     local workers code=0
     workers="$("$python" -c 'import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')"
     printf '\n== %s\n' "$1"
-    "$python" -m pytest -q -n "$workers" --dist worksteal -m "$2" ${pytest_arguments[@]+"${pytest_arguments[@]}"} || code=$?
+    "$python" -m pytest -q -n "$workers" --dist "$3" -m "$2" ${pytest_arguments[@]+"${pytest_arguments[@]}"} || code=$?
     if [ "$code" = 5 ] && [ "${#pytest_arguments[@]}" -gt 0 ]; then
         return
     fi
@@ -58,6 +58,6 @@ if [ "$oldest" = no ]; then
     step "ruff format --check" "$python" -m ruff format --check .
     step "mypy" "$python" -m mypy
 fi
-run_tests "fast tests" "not slow"
-[ "$fast" = yes ] || run_tests "slow tests" "slow"
+run_tests "fast tests" "not slow" worksteal
+[ "$fast" = yes ] || run_tests "slow tests" "slow" loadfile # the tests of a file share their runs of training
 printf '\ntest.sh: all passed in %s s\n' "$((SECONDS - started))"
