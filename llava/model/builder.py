@@ -268,8 +268,8 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
         if family_of(base, plan.source) is not family_of(plan.config):
             raise CheckpointError(
                 f"{plan.path} belongs on a {family_of(plan.config).base_type} model; its base {plan.source} "
-                f"is a "
-                f"{family_of(base).base_type}."
+                f"is of "
+                f"type {family_of(base).base_type}."
             )
         config.vocab_size = base.get("vocab_size", rows)
     model, info = loading.from_pretrained(model_class, plan.source, config=config, **arguments)

@@ -206,8 +206,7 @@ def _unpickle(file: Path, *, mmap: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} is damaged or holds objects other than tensors; it was not loaded, because such a file "
-            f"can "
-            f"run code ({first_line(error)})."
+            "can run code. Get it from a source you trust, as safetensors if there is one."
         ) from error
     except (EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error

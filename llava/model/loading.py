@@ -89,13 +89,15 @@ def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, proj
         if not files.is_recomputed(name) and (tower_is_built or not files.is_tower_key(name))
     )
     if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} weights that its config asks for: {_some(missing)}."
-        )
+        raise CheckpointError(f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}.")
     if unexpected:
         raise CheckpointError(
-            f"{path} has {len(unexpected)} weights that its config has no place for: {_some(unexpected)}."
+            f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
         )
+
+
+def _count(names: list[str]) -> str:
+    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
 
 
 def _some(names: list[str]) -> str:
@@ -203,7 +205,7 @@ def merge_adapter(model: Any, path: str) -> Any:
         wrapped = peft.PeftModel.from_pretrained(model, path, config=config)
     missing = sorted({_adapter_name(name) for name in wrapped.state_dict() if ".lora_" in name} - stored)
     if missing:
-        raise CheckpointError(f"The adapter in {path} lacks {len(missing)} weights: {_some(missing)}.")
+        raise CheckpointError(f"The adapter in {path} lacks {_count(missing)}: {_some(missing)}.")
     return wrapped.merge_and_unload()
 
 

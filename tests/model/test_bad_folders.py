@@ -23,7 +23,7 @@ PROJECTOR_KEY = "model.mm_projector.0.weight"
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_a_dropped_projector_key(copy, file):
     folder = folders.rewrite(copy("llava-tiny-v1.5-st"), lambda weights: weights.pop(PROJECTOR_KEY), file)
-    refuse(folder, folder, "lacks 1 weights", PROJECTOR_KEY)
+    refuse(folder, folder, "lacks 1 weight", PROJECTOR_KEY)
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])

@@ -294,7 +294,7 @@ def test_a_broken_adapter_leaves_the_target_alone(run, checkpoints, tmp_path):
         *("--save-model-path", tmp_path / "out"),
     )
     assert status == 2
-    assert "lacks 1 weights" in stderr
+    assert "lacks 1 weight" in stderr
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["mine"]
 
 

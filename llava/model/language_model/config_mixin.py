@@ -14,7 +14,7 @@ class ReadableByReference(PreTrainedConfig):
     """Adds the names of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) to a config's dict.
 
     transformers 5 writes `rope_parameters` and `dtype` only, from which 4.37 would silently take its
-    defaults.
+    defaults. It also leaves out `_name_or_path`, where a stage-1 folder names the base it belongs on.
     """
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -27,4 +27,6 @@ class ReadableByReference(PreTrainedConfig):
                 content["rope_scaling"] = {**rope, "type": rope["rope_type"]}
         if content.get("dtype") is not None:
             content["torch_dtype"] = content["dtype"]
+        if self._name_or_path:
+            content["_name_or_path"] = self._name_or_path
         return content
