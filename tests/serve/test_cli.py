@@ -212,6 +212,8 @@ class Terminal:
 
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # A CI runner may start the tests with SIGINT ignored, and exec would hand that down
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(ROOT)
             os.execv(command[0], command)
         self.text = ""
