@@ -32,6 +32,9 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
+# what the names of the projector's weights contain; image_newline is trained and kept with it
+PROJECTOR_NAMES = ("mm_projector.", "image_newline")
+
 # tensors of old checkpoints that today's models recompute
 RECOMPUTED = (".inv_freq", ".position_ids")
 

@@ -13,7 +13,7 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.families import family_of, is_llava, llava_config
 
 # weights that a text base cannot have; a delta carries them whole
-NOT_IN_BASE = ("mm_projector.", "image_newline", "vision_tower.")
+NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
 
 
 def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:

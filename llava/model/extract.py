@@ -6,8 +6,6 @@ from llava.model import checkpoint as files
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import CheckpointError
 
-PROJECTOR_PARTS = ("mm_projector.", "image_newline")
-
 
 def extract_projector(model_path: str, output: str) -> list[str]:
     """Write the projector's weights of a whole checkpoint to the file `output`; returns their names.
@@ -16,9 +14,10 @@ def extract_projector(model_path: str, output: str) -> list[str]:
     """
     wanted = {}
     for file in files.weight_files(model_path):
-        wanted.update(files.read_tensors(file, only=PROJECTOR_PARTS))
+        wanted.update(files.read_tensors(file, only=files.PROJECTOR_NAMES))
     if not wanted:
-        raise CheckpointError(f"{model_path} holds no projector (no weight named {PROJECTOR_PARTS[0]}*).")
+        name = files.PROJECTOR_NAMES[0]
+        raise CheckpointError(f"{model_path} holds no projector (no weight named {name}*).")
     files.save_tensors(wanted, output)
     return sorted(wanted)
 

@@ -17,7 +17,7 @@ from llava.utils import import_optional
 logger = logging.getLogger(__name__)
 
 # what adapter and projector-only folders bring themselves, on top of a base that lacks it
-BROUGHT_LATER = ("mm_projector.", "image_newline")
+BROUGHT_LATER = files.PROJECTOR_NAMES
 
 
 @contextlib.contextmanager
