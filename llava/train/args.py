@@ -17,6 +17,7 @@ from transformers.utils import is_torch_tf32_available
 
 from llava.train.bad_samples import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.liger import check_liger
+from llava.train.masks import LABEL_MASKS
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
-LABEL_MASKS = ("reference", "spans")
 NONFINITE_POLICIES = ("error", "skip")
 
 

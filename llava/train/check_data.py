@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llava.train.masks import LABEL_MASKS
 from llava.train.record_checks import CheckSettings, Finding, check_range, open_all
 from llava.train.record_table import RecordTable
 from llava.train.records import DataError
@@ -54,8 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_max_length", type=int, default=2048, help="tokens of a sample (default: %(default)s)")
     add("--vision_tower", help="CLIP folder or hub name; without one an image counts as one token")
     add("--image_aspect_ratio", default="square", choices=("square", "pad", "anyres"))
+    add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
     add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
     add("--mm_vision_select_feature", default="patch", choices=("patch", "cls_patch"))
+    add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")
     add("--fix", metavar="OUT", help="write the records without a fault to this new .json or .jsonl file")

@@ -48,13 +48,12 @@ class LazySupervisedDataset(Dataset[Sample]):
         self.list_data_dict: RecordTable = load_records(
             data_path, cache_dir=getattr(data_args, "data_cache_dir", None), keep_faulty=skips
         )
-        self._reported: set[int] = set()  # samples without labels that the log has named
 
     def split(self, fraction: float) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
         """Hold out a part of the records, the same in every run; returns the rest and the part."""
         both = copy(self), copy(self)
         for dataset, table in zip(both, self.list_data_dict.split(fraction), strict=True):
-            dataset.list_data_dict, dataset._reported = table, set()
+            dataset.list_data_dict = table
         return both
 
     def __len__(self) -> int:
@@ -103,17 +102,9 @@ class LazySupervisedDataset(Dataset[Sample]):
             fault = self.list_data_dict.fault(i)
             if fault:
                 raise DataError(fault)
-            sample = self.maker.make(record, image_folder=self.list_data_dict.image_folder(i))
+            return self.maker.make(record, image_folder=self.list_data_dict.image_folder(i))
         except UserError as error:
             raise DataError(f"{self.list_data_dict.name(i)}: {error}") from error
-        labels = sample["labels"][: self.tokenizer.model_max_length]
-        if i not in self._reported and not bool((labels != IGNORE_INDEX).any()):
-            self._reported.add(i)
-            logger.warning(
-                "%s has nothing that is trained on (an empty or cut answer, or separators inside the text)",
-                self.list_data_dict.name(i),
-            )
-        return sample
 
 
 @dataclass

@@ -133,15 +133,28 @@ def render(source: Sequence[Turn], conv: Conversation) -> tuple[str, list[tuple[
 # ---- the template families ----
 
 
+_RULES: dict[SeparatorStyle, MaskRule] = {
+    SeparatorStyle.TWO: V1_RULE,
+    SeparatorStyle.LLAMA_2: LLAMA_2_RULE,
+    SeparatorStyle.MPT: MPT_RULE,
+}
+
+
 def _preprocess_rounds(
+    style: SeparatorStyle,
     sources: Sequence[Sequence[Turn]],
     tokenizer: Any,
     has_image: bool,
-    conv: Conversation,
-    rule: MaskRule,
+    conv: Conversation | None,
     label_masks: str | None,
 ) -> Batch:
-    """Render, tokenize and label conversations of one template family."""
+    """Render, tokenize and label conversations of one template family. Raises DataError for another's."""
+    conv = _current(conv)
+    if conv.sep_style != style:
+        raise DataError(
+            f"a template of style {style.name} is needed, the current one has {conv.sep_style.name}; "
+            "choose another --version"
+        )
     rendered = [render(source, conv) for source in sources]
     if label_masks == "spans" or (label_masks is None and not adds_bos(tokenizer)):
         return _stack(
@@ -150,7 +163,7 @@ def _preprocess_rounds(
     input_ids = encode([prompt for prompt, _ in rendered], tokenizer, has_image)  # (n, length)
     count = counter(tokenizer, has_image)
     labels = [
-        mask_by_counting(ids, prompt, conv, tokenizer, rule, count)
+        mask_by_counting(ids, prompt, conv, tokenizer, _RULES[style], count)
         for ids, (prompt, _) in zip(input_ids, rendered, strict=True)
     ]
     for (prompt, spans), row in zip(rendered, labels, strict=True):
@@ -208,14 +221,6 @@ def _current(conv: Conversation | None) -> Conversation:
     return conversation_lib.default_conversation if conv is None else conv
 
 
-def _require_style(conv: Conversation, style: SeparatorStyle, function: str) -> None:
-    if conv.sep_style != style:
-        raise DataError(
-            f"{function} needs a template of style {style.name}, the current one has {conv.sep_style.name}; "
-            "choose another --version"
-        )
-
-
 def preprocess_v1(
     sources: Sequence[Sequence[Turn]],
     tokenizer: Any,
@@ -224,9 +229,7 @@ def preprocess_v1(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a "USER: ... ASSISTANT: ...</s>" template."""
-    conv = _current(conv)
-    _require_style(conv, SeparatorStyle.TWO, "preprocess_v1")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, V1_RULE, label_masks)
+    return _preprocess_rounds(SeparatorStyle.TWO, sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_llama_2(
@@ -237,9 +240,7 @@ def preprocess_llama_2(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in an "[INST] ... [/INST] ...</s>" template."""
-    conv = _current(conv)
-    _require_style(conv, SeparatorStyle.LLAMA_2, "preprocess_llama_2")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, LLAMA_2_RULE, label_masks)
+    return _preprocess_rounds(SeparatorStyle.LLAMA_2, sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_mpt(
@@ -250,9 +251,7 @@ def preprocess_mpt(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a ChatML template."""
-    conv = _current(conv)
-    _require_style(conv, SeparatorStyle.MPT, "preprocess_mpt")
-    return _preprocess_rounds(sources, tokenizer, has_image, conv, MPT_RULE, label_masks)
+    return _preprocess_rounds(SeparatorStyle.MPT, sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_plain(
@@ -284,13 +283,6 @@ def preprocess_plain(
         input_ids.append(ids)
         labels.append(masked)
     return {"input_ids": input_ids, "labels": labels}
-
-
-_RULES = {
-    SeparatorStyle.TWO: V1_RULE,
-    SeparatorStyle.LLAMA_2: LLAMA_2_RULE,
-    SeparatorStyle.MPT: MPT_RULE,
-}
 
 
 def preprocess(

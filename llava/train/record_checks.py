@@ -32,9 +32,11 @@ class CheckSettings:
     model_max_length: int = 2048
     vision_tower: str | None = None  # without one, an image counts as one token
     image_aspect_ratio: str = "square"
+    image_grid_pinpoints: str | None = None  # by default the model's
     mm_patch_merge_type: str = "flat"
     mm_vision_select_feature: str = "patch"
     mm_use_im_start_end: bool = False
+    label_masks: str | None = None  # by default as training chooses
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class TokenChecker:
         with_images = SimpleNamespace(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,
-            label_masks=_quietly(choose_label_masks, None, conv, tokenizer),  # as training does
+            label_masks=_quietly(choose_label_masks, settings.label_masks, conv, tokenizer),
         )
         self.maker = SampleMaker(tokenizer, with_images, conv)
         self.image_tokens = ImageTokens(settings) if settings.vision_tower else None
@@ -193,6 +195,7 @@ class ImageTokens:
 
         from llava.model.checkpoint import read_config
         from llava.model.mm_config import MultimodalConfig
+        from llava.train.samples import choose_tile_grids
 
         try:
             tower = CLIPVisionConfig.from_pretrained(settings.vision_tower)
@@ -202,9 +205,15 @@ class ImageTokens:
             ) from error
         self.edge, self.side = tower.image_size, tower.image_size // tower.patch_size
         model = read_config(settings.model_name_or_path or "")
+        grids = choose_tile_grids(
+            settings.image_grid_pinpoints,
+            model.get("image_grid_pinpoints"),
+            aspect_ratio=settings.image_aspect_ratio,
+            tile_edge=self.edge,
+        )
         self.settings = MultimodalConfig.of(
             SimpleNamespace(
-                image_grid_pinpoints=model.get("image_grid_pinpoints"),
+                image_grid_pinpoints=grids,
                 image_aspect_ratio=settings.image_aspect_ratio,
                 mm_patch_merge_type=settings.mm_patch_merge_type,
             )

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.mm_utils import ImageError, load_image, process_images
+from llava.mm_utils import ImageError, load_image, parse_grid_pinpoints, process_images
 from llava.train.preprocess import preprocess, preprocess_multimodal
 from llava.train.records import DataError, Record, image_paths
+from llava.utils import UserError
 
 # input_ids (length,), labels (length,), image (see SampleMaker.make), image_sizes [(width, height)]
 Sample = dict[str, Any]
@@ -96,3 +97,25 @@ class SampleMaker:
         processor = self.data_args.image_processor
         size = getattr(processor, "crop_size", None) or processor.size
         return size["height"], size["width"]
+
+
+def choose_tile_grids(wanted: str | None, own: Any, *, aspect_ratio: str, tile_edge: int) -> Any:
+    """Return the tile grids of anyres: those of --image_grid_pinpoints, else the model's own, perhaps None.
+
+    tile_edge: pixels of a tile. Raises UserError for grids that are not made of tiles, or without any that
+    `aspect_ratio` needs.
+    """
+    if wanted is not None:
+        grids = parse_grid_pinpoints(wanted)
+        if any(edge <= 0 or edge % tile_edge for grid in grids for edge in grid):
+            raise UserError(
+                f"--image_grid_pinpoints {wanted} has edges that are no multiple of {tile_edge}, the pixels "
+                "of a tile"
+            )
+        return [list(grid) for grid in grids]
+    if aspect_ratio == "anyres" and not own:
+        raise UserError(
+            "--image_aspect_ratio anyres needs tile grids, which this model's config lacks; give them as "
+            f'--image_grid_pinpoints "[[{tile_edge},{2 * tile_edge}],[{2 * tile_edge},{tile_edge}]]"'
+        )
+    return own

@@ -16,7 +16,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.mm_utils import parse_grid_pinpoints, tokenizer_image_token
+from llava.mm_utils import tokenizer_image_token
 from llava.model import (
     LlavaConfig,
     LlavaLlamaForCausalLM,
@@ -60,6 +60,7 @@ from llava.train.preprocess import (
     preprocess_v1,
 )
 from llava.train.resume import choose_checkpoint, open_run
+from llava.train.samples import choose_tile_grids
 from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -240,7 +241,15 @@ def _attach_vision(
     config.image_aspect_ratio = data_args.image_aspect_ratio
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
-    _choose_tile_grids(config, data_args, tile_edge=tower.config.image_size)
+    grids = choose_tile_grids(
+        data_args.image_grid_pinpoints,
+        getattr(config, "image_grid_pinpoints", None),
+        aspect_ratio=data_args.image_aspect_ratio,
+        tile_edge=tower.config.image_size,
+    )
+    data_args.image_grid_pinpoints = grids
+    if grids is not None:
+        config.image_grid_pinpoints = grids
 
     config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     # in the trainer: only the projector is saved
@@ -263,24 +272,6 @@ def _attach_vision(
     training_args.use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-
-
-def _choose_tile_grids(config: Any, data_args: DataArguments, *, tile_edge: int) -> None:
-    """Take the tile grids of anyres from the flag, else from the model. Raises UserError without any."""
-    if data_args.image_grid_pinpoints is not None:
-        grids = parse_grid_pinpoints(data_args.image_grid_pinpoints)
-        if any(edge <= 0 or edge % tile_edge for grid in grids for edge in grid):
-            raise UserError(
-                f"--image_grid_pinpoints {data_args.image_grid_pinpoints} has edges that are no multiple of "
-                f"{tile_edge}, the pixels of a tile"
-            )
-        config.image_grid_pinpoints = [list(grid) for grid in grids]
-    data_args.image_grid_pinpoints = getattr(config, "image_grid_pinpoints", None)
-    if data_args.image_aspect_ratio == "anyres" and not data_args.image_grid_pinpoints:
-        raise UserError(
-            "--image_aspect_ratio anyres needs tile grids, which this model's config lacks; give them as "
-            f'--image_grid_pinpoints "[[{tile_edge},{2 * tile_edge}],[{2 * tile_edge},{tile_edge}]]"'
-        )
 
 
 def _check_data(dataset: Any, model_args: ModelArguments) -> None:

@@ -184,6 +184,42 @@ def test_image_tokens_are_those_of_the_model(checkpoints: Path, merge: str, size
     assert embeds.shape[1] == 1 + ImageTokens(settings).count(size)
 
 
+def test_images_in_tiles_are_counted_by_the_grids_of_the_flag(
+    checkpoints: Path, images: Path, tmp_path: Path
+) -> None:
+    """A base LLM brings no grids; without the flag the doctor says what training would say."""
+    path, report = tmp_path / "d.json", tmp_path / "r.json"
+    path.write_text(json.dumps([with_turns(ASK, ANSWER)]))
+    flags = (
+        "--data_path",
+        path,
+        "--image_folder",
+        images,
+        "--json",
+        report,
+        "--image_aspect_ratio",
+        "anyres",
+    )
+    model = ("--model_name_or_path", checkpoints / "vicuna-tiny", "--vision_tower", checkpoints / "tiny-clip")
+    with pytest.raises(UserError, match="anyres needs tile grids"):
+        run(*flags, *model)
+    with pytest.raises(UserError, match="no multiple of 56"):
+        run(*flags, *model, "--image_grid_pinpoints", "[[56,100]]")
+    found = []
+    for grids in ("[[56,56]]", "[[56,112]]"):
+        assert run(*flags, *model, "--model_max_length", 8, "--image_grid_pinpoints", grids) == 1
+        found.append(json.loads(report.read_text())["faults"][0]["reason"])
+        report.unlink()
+    assert "32 of them for images" in found[0] and "48 of them for images" in found[1]  # 16 for each tile
+
+
+def test_answers_are_found_as_the_flag_says(checkpoints: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"conversations": dialog(("human", "Hi."), ("gpt", "So ASSISTANT: yes"))}]))
+    flags = ("--data_path", path, "--model_name_or_path", checkpoints / "vicuna-tiny")
+    assert [run(*flags, "--label_masks", masks) for masks in ("reference", "spans")] == [1, 0]
+
+
 def test_notes_do_not_count_as_faults(tmp_path: Path) -> None:
     records = [
         {"conversations": dialog(("gpt", "Hello."), ("human", "Hi."), ("gpt", "Ask."))},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,15 +180,3 @@ def test_missing_image_folder_is_named(
     dataset = _dataset([record], tmp_path, tokenizer, _args(training_data, processor, image_folder=None))
     with pytest.raises(DataError, match="--image_folder is missing"):
         dataset[0]
-
-
-def test_sample_without_labels_is_named_once(
-    training_data: Path, tokenizer: Any, processor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    record = {"id": "silent", "conversations": dialog(("human", "Say nothing."), ("gpt", ""))}
-    dataset = _dataset([record], tmp_path, tokenizer, _args(training_data, processor))
-    with caplog.at_level(logging.WARNING, logger="llava.train.dataset"):
-        assert (dataset[0]["labels"] == IGNORE_INDEX).all()
-        dataset[0]
-    named = [one for one in caplog.records if "record 0 (id 'silent')" in one.getMessage()]
-    assert len(named) == 1

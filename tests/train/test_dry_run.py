@@ -146,7 +146,9 @@ def _measured(argv: list[str], order: list[int]) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [name if name == "stage 1" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
 def test_estimate_is_within_15_percent(
     recipe: str, base: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

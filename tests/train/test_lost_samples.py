@@ -54,6 +54,7 @@ def test_each_is_counted_once_and_listed(
     assert set(run.trainer.lost.names) == LOST
     listed = [record.message for record in caplog.records if "nothing was trained on" in record.message]
     assert len(listed) == 1 and "in 2 of 64 sample(s)" in listed[0]
+    assert [one for one in caplog.messages if "record 40 (id 'f40')" in one] == listed  # no second report
     assert "record 5 (id 'f5')" in listed[0] and "record 40 (id 'f40')" in listed[0]
     report = json.loads((tmp_path / REPORT_FILE).read_text())
     assert {one["sample"] for one in report["samples"]} == LOST
