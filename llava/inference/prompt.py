@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IMAGE_PLACEHOLDER,
+    IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates
+from llava.mm_utils import load_image, tokenizer_image_token
+from llava.model.mm_config import MultimodalConfig
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +42,25 @@ def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
             f"{n_images} came with it; write one for each image, or none to put all images in front"
         )
     return text.replace(DEFAULT_IMAGE_TOKEN, wrapped) if start_end else text
+
+
+def read_question(
+    text: str, images: Sequence[Image.Image | str | Path], *, settings: MultimodalConfig, has_tower: bool
+) -> tuple[str, list[Image.Image]]:
+    """Return a question with its image tokens in place, and its images opened.
+
+    images: pictures, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
+    number of image tokens, and for an image where there is no vision tower.
+    """
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if not text.strip() and not images:
+        raise UserError("the question is empty; write some text or give an image")
+    if images and not has_tower:
+        raise UserError("an image was given, but this model has no vision tower; ask it without an image")
+    pictures = [one if isinstance(one, Image.Image) else load_image(one) for one in images]
+    question = place_image_tokens(text, len(pictures), start_end=settings.use_im_start_end)
+    return question, pictures
 
 
 def stop_strings(conversation: Conversation) -> tuple[str, ...]:
@@ -63,3 +90,18 @@ def pick_conv_mode(given: str | None, model_name: str, config: object | None = N
         )
         return given, f"given as --conv-mode; the checkpoint suggests {inferred}"
     return given, f"given as --conv-mode; the checkpoint agrees: {reason}"
+
+
+def encode_prompt(tokenizer: Any, conversation: Conversation, n_images: int) -> list[int]:
+    """Return the ids of a dialog's prompt, IMAGE_TOKEN_INDEX for each image.
+
+    Raises UserError when the prompt does not have one image token for each image.
+    """
+    ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    n_tokens = ids.count(IMAGE_TOKEN_INDEX)
+    if n_tokens != n_images:
+        raise UserError(
+            f"the prompt has {n_tokens} image token(s) but the dialog has {n_images} image(s); "
+            f"write {DEFAULT_IMAGE_TOKEN} once for each image"
+        )
+    return ids

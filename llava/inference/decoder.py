@@ -1,0 +1,184 @@
+"""Runs a model on prompts that grow, and computes only what the last prompt did not have."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.mm_utils import process_images
+from llava.model.mm_config import MultimodalConfig
+from llava.model.splice import splice_rows
+from llava.utils import UserError
+
+# What a prompt is made of: a token id, or the digest of an image.
+Key = int | bytes
+
+
+class Decoder:
+    """A model with the KV cache and the image features of the last prompt; serves one answer at a time.
+
+    `prefill` brings a prompt in, `step` one more token. A prompt that begins like the one before costs only
+    the rest: images are told apart by their content, so asking again about a picture runs no tower.
+    """
+
+    def __init__(self, model: Any, image_processor: Any = None) -> None:
+        self.model = model
+        self.image_processor = image_processor
+        self.settings = MultimodalConfig.of(model.config)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the cache and the image features."""
+        self._features: dict[bytes, torch.Tensor] = {}  # digest of an image -> (length, C)
+        self._empty()
+
+    def _empty(self) -> None:
+        self._cache: Any = None
+        self._keys: list[Key] = []  # what the cache holds
+        self._ends: list[int] = []  # how many positions are filled after each of them
+
+    def prefill(self, ids: Sequence[int], images: Sequence[Image.Image] = ()) -> torch.Tensor:
+        """Bring a prompt into the cache; return the logits (1, vocab) of the token after it.
+
+        ids: the prompt's, IMAGE_TOKEN_INDEX once for each image. Raises UserError for a prompt that leaves no
+        position for an answer.
+        """
+        keys = self.keys_of(ids, images)
+        kept = self._keep(keys)
+        return self._extend(keys[kept:])
+
+    def step(self, token: int) -> torch.Tensor:
+        """Add one token to the cache; return the logits (1, vocab) of the token after it."""
+        return self._extend([token])
+
+    @property
+    def room(self) -> int:
+        """How many positions are left for an answer."""
+        return self.context - self._filled
+
+    @property
+    def _filled(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def context(self) -> int:
+        """How many positions the model has (MPT calls it max_seq_len)."""
+        for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length"):
+            if value := getattr(self.model.config, name, None):
+                return int(value)
+        return 2048  # the reference's fallback
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def keys_of(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[Key]:
+        """Return a prompt with image digests in place of image tokens; encodes images that are new.
+
+        Features of images that are not in this prompt are dropped. Raises UserError for a prompt that is too
+        long, before any image is encoded if its text alone is.
+        """
+        self.check_fits(len(ids), self.context)
+        digests = [digest_of(image) for image in images]
+        known = {one: self._features[one] for one in digests if one in self._features}
+        new = {one: image for one, image in zip(digests, images, strict=True) if one not in known}
+        self._features = known
+        for digest, image in new.items():
+            self._features[digest] = self.encode(image)
+        waiting = iter(digests)
+        keys: list[Key] = [next(waiting) if one == IMAGE_TOKEN_INDEX else one for one in ids]
+        limit = self.context
+        if images and self.settings.max_length is not None:  # where the model's own splice cuts a prompt
+            limit = min(limit, self.settings.max_length)
+        self.check_fits(self.length_of(keys), limit)
+        return keys
+
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """Return the projected features (length, C) of an image, its tiles merged."""
+        pixels = process_images([image], self.image_processor, self.model.config)
+        with torch.inference_mode():
+            return self.model.image_features(self.to_model(pixels), [image.size])[0]
+
+    def to_model(self, pixels: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        """Return the result of process_images, (N, [tiles,] 3, H, W) or a list, in the model's dtype."""
+        if isinstance(pixels, list):
+            return [one.to(self.device, dtype=self.model.dtype) for one in pixels]
+        return pixels.to(self.device, dtype=self.model.dtype)
+
+    def check_fits(self, n_positions: int, limit: int) -> None:
+        """Raise UserError for a prompt that leaves no position for an answer."""
+        if n_positions >= limit:
+            raise UserError(
+                f"the prompt takes at least {n_positions} positions, but this model takes {limit}, answer "
+                "included; ask a shorter question, use fewer images or start a new conversation"
+            )
+
+    def length_of(self, keys: Sequence[Key]) -> int:
+        """Count positions of a prompt: one a token, and as many as an image has features."""
+        return sum(1 if isinstance(one, int) else len(self._features[one]) for one in keys)
+
+    def _keep(self, keys: Sequence[Key]) -> int:
+        """Cut the cache back to what it shares with a new prompt; return how many of its keys that are.
+
+        At least one key is left over, for its logits.
+        """
+        kept = 0
+        for old, new in zip(self._keys, keys[:-1], strict=False):
+            if old != new:
+                break
+            kept += 1
+        if kept and kept < len(self._keys):
+            try:
+                self._crop(self._ends[kept - 1])
+            except (RuntimeError, ValueError):  # a sliding window that has moved on cannot be cut back
+                kept = 0
+        if kept == 0:
+            self._empty()
+        del self._keys[kept:], self._ends[kept:]
+        return kept
+
+    def _extend(self, keys: Sequence[Key]) -> torch.Tensor:
+        """Run the model on what follows the cached keys and cache it; return the last logits (1, vocab)."""
+        cache, cached, ends, start = self._cache, self._keys, self._ends, self._filled
+        self._empty()  # an interrupt in the middle must not leave a half-filled cache behind
+        with torch.inference_mode():
+            logits, cache = self._run(self._inputs(keys), cache, start)
+        new_ends = itertools.accumulate((self.length_of([one]) for one in keys), initial=start)
+        self._cache, self._keys, self._ends = cache, [*cached, *keys], [*ends, *list(new_ends)[1:]]
+        return logits
+
+    def _inputs(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
+        """Return input_ids (1, n), or inputs_embeds (1, n, C) where there are images."""
+        ids = torch.tensor(
+            [IMAGE_TOKEN_INDEX if isinstance(one, bytes) else one for one in keys],
+            dtype=torch.long,
+            device=self.device,
+        )
+        images = [self._features[one] for one in keys if isinstance(one, bytes)]
+        if not images:
+            return {"input_ids": ids[None]}
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        (row,) = splice_rows([ids], [labels], images, self.model.get_input_embeddings())
+        return {"inputs_embeds": row.embeds[None]}
+
+    def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:
+        """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
+        out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values
+
+    def _crop(self, n_positions: int) -> None:
+        """Cut the cache to its first positions."""
+        self._cache.crop(n_positions - self._filled)  # a negative number is cut from the end
+
+
+def digest_of(image: Image.Image) -> bytes:
+    """Return what tells an image's content apart from another's."""
+    head = f"{image.mode} {image.size} ".encode()
+    return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
