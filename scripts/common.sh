@@ -34,9 +34,17 @@ SHARED_FLAGS=(
 # needs a GPU of the Ampere generation or newer
 BF16_FLAGS=(--bf16 True --tf32 True)
 
-# launch PROGRAM CONFIG FLAG...: train on every GPU of this machine, or of those in a hostfile
+# launch PROGRAM CONFIG FLAG...: train on every GPU of this machine, or of those in a hostfile. What is trained, from
+# what and to where stands in the script's variables.
 launch() {
     local program="$ROOT/llava/train/$1" config="${ZERO_CONFIG:-$ROOT/scripts/$2}"
+    local paths=(
+        --model_name_or_path "$MODEL_PATH"
+        --vision_tower "$VISION_TOWER"
+        --data_path "$DATA_PATH"
+        --image_folder "$IMAGE_FOLDER"
+        --output_dir "$OUTPUT_DIR"
+    )
     # shellcheck disable=SC2086  # several flags in one variable
-    deepspeed ${DEEPSPEED_FLAGS:-} "$program" --deepspeed "$config" "${SHARED_FLAGS[@]}" "${@:3}"
+    deepspeed ${DEEPSPEED_FLAGS:-} "$program" --deepspeed "$config" "${paths[@]}" "${SHARED_FLAGS[@]}" "${@:3}"
 }

@@ -14,14 +14,9 @@ OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-$MODEL_VERSION-finetune_lora}"
 
 launch train_mem.py zero2.json \
     --lora_enable True \
-    --model_name_or_path "$MODEL_PATH" \
     --version "$PROMPT_VERSION" \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --pretrain_mm_mlp_adapter "$PROJECTOR" \
     "${BF16_FLAGS[@]}" \
-    --output_dir "$OUTPUT_DIR" \
     --num_train_epochs 1 \
     --per_device_train_batch_size 16 \
     --gradient_accumulation_steps 1 \

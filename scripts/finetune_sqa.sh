@@ -11,14 +11,9 @@ PROJECTOR="${PROJECTOR:-./checkpoints/huggingface/liuhaotian/llava-pretrain-vicu
 OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-vicuna-13b-v1.3-pretrain_lcs558k_plain-ScienceQA_QCM_LEA-12e}"
 
 launch train_mem.py zero2.json \
-    --model_name_or_path "$MODEL_PATH" \
     --version "$PROMPT_VERSION" \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --pretrain_mm_mlp_adapter "$PROJECTOR" \
     "${BF16_FLAGS[@]}" \
-    --output_dir "$OUTPUT_DIR" \
     --num_train_epochs 12 \
     --per_device_train_batch_size 16 \
     --gradient_accumulation_steps 1 \

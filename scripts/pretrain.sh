@@ -11,14 +11,9 @@ IMAGE_FOLDER="${IMAGE_FOLDER:-/path/to/images}"
 OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-$MODEL_VERSION-pretrain}"
 
 launch train_mem.py zero2.json \
-    --model_name_or_path "$MODEL_PATH" \
     --version "$PROMPT_VERSION" \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --tune_mm_mlp_adapter True \
     "${BF16_FLAGS[@]}" \
-    --output_dir "$OUTPUT_DIR" \
     --num_train_epochs 1 \
     --per_device_train_batch_size 16 \
     --gradient_accumulation_steps 1 \

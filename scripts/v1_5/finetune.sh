@@ -10,17 +10,12 @@ PROJECTOR="${PROJECTOR:-./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin}"
 OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b}"
 
 launch train_mem.py zero3.json \
-    --model_name_or_path "$MODEL_PATH" \
     --version v1 \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --pretrain_mm_mlp_adapter "$PROJECTOR" \
     --mm_projector_type mlp2x_gelu \
     --image_aspect_ratio pad \
     --group_by_modality_length True \
     "${BF16_FLAGS[@]}" \
-    --output_dir "$OUTPUT_DIR" \
     --num_train_epochs 1 \
     --per_device_train_batch_size 16 \
     --gradient_accumulation_steps 1 \

@@ -9,15 +9,10 @@ IMAGE_FOLDER="${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}"
 OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b-pretrain}"
 
 launch train_mem.py zero2.json \
-    --model_name_or_path "$MODEL_PATH" \
     --version plain \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
     --mm_projector_type mlp2x_gelu \
     --tune_mm_mlp_adapter True \
     "${BF16_FLAGS[@]}" \
-    --output_dir "$OUTPUT_DIR" \
     --num_train_epochs 1 \
     --per_device_train_batch_size 32 \
     --gradient_accumulation_steps 1 \
