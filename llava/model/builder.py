@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +25,9 @@ from llava.model import (
 )
 from llava.model import checkpoint as files
 from llava.model.checkpoint import CheckpointError
-from llava.model.families import family_of, is_llava, llava_config
+from llava.model.families import family_of, llava_config
 from llava.model.mm_config import MultimodalConfig
+from llava.model.plan import LoadPlan, make_plan
 from llava.model.tokenizer import load_tokenizer
 from llava.utils import UserError, import_optional
 
@@ -52,76 +52,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 2048
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """What a folder is and what it takes to load it, read from its files.
-
-    kind: "full" (a whole LLaVA), "projector" (stage 1: projector only), "lora", "text" (no LLaVA),
-    "text_lora". source: where the LLM's weights and the tokenizer are. config: content of `config.json` (of
-    the base for text_lora).
-    """
-
-    kind: str
-    path: str
-    source: str
-    config: dict[str, Any]
-
-    @property
-    def is_llava(self) -> bool:
-        """Whether the model sees images."""
-        return not self.kind.startswith("text")
-
-
-def make_plan(model_path: str, model_base: str | None = None) -> LoadPlan:
-    """Find out what `model_path` holds; `model_base` is the base model of adapters and projector-only
-    folders.
-
-    Raises CheckpointError when there is no model, or a base is needed and none is given.
-    """
-    config_file = files.find_file(model_path, files.CONFIG_FILE)
-    config = files.read_json(config_file) if config_file else {}
-    llava = is_llava(config)
-    if llava:
-        family_of(config, model_path)  # an unknown kind of LLaVA ends here
-    names = files.WEIGHT_FILES + files.WEIGHT_INDEXES
-    if config and any(files.has_file(model_path, name) for name in names):
-        if model_base is not None and llava:
-            logger.warning("%s has all its weights; the base %s is not used", model_path, model_base)
-        return LoadPlan("full" if llava else "text", model_path, model_path, config)
-    adapter_file = files.find_file(model_path, files.ADAPTER_CONFIG_FILE)
-    if adapter_file is not None:
-        adapter = files.read_json(adapter_file)
-        base = model_base or _recorded_base(model_path, adapter.get("base_model_name_or_path"))
-        return LoadPlan(
-            "lora" if llava else "text_lora", model_path, base, config if llava else files.read_config(base)
-        )
-    if files.has_file(model_path, files.PROJECTOR_FILE):
-        if not config:
-            raise CheckpointError(
-                f"{model_path} has {files.PROJECTOR_FILE} but no config.json; copy it beside it."
-            )
-        base = model_base or _recorded_base(model_path, config.get("_name_or_path"))
-        return LoadPlan("projector", model_path, base, config)
-    raise CheckpointError(
-        f"{model_path} holds no model; expected config.json with {names[0]} or {names[1]} (or an index of "
-        f"shards), "
-        f"{files.ADAPTER_CONFIG_FILE}, or {files.PROJECTOR_FILE}."
-    )
-
-
-def _recorded_base(path: str, recorded: str | None) -> str:
-    """The base that an adapter or projector folder names, if it is there."""
-    remedy = "Give its base model as model_base (--model-base)."
-    if not recorded:
-        raise CheckpointError(f"{path} has no weights of a whole model and names no base. {remedy}")
-    try:
-        files.read_config(recorded)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} was trained on {recorded!r}, which is not here. {remedy}") from error
-    logger.warning("no model_base given; using %s, which %s was trained on", recorded, path)
-    return recorded
 
 
 def best_device() -> str:

@@ -1,0 +1,105 @@
+"""Finds out from its files what a checkpoint folder holds, and what it takes to load it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.families import family_of, is_llava
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder holds. config: content of its `config.json`, {} if it has none.
+
+    kind: "full" (a whole LLaVA), "projector" (stage 1: projector only), "lora", "text" (no LLaVA),
+    "text_lora". recorded_base: the base model that its files name, None for kinds that need none.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    recorded_base: str | None = None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the LLM's weights are in another folder."""
+        return self.kind not in ("full", "text")
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What a folder is and what it takes to load it, read from its files.
+
+    kind: as in `Contents`. source: where the LLM's weights and the tokenizer are. config: content of
+    `config.json` (of the base for text_lora).
+    """
+
+    kind: str
+    path: str
+    source: str
+    config: dict[str, Any]
+
+    @property
+    def is_llava(self) -> bool:
+        """Whether the model sees images."""
+        return not self.kind.startswith("text")
+
+
+def look_into(model_path: str) -> Contents:
+    """Find out what `model_path`, a folder or hub name, holds. Raises CheckpointError when it is no model."""
+    config_file = files.find_file(model_path, files.CONFIG_FILE)
+    config = files.read_json(config_file) if config_file else {}
+    llava = is_llava(config)
+    if llava:
+        family_of(config, model_path)  # an unknown kind of LLaVA ends here
+    names = files.WEIGHT_FILES + files.WEIGHT_INDEXES
+    if config and any(files.has_file(model_path, name) for name in names):
+        return Contents("full" if llava else "text", config)
+    adapter_file = files.find_file(model_path, files.ADAPTER_CONFIG_FILE)
+    if adapter_file is not None:
+        base = files.read_json(adapter_file).get("base_model_name_or_path")
+        return Contents("lora" if llava else "text_lora", config, base)
+    if files.has_file(model_path, files.PROJECTOR_FILE):
+        if not config:
+            raise CheckpointError(
+                f"{model_path} has {files.PROJECTOR_FILE} but no config.json; copy it beside it."
+            )
+        return Contents("projector", config, config.get("_name_or_path"))
+    raise CheckpointError(
+        f"{model_path} holds no model; expected config.json with {names[0]} or {names[1]} (or an index of "
+        f"shards), {files.ADAPTER_CONFIG_FILE}, or {files.PROJECTOR_FILE}."
+    )
+
+
+def make_plan(model_path: str, model_base: str | None = None) -> LoadPlan:
+    """Plan the loading of `model_path`; `model_base` is the base model of adapters and projector-only
+    folders.
+
+    Raises CheckpointError when there is no model, or a base is needed and none is given.
+    """
+    found = look_into(model_path)
+    if not found.needs_base:
+        if model_base is not None and found.kind == "full":
+            logger.warning("%s has all its weights; the base %s is not used", model_path, model_base)
+        return LoadPlan(found.kind, model_path, model_path, found.config)
+    base = model_base or _recorded_base(model_path, found.recorded_base)
+    config = files.read_config(base) if found.kind == "text_lora" else found.config
+    return LoadPlan(found.kind, model_path, base, config)
+
+
+def _recorded_base(path: str, recorded: str | None) -> str:
+    """The base that an adapter or projector folder names, if it is there."""
+    remedy = "Give its base model as model_base (--model-base)."
+    if not recorded:
+        raise CheckpointError(f"{path} has no weights of a whole model and names no base. {remedy}")
+    try:
+        files.read_config(recorded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} was trained on {recorded!r}, which is not here. {remedy}") from error
+    logger.warning("no model_base given; using %s, which %s was trained on", recorded, path)
+    return recorded
