@@ -10,9 +10,9 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoder import Decoder
+from llava.inference.model_inputs import context_of, device_of, pixels_for
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
-from llava.mm_utils import process_images
 
 
 def stream_answer(
@@ -65,7 +65,7 @@ def _tokens(
     decoder: Decoder, ids: Sequence[int], images: Sequence[Image.Image], params: SamplingParams
 ) -> Iterator[int]:
     """Yield new ids until max_new_tokens or the end of the context; the caller stops at an end id."""
-    choose = NextToken(params, decoder.model.generation_config, decoder.device)
+    choose = NextToken(params, decoder.model.generation_config, device_of(decoder.model))
     logits = decoder.prefill(ids, images)
     new_ids: list[int] = []
     for step in range(min(params.max_new_tokens, decoder.room)):
@@ -85,14 +85,13 @@ def beam_search(
     """Return the new ids of `model.generate`, which knows beams; its answer comes in one piece."""
     model = decoder.model
     n_positions = decoder.length_of(decoder.keys_of(ids, images))
-    prompt = torch.tensor([ids], dtype=torch.long, device=decoder.device)  # (1, n)
+    prompt = torch.tensor([ids], dtype=torch.long, device=device_of(decoder.model))  # (1, n)
     kwargs = params.generate_kwargs()
     kwargs["attention_mask"] = torch.ones_like(prompt)
     kwargs["pad_token_id"] = tokenizer.pad_token_id
-    kwargs["max_new_tokens"] = min(params.max_new_tokens, decoder.context - n_positions)
+    kwargs["max_new_tokens"] = min(params.max_new_tokens, context_of(model) - n_positions)
     if IMAGE_TOKEN_INDEX in ids:
-        pixels = process_images(list(images), decoder.image_processor, model.config)
-        kwargs["images"] = decoder.to_model(pixels)
+        kwargs["images"] = pixels_for(model, decoder.image_processor, images)
         kwargs["image_sizes"] = [one.size for one in images]
     with torch.inference_mode(), torch.random.fork_rng(enabled=params.seed is not None):
         if params.seed is not None:

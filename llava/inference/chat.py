@@ -15,6 +15,7 @@ from llava.inference.decoder import Decoder
 from llava.inference.prompt import encode_prompt, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
+from llava.model.mm_config import MultimodalConfig
 from llava.utils import UserError
 
 
@@ -75,7 +76,7 @@ class ChatSession:
         question, pictures = read_question(
             text,
             images,
-            settings=self.decoder.settings,
+            settings=MultimodalConfig.of(self.model.config),
             has_tower=self.image_processor is not None,
         )
         return self._turn(question, pictures, params or SamplingParams())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.mm_utils import process_images
-from llava.model.mm_config import MultimodalConfig
-from llava.model.splice import splice_rows
-from llava.utils import UserError
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.inference.model_inputs import (
+    check_fits,
+    context_of,
+    device_of,
+    encode_images,
+    splice_prompts,
+)
 
 # What a prompt is made of: a token id, or the digest of an image.
 Key = int | bytes
@@ -30,7 +32,6 @@ class Decoder:
     def __init__(self, model: Any, image_processor: Any = None) -> None:
         self.model = model
         self.image_processor = image_processor
-        self.settings = MultimodalConfig.of(model.config)
         self.forget()
 
     def forget(self) -> None:
@@ -60,24 +61,11 @@ class Decoder:
     @property
     def room(self) -> int:
         """How many positions are left for an answer."""
-        return self.context - self._filled
+        return context_of(self.model) - self._filled
 
     @property
     def _filled(self) -> int:
         return self._ends[-1] if self._ends else 0
-
-    @property
-    def context(self) -> int:
-        """How many positions the model has (MPT calls it max_seq_len)."""
-        for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length"):
-            if value := getattr(self.model.config, name, None):
-                return int(value)
-        return 2048  # the reference's fallback
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
 
     def keys_of(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[Key]:
         """Return a prompt with image digests in place of image tokens; encodes images that are new.
@@ -85,40 +73,16 @@ class Decoder:
         Features of images that are not in this prompt are dropped. Raises UserError for a prompt that is too
         long, before any image is encoded if its text alone is.
         """
-        self.check_fits(len(ids), self.context)
+        check_fits(self.model, len(ids))
         digests = [digest_of(image) for image in images]
         known = {one: self._features[one] for one in digests if one in self._features}
         new = {one: image for one, image in zip(digests, images, strict=True) if one not in known}
-        self._features = known
-        for digest, image in new.items():
-            self._features[digest] = self.encode(image)
+        encoded = encode_images(self.model, self.image_processor, list(new.values()))
+        self._features = known | dict(zip(new, encoded, strict=True))
         waiting = iter(digests)
         keys: list[Key] = [next(waiting) if one == IMAGE_TOKEN_INDEX else one for one in ids]
-        limit = self.context
-        if images and self.settings.max_length is not None:  # where the model's own splice cuts a prompt
-            limit = min(limit, self.settings.max_length)
-        self.check_fits(self.length_of(keys), limit)
+        check_fits(self.model, self.length_of(keys), has_images=bool(images))
         return keys
-
-    def encode(self, image: Image.Image) -> torch.Tensor:
-        """Return the projected features (length, C) of an image, its tiles merged."""
-        pixels = process_images([image], self.image_processor, self.model.config)
-        with torch.inference_mode():
-            return self.model.image_features(self.to_model(pixels), [image.size])[0]
-
-    def to_model(self, pixels: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        """Return the result of process_images, (N, [tiles,] 3, H, W) or a list, in the model's dtype."""
-        if isinstance(pixels, list):
-            return [one.to(self.device, dtype=self.model.dtype) for one in pixels]
-        return pixels.to(self.device, dtype=self.model.dtype)
-
-    def check_fits(self, n_positions: int, limit: int) -> None:
-        """Raise UserError for a prompt that leaves no position for an answer."""
-        if n_positions >= limit:
-            raise UserError(
-                f"the prompt takes at least {n_positions} positions, but this model takes {limit}, answer "
-                "included; ask a shorter question, use fewer images or start a new conversation"
-            )
 
     def length_of(self, keys: Sequence[Key]) -> int:
         """Count positions of a prompt: one a token, and as many as an image has features."""
@@ -150,22 +114,20 @@ class Decoder:
         self._empty()  # an interrupt in the middle must not leave a half-filled cache behind
         with torch.inference_mode():
             logits, cache = self._run(self._inputs(keys), cache, start)
-        new_ends = itertools.accumulate((self.length_of([one]) for one in keys), initial=start)
-        self._cache, self._keys, self._ends = cache, [*cached, *keys], [*ends, *list(new_ends)[1:]]
+        cached.extend(keys)
+        for one in keys:
+            start += self.length_of([one])
+            ends.append(start)
+        self._cache, self._keys, self._ends = cache, cached, ends
         return logits
 
     def _inputs(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
         """Return input_ids (1, n), or inputs_embeds (1, n, C) where there are images."""
-        ids = torch.tensor(
-            [IMAGE_TOKEN_INDEX if isinstance(one, bytes) else one for one in keys],
-            dtype=torch.long,
-            device=self.device,
-        )
+        ids = [IMAGE_TOKEN_INDEX if isinstance(one, bytes) else one for one in keys]
         images = [self._features[one] for one in keys if isinstance(one, bytes)]
         if not images:
-            return {"input_ids": ids[None]}
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        (row,) = splice_rows([ids], [labels], images, self.model.get_input_embeddings())
+            return {"input_ids": torch.tensor([ids], dtype=torch.long, device=device_of(self.model))}
+        (row,) = splice_prompts(self.model, [ids], images)
         return {"inputs_embeds": row.embeds[None]}
 
     def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:

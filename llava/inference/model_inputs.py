@@ -1,0 +1,70 @@
+"""What stands between a prompt and a model's forward pass: device, context, image features, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.constants import IGNORE_INDEX
+from llava.mm_utils import process_images
+from llava.model.mm_config import MultimodalConfig
+from llava.model.splice import Row, splice_rows
+from llava.utils import UserError
+
+
+def device_of(model: Any) -> torch.device:
+    """Return the device that token ids go to."""
+    return model.get_input_embeddings().weight.device
+
+
+def context_of(model: Any) -> int:
+    """Return how many positions the model has (MPT calls it max_seq_len)."""
+    for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length"):
+        if value := getattr(model.config, name, None):
+            return int(value)
+    return 2048  # the reference's fallback
+
+
+def check_fits(model: Any, n_positions: int, *, has_images: bool = False) -> None:
+    """Raise UserError for a prompt that leaves no position for an answer, or that the model would cut."""
+    limit = context_of(model)
+    longest = MultimodalConfig.of(model.config).max_length
+    if has_images and longest is not None:  # where the model's own splice cuts a prompt
+        limit = min(limit, longest)
+    if n_positions >= limit:
+        raise UserError(
+            f"the prompt takes at least {n_positions} positions, but this model takes {limit}, answer "
+            "included; ask a shorter question, use fewer images or start a new conversation"
+        )
+
+
+def pixels_for(
+    model: Any, image_processor: Any, images: Sequence[Image.Image]
+) -> torch.Tensor | list[torch.Tensor]:
+    """Return images as the model takes them: (N, [tiles,] 3, H, W), or a list when their tiles differ."""
+    pixels = process_images(images, image_processor, model.config)
+    device, dtype = device_of(model), model.dtype
+    if isinstance(pixels, list):
+        return [one.to(device, dtype=dtype) for one in pixels]
+    return pixels.to(device, dtype=dtype)
+
+
+def encode_images(model: Any, image_processor: Any, images: Sequence[Image.Image]) -> list[torch.Tensor]:
+    """Return the projected features (length, C) of each image, tiles merged; the tower runs once."""
+    if not images:
+        return []
+    pixels = pixels_for(model, image_processor, images)
+    with torch.inference_mode():
+        return model.image_features(pixels, [one.size for one in images])
+
+
+def splice_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], features: Sequence[torch.Tensor]
+) -> list[Row]:
+    """Embed prompts, image features (of all prompts, in order) in the places of their image tokens."""
+    ids = [torch.tensor(one, dtype=torch.long, device=device_of(model)) for one in prompts]
+    labels = [torch.full_like(one, IGNORE_INDEX) for one in ids]
+    return splice_rows(ids, labels, features, model.get_input_embeddings())
