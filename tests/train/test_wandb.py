@@ -22,7 +22,7 @@ STAGE_1 = "--version plain --tune_mm_mlp_adapter True --data_path {data}/pretrai
 def test_missing_wandb_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingPackageError) as caught:
-        parse_args("--data_path x.json --output_dir out --report_to wandb".split())
+        parse_args(["--data_path", "x.json", "--output_dir", "out", "--report_to", "wandb"])
     message = str(caught.value)
     assert message.startswith("--report_to wandb (drop it with --report_to none) needs the package 'wandb'")
     assert "is not installed. Install it with: pip install" in message and "\n" not in message
