@@ -35,6 +35,22 @@ WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json"
 # what the names of the projector's weights contain; image_newline is trained and kept with it
 PROJECTOR_NAMES = ("mm_projector.", "image_newline")
 
+# names of dtypes in the header of a safetensors file (https://huggingface.co/docs/safetensors, 'Format')
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 # tensors of old checkpoints that today's models recompute
 RECOMPUTED = (".inv_freq", ".position_ids")
 
@@ -174,21 +190,25 @@ def _safetensors_size(file: Path, size: int) -> int:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_tensors(file: str | Path, *, only: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+def read_tensors(
+    file: str | Path, *, only: Sequence[str] = (), shapes_only: bool = False
+) -> dict[str, torch.Tensor]:
     """Read the tensors of one `.bin` or `.safetensors` file to the CPU.
 
-    only: read just the tensors whose name contains one of these. Raises CheckpointError when the file is
-    damaged, or is a pickle that holds anything but tensors and plain containers: such a file could run code,
-    and is refused without running it.
+    only: read just the tensors whose name contains one of these. shapes_only: read no values; the tensors are
+    on the device "meta". Raises CheckpointError when the file is damaged, or is a pickle that holds anything
+    but tensors and plain containers: such a file could run code, and is refused without running it.
     """
     file = Path(file)
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}.")
     _whole(file)
     if file.suffix == ".safetensors":
+        if shapes_only:
+            return {n: value for n, value in _safetensors_shapes(file).items() if _is_wanted(n, only)}
         with safe_open(file, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys() if _is_wanted(name, only)}  # noqa: SIM118
-    content = _unpickle(file, mmap=bool(only))
+    content = _unpickle(file, mmap=bool(only) or shapes_only, device="meta" if shapes_only else "cpu")
     if not isinstance(content, Mapping) or not all(torch.is_tensor(value) for value in content.values()):
         raise CheckpointError(f"{file} holds {type(content).__name__}; expected a dict of tensors.")
     # a copy of what is picked from a mapped file, so that the file may be replaced afterwards
@@ -199,12 +219,26 @@ def _is_wanted(name: str, only: Sequence[str]) -> bool:
     return not only or any(part in name for part in only)
 
 
-def _unpickle(file: Path, *, mmap: bool) -> Any:
+def _safetensors_shapes(file: Path) -> dict[str, torch.Tensor]:
+    shapes = {}
+    with safe_open(file, framework="pt") as stored:
+        for name in stored.keys():  # noqa: SIM118
+            part = stored.get_slice(name)
+            dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{file}: {name} is of type {part.get_dtype()}, which is not known here."
+                )
+            shapes[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return shapes
+
+
+def _unpickle(file: Path, *, mmap: bool, device: str = "cpu") -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
     except RuntimeError as error:
         if mmap:  # files of the format before torch 1.6 cannot be mapped
-            return _unpickle(file, mmap=False)
+            return _unpickle(file, mmap=False, device=device)
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -215,10 +249,10 @@ def _unpickle(file: Path, *, mmap: bool) -> Any:
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
 
 
-def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read all weights of a folder (whatever its layout), or of a single file."""
+def load_weights(path: str | Path, *, shapes_only: bool = False) -> dict[str, torch.Tensor]:
+    """Read all weights of a folder (whatever its layout), or of a single file; see `read_tensors`."""
     if Path(path).is_file():
-        return read_tensors(path)
+        return read_tensors(path, shapes_only=shapes_only)
     files = weight_files(path)
     if not files:
         raise CheckpointError(
@@ -226,7 +260,7 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )
     weights: dict[str, torch.Tensor] = {}
     for file in files:
-        weights.update(read_tensors(file))
+        weights.update(read_tensors(file, shapes_only=shapes_only))
     return weights
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,17 +40,29 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing and unexpected
     keys.
 
-    Raises CheckpointError for missing shards, damaged files and weights of another shape.
+    On the device "meta" only names and shapes of the weights are read. Raises CheckpointError for missing
+    shards, damaged files and weights of another shape.
     """
+    model, info = read_model(model_class, path, **arguments)
+    if info["mismatched_keys"]:
+        _refuse(find_faults(info, tower_is_built=True, projector_later=True).shapes, path)
+    return model, info
+
+
+def read_model(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Do what `from_pretrained` does, without judging weights of another shape."""
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
+    source: str | None = path
+    if arguments.get("device_map") in ("meta", {"": "meta"}):
+        source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
         with _without_loading_report(), torch.random.fork_rng(devices=[]):
             # mismatches are raised below, with the weight's name: transformers' own error has none
             model, info = model_class.from_pretrained(
-                path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
             )
     except torch.OutOfMemoryError:
         raise
@@ -61,21 +74,36 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         raise CheckpointError(
             f"A weight file of {path} is damaged or no weight file: {first_line(error)}"
         ) from error
-    if info["mismatched_keys"]:
-        name, stored, expected = min(info["mismatched_keys"])
-        raise CheckpointError(
-            f"{path} holds {len(info['mismatched_keys'])} weights of another shape than its config asks for: "
-            f"{name} has {tuple(stored)}, expected {tuple(expected)}."
-        )
     return model, info
 
 
-def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
-    """Raise CheckpointError that names a key which is missing and should be there, or is unexpected.
+def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return class and arguments of a `from_pretrained` that gets weights without values from here."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
-    projector and image_newline may be missing, because the next step fills them.
+    config = arguments.get("config")
+    if config is None:
+        config = (getattr(model_class, "config_class", None) or AutoConfig).from_pretrained(path)
+    if not hasattr(model_class, "config_class"):  # AutoModelForCausalLM wants a path to choose by
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    shapes = {"state_dict": files.load_weights(path, shapes_only=True), "device_map": {"": "meta"}}
+    return model_class, {**arguments, **shapes, "config": config}
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Weights that a checkpoint lacks, has no place for, or stores in another shape than its config says.
+
+    shapes: (name, shape stored, shape expected).
     """
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+
+def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: bool) -> Faults:
+    """Pick the faults among transformers' lists of keys; the arguments are those of `check_loading`."""
     missing = sorted(
         name
         for name in info["missing_keys"]
@@ -88,9 +116,28 @@ def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, proj
         for name in info["unexpected_keys"]
         if not files.is_recomputed(name) and (tower_is_built or not files.is_tower_key(name))
     )
-    if missing:
+    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
+    return Faults(missing, unexpected, shapes)
+
+
+def _refuse(shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]], path: str) -> None:
+    name, stored, expected = shapes[0]
+    raise CheckpointError(
+        f"{path} holds {_count([one[0] for one in shapes])} of another shape than its config asks for: "
+        f"{name} has {stored}, expected {expected}."
+    )
+
+
+def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
+    """Raise CheckpointError that names a key which is missing and should be there, or is unexpected.
+
+    tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
+    projector and image_newline may be missing, because the next step fills them.
+    """
+    faults = find_faults(info, tower_is_built=tower_is_built, projector_later=projector_later)
+    if missing := faults.missing:
         raise CheckpointError(f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}.")
-    if unexpected:
+    if unexpected := faults.unexpected:
         raise CheckpointError(
             f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
         )
@@ -120,7 +167,7 @@ def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
         logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
         tower.is_loaded = False
         del tower.vision_tower
-    tower.load_model()
+    tower.load_model(device_map="meta" if model.device.type == "meta" else None)
     tower.requires_grad_(False)  # from_pretrained makes every weight trainable
 
 
@@ -135,7 +182,7 @@ def fill_projector(model: Any, path: str) -> None:
     file = files.find_file(path, files.PROJECTOR_FILE)
     if file is None:
         raise CheckpointError(f"{path} has no {files.PROJECTOR_FILE}.")
-    weights = files.read_tensors(file)
+    weights = files.read_tensors(file, shapes_only=model.device.type == "meta")
     model.get_model().load_projector(weights, str(file))
     rest = {name: value for name, value in weights.items() if not any(part in name for part in BROUGHT_LATER)}
     _load_by_name(model, rest, str(file))
@@ -153,7 +200,8 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
                 f"training wrote."
             )
         return
-    weights = files.strip_adapter_prefix(files.read_tensors(file))
+    shapes_only = model.device.type == "meta"
+    weights = files.strip_adapter_prefix(files.read_tensors(file, shapes_only=shapes_only))
     if projector_missing:
         needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
         _require(needed, weights, str(file))
@@ -187,7 +235,14 @@ def merge_adapter(model: Any, path: str) -> Any:
 
     Raises CheckpointError when the adapter and the model do not cover the same modules.
     """
-    stored = {_adapter_name(name) for name in _adapter_weights(path) if ".lora_" in name}
+    return attach_adapter(model, path).merge_and_unload()
+
+
+def attach_adapter(model: Any, path: str) -> Any:
+    """Put the PEFT adapter of `path` on the model, as PEFT's wrapper of it. Raises as `merge_adapter`."""
+    shapes_only = model.device.type == "meta"
+    weights = _adapter_weights(path, shapes_only=shapes_only)
+    stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
     modules = {name for name, _ in model.named_modules()}
     strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
     if strangers:
@@ -202,11 +257,28 @@ def merge_adapter(model: Any, path: str) -> Any:
         config.exclude_modules = r".*\bvision_tower\..*"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
-        wrapped = peft.PeftModel.from_pretrained(model, path, config=config)
-    missing = sorted({_adapter_name(name) for name in wrapped.state_dict() if ".lora_" in name} - stored)
+        if shapes_only:
+            wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
+        else:
+            wrapped = _filled_adapter(peft, model, path, config)
+    places = {_adapter_name(n): value.shape for n, value in wrapped.state_dict().items() if ".lora_" in n}
+    missing = sorted(set(places) - set(stored))
     if missing:
         raise CheckpointError(f"The adapter in {path} lacks {_count(missing)}: {_some(missing)}.")
-    return wrapped.merge_and_unload()
+    if other := [name for name in places if places[name] != stored[name]]:
+        raise CheckpointError(
+            f"The adapter in {path} does not fit its base: {other[0]} has {tuple(stored[other[0]])}, "
+            f"expected {tuple(places[other[0]])}."
+        )
+    return wrapped
+
+
+def _filled_adapter(peft: Any, model: Any, path: str, config: Any) -> Any:
+    try:
+        return peft.PeftModel.from_pretrained(model, path, config=config)
+    except RuntimeError as error:  # torch's list of shapes
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"The adapter in {path} does not fit its base: {reason}") from error
 
 
 def _adapter_name(name: str) -> str:
@@ -214,11 +286,11 @@ def _adapter_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight")
 
 
-def _adapter_weights(path: str) -> dict[str, torch.Tensor]:
+def _adapter_weights(path: str, *, shapes_only: bool) -> dict[str, torch.Tensor]:
     for name in files.ADAPTER_FILES:
         file = files.find_file(path, name)
         if file is not None:
-            return files.read_tensors(file)
+            return files.read_tensors(file, shapes_only=shapes_only)
     raise CheckpointError(
         f"{path} has {files.ADAPTER_CONFIG_FILE} but none of {', '.join(files.ADAPTER_FILES)}."
     )
