@@ -51,6 +51,8 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 # tensors of old checkpoints that today's models recompute
 RECOMPUTED = (".inv_freq", ".position_ids")
 
@@ -159,11 +161,21 @@ def _weight_map(index_file: Path) -> dict[str, str]:
     return weight_map
 
 
+def refuse_pointer(file: Path) -> None:
+    """Raise CheckpointError if git-lfs left a pointer in the place of a large file."""
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(
+                f"{file} is a git-lfs pointer, not the file itself; run 'git lfs pull' in {file.parent}."
+            )
+
+
 def _whole(file: Path) -> Path:
     """Return `file` if its size is what its own header promises (safetensors), or it is not empty."""
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f"{file} is empty; copy or download it again.")
+    refuse_pointer(file)
     if file.suffix == ".safetensors":
         promised = _safetensors_size(file, size)
         if size != promised:

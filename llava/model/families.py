@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoint import CheckpointError
+from llava.model.foreign import foreign_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptConfig, LlavaMptForCausalLM
@@ -50,16 +51,13 @@ def family_of(config: Mapping[str, Any], path: str = "") -> Family:
     for family in FAMILIES:
         if family.model_class.__name__ in architectures:
             return family
-    if any(name.endswith("ForConditionalGeneration") for name in architectures):
-        raise CheckpointError(
-            f"{path or 'This model'} is in the format of transformers (llava-hf, {architectures[0]}), not in "
-            f"LLaVA's own; load it with transformers' {architectures[0]}, or get the model in LLaVA's format "
-            f"(on the hub under liuhaotian)."
-        )
+    if foreign := foreign_config(config, path or "This model"):
+        raise CheckpointError(foreign)
     known = ", ".join(f"{f.base_type}, {f.config_class.model_type}" for f in FAMILIES)
     raise CheckpointError(
         f"{path and f'{path}: '}config.json has model_type {model_type!r} and architectures {architectures}; "
-        f"known model types: {known}."
+        f"known model types: {known}. LLaVA on another LLM, e.g. LLaVA-NeXT's llava_qwen, is loaded with "
+        f"its own project's code."
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llava.model import checkpoint as files
 from llava.model.checkpoint import CheckpointError
 from llava.model.families import family_of, is_llava
+from llava.model.foreign import foreign_config, foreign_file, foreign_folder
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,12 @@ class LoadPlan:
 
 def look_into(model_path: str) -> Contents:
     """Find out what `model_path`, a folder or hub name, holds. Raises CheckpointError when it is no model."""
+    if Path(model_path).is_file():
+        raise CheckpointError(foreign_file(Path(model_path)))
     config_file = files.find_file(model_path, files.CONFIG_FILE)
     config = files.read_json(config_file) if config_file else {}
+    if config and (foreign := foreign_config(config, model_path)):
+        raise CheckpointError(foreign)
     llava = is_llava(config)
     if llava:
         family_of(config, model_path)  # an unknown kind of LLaVA ends here
@@ -70,9 +76,10 @@ def look_into(model_path: str) -> Contents:
                 f"{model_path} has {files.PROJECTOR_FILE} but no config.json; copy it beside it."
             )
         return Contents("projector", config, config.get("_name_or_path"))
+    held = foreign_folder(Path(model_path)) if Path(model_path).is_dir() else None
     raise CheckpointError(
-        f"{model_path} holds no model; expected config.json with {names[0]} or {names[1]} (or an index of "
-        f"shards), {files.ADAPTER_CONFIG_FILE}, or {files.PROJECTOR_FILE}."
+        f"{held or f'{model_path} holds no model'}; expected config.json with {names[0]} or {names[1]} (or "
+        f"an index of shards), {files.ADAPTER_CONFIG_FILE}, or {files.PROJECTOR_FILE}."
     )
 
 

@@ -20,7 +20,7 @@ from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils import cached_file
 
-from llava.model.checkpoint import CheckpointError, find_file
+from llava.model.checkpoint import CheckpointError, find_file, refuse_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> A
     if "padding_side" not in config:
         kwargs.setdefault("padding_side", "right")
     if kind in _LLAMA_CLASSES and model_file:
+        refuse_pointer(Path(model_file))
         # transformers drops these two settings of a folder that also holds a tokenizer.json
         for key in ("add_bos_token", "add_eos_token"):
             if config.get(key) is not None:
