@@ -11,7 +11,7 @@ from PIL import Image
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import process_images
 from llava.model.mm_config import MultimodalConfig
-from llava.model.splice import Row, splice_rows
+from llava.model.splice import Row, count_features, splice_rows
 from llava.utils import UserError
 
 
@@ -59,6 +59,19 @@ def encode_images(model: Any, image_processor: Any, images: Sequence[Image.Image
     pixels = pixels_for(model, image_processor, images)
     with torch.inference_mode():
         return model.image_features(pixels, [one.size for one in images])
+
+
+def image_length(model: Any, size: tuple[int, int]) -> int:
+    """Return how many positions a picture of `size` (width, height) takes, without encoding it."""
+    tower = model.get_vision_tower()
+    settings = MultimodalConfig.of(model.config)
+    return count_features(
+        size,
+        settings=settings,
+        patches_per_side=tower.num_patches_per_side,
+        extra=int(settings.select_feature == "cls_patch"),
+        tile_size=tower.config.image_size,
+    )
 
 
 def splice_prompts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,23 +100,42 @@ class NextToken:
             self.generator = torch.Generator(device).manual_seed(params.seed)
         self.processors = _processors(params, generation_config)
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the likeliest token is taken as the model gives it."""
+        return not self.do_sample and not self.processors
+
     def __call__(self, logits: torch.Tensor, new_ids: list[int]) -> int:
         """Choose from logits (1, vocab), given the ids generated so far.
 
         Raises UserError when the logits hold NaN, which float16 on an unsuited device is known to give.
         """
-        scores = logits.to(device=self.device, dtype=torch.float32)  # (1, vocab)
-        if scores.isnan().any():
-            raise UserError(
-                f"the model's output is not a number (NaN) in {str(logits.dtype).removeprefix('torch.')}; "
-                "load it in float32 or bfloat16, or check its weights"
-            )
+        scores = _checked(logits).to(device=self.device, dtype=torch.float32)  # (1, vocab)
         history = torch.tensor([new_ids], dtype=torch.long, device=self.device)  # (1, n_new)
         scores = self.processors(history, scores)
         if not self.do_sample:
             return int(scores.argmax(dim=-1))
         probabilities = scores.softmax(dim=-1)
         return int(torch.multinomial(probabilities, num_samples=1, generator=self.generator))
+
+
+def choose_rows(
+    choosers: Sequence[NextToken], logits: torch.Tensor, new_ids: Sequence[list[int]]
+) -> list[int]:
+    """Choose a token for each row of logits (B, vocab), as its own chooser would alone; see NextToken."""
+    if all(one.is_argmax for one in choosers):
+        return _checked(logits).argmax(dim=-1).tolist()
+    return [one(row[None], ids) for one, row, ids in zip(choosers, logits, new_ids, strict=True)]
+
+
+def _checked(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, vocab), or raise UserError when they hold NaN."""
+    if logits.isnan().any():
+        raise UserError(
+            f"the model's output is not a number (NaN) in {str(logits.dtype).removeprefix('torch.')}; "
+            "load it in float32 or bfloat16, or check its weights"
+        )
+    return logits
 
 
 def _processors(params: SamplingParams, generation_config: Any) -> LogitsProcessorList:

@@ -7,6 +7,8 @@ from typing import Any
 
 # What a tokenizer's decode puts where bytes of a character are still missing.
 _REPLACEMENT = "\ufffd"
+# A character has at most four bytes, so that the last one stands whole in the text of so many ids.
+_TAIL = 8
 # What clean_up_tokenization_spaces shortens by its blanks (transformers' clean_up_tokenization).
 _CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -31,6 +33,19 @@ class TextStream:
         """Take the next id; return the text that has become certain ("" when none has)."""
         self.ids.append(token)
         return self._advance(last=False)
+
+    def hold(self, token: int) -> bool:
+        """Take the next id without asking for text; tell whether a stop string stands in the text now.
+
+        The whole text is only decoded when its end may complete a stop string; `end` brings the text.
+        """
+        self.ids.append(token)
+        if not self.stop:
+            return False
+        tail = self.tokenizer.decode(self.ids[-_TAIL:], skip_special_tokens=True)
+        if not any(one[-1] in tail or one[-1].isspace() for one in self.stop):
+            return False
+        return _first(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop) is not None
 
     def end(self) -> str:
         """Return what was held back, after the last id."""

@@ -88,6 +88,34 @@ def merge_tiles(
     return torch.cat((overview, plane.flatten(1, 2).transpose(0, 1)))
 
 
+def count_features(
+    image_size: Sequence[int],
+    *,
+    settings: MultimodalConfig,
+    patches_per_side: int,
+    extra: int,
+    tile_size: int,
+) -> int:
+    """Count the features that a picture of `image_size` (width, height) becomes, without computing any.
+
+    extra: features of a tile beside its patches (1 with "cls_patch"); the others are merge_tiles' settings.
+    """
+    patches = patches_per_side**2 + extra
+    if settings.image_aspect_ratio != "anyres":
+        return patches
+    width, height = (int(edge) for edge in image_size)
+    columns, rows = get_anyres_image_grid_shape((width, height), settings.image_grid_pinpoints, tile_size)
+    merged = merge_tiles(
+        torch.empty(1 + columns * rows, patches, 1),
+        (width, height),
+        settings=settings,
+        patches_per_side=patches_per_side,
+        tile_size=tile_size,
+        image_newline=torch.empty(1),
+    )
+    return len(merged)
+
+
 # --------------------------------------------------------------------------------------- one row of the batch
 
 

@@ -222,24 +222,12 @@ class ImageTokens:
 
     def count(self, size: Size) -> int:
         """Return the tokens of an image of `size` (width, height)."""
-        import torch
+        from llava.model.splice import count_features
 
-        from llava.mm_utils import get_anyres_image_grid_shape
-        from llava.model.splice import merge_tiles
-
-        tiles = 1
-        if self.settings.image_aspect_ratio == "anyres":
-            columns, rows = get_anyres_image_grid_shape(size, self.settings.image_grid_pinpoints, self.edge)
-            tiles = 1 + columns * rows
-        features = torch.zeros(tiles, self.side**2 + self.extra, 1)  # (tiles, patches, 1): only counted
-        newline = torch.zeros(1)
-        return len(
-            merge_tiles(
-                features,
-                size,
-                settings=self.settings,
-                patches_per_side=self.side,
-                tile_size=self.edge,
-                image_newline=newline,
-            )
+        return count_features(
+            size,
+            settings=self.settings,
+            patches_per_side=self.side,
+            extra=int(self.extra),
+            tile_size=self.edge,
         )
