@@ -37,20 +37,12 @@ def _without_loading_report() -> Iterator[None]:
 
 
 def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing and unexpected
-    keys.
+    """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
+    and mismatched keys, which `check_loading` judges.
 
     On the device "meta" only names and shapes of the weights are read. Raises CheckpointError for missing
-    shards, damaged files and weights of another shape.
+    shards and damaged files.
     """
-    model, info = read_model(model_class, path, **arguments)
-    if info["mismatched_keys"]:
-        _refuse(find_faults(info, tower_is_built=True, projector_later=True).shapes, path)
-    return model, info
-
-
-def read_model(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """Do what `from_pretrained` does, without judging weights of another shape."""
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
@@ -60,7 +52,7 @@ def read_model(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
         with _without_loading_report(), torch.random.fork_rng(devices=[]):
-            # mismatches are raised below, with the weight's name: transformers' own error has none
+            # check_loading raises mismatches with the weight's name: transformers' own error has none
             model, info = model_class.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
             )
@@ -102,6 +94,14 @@ class Faults:
     shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
+class UnfitWeightsError(CheckpointError):
+    """Weights are missing, left over or of another shape; `faults` lists them all."""
+
+    def __init__(self, message: str, faults: Faults) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
 def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: bool) -> Faults:
     """Pick the faults among transformers' lists of keys; the arguments are those of `check_loading`."""
     missing = sorted(
@@ -120,27 +120,26 @@ def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: 
     return Faults(missing, unexpected, shapes)
 
 
-def _refuse(shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]], path: str) -> None:
-    name, stored, expected = shapes[0]
-    raise CheckpointError(
-        f"{path} holds {_count([one[0] for one in shapes])} of another shape than its config asks for: "
-        f"{name} has {stored}, expected {expected}."
-    )
-
-
 def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
-    """Raise CheckpointError that names a key which is missing and should be there, or is unexpected.
+    """Raise UnfitWeightsError that names a key which is missing, unexpected, or of another shape.
 
     tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
     projector and image_newline may be missing, because the next step fills them.
     """
     faults = find_faults(info, tower_is_built=tower_is_built, projector_later=projector_later)
-    if missing := faults.missing:
-        raise CheckpointError(f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}.")
-    if unexpected := faults.unexpected:
-        raise CheckpointError(
-            f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
+    message = ""
+    if shapes := faults.shapes:
+        name, stored, expected = shapes[0]
+        message = (
+            f"{path} holds {_count([one[0] for one in shapes])} of another shape than its config asks for: "
+            f"{name} has {stored}, expected {expected}."
         )
+    elif missing := faults.missing:
+        message = f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}."
+    elif unexpected := faults.unexpected:
+        message = f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
+    if message:
+        raise UnfitWeightsError(message, faults)
 
 
 def _count(names: list[str]) -> str:
