@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.model import quantization
 from llava.model.sharding import is_split
-from llava.utils import UserError, import_optional
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
 # Parts whose linear layers never get an adapter: they train whole or not at all.
-NO_ADAPTER = ("mm_projector", "vision_tower", "vision_resampler")
+NO_ADAPTER = quantization.NEVER_QUANTIZED
 
 # Parts with a flag for a learning rate of their own.
 RATE_FLAGS = {"mm_projector": "mm_projector_lr", "vision_tower": "mm_vision_tower_lr"}
@@ -60,31 +61,26 @@ def tower_dtype(training_args: Any) -> torch.dtype:
 
 
 def quantization_arguments(training_args: Any) -> dict[str, Any]:
-    """Return the arguments of from_pretrained that quantise the LLM to --bits; none for 16 bits."""
-    if training_args.bits == 16:
-        return {}
-    import_optional("bitsandbytes", needed_for=f"--bits {training_args.bits}", install="llava[train]")
-    from transformers import BitsAndBytesConfig
+    """Return the arguments of from_pretrained that quantise the LLM to --bits; none for 16 bits.
 
-    # matched from the start of a module's name, so the whole path is needed
-    skip = [f"{part}.{name}" for part in ("model", "transformer") for name in NO_ADAPTER]
-    config = BitsAndBytesConfig(
-        load_in_4bit=training_args.bits == 4,
-        load_in_8bit=training_args.bits == 8,
-        llm_int8_skip_modules=[*skip, "lm_head"],
-        llm_int8_threshold=6.0,
-        llm_int8_has_fp16_weight=False,
-        bnb_4bit_compute_dtype=compute_dtype(training_args),
-        bnb_4bit_use_double_quant=training_args.double_quant,
-        bnb_4bit_quant_type=training_args.quant_type,
+    Raises UserError where bitsandbytes is missing or does not work on the device.
+    """
+    bits, dtype = training_args.bits, compute_dtype(training_args)
+    if bits == 16:
+        return {}
+    device_map = {"": training_args.device}
+    quantization.check_quantization(bits, device_map, dtype, asked_by=f"--bits {bits}")
+    arguments = quantization.quantization_arguments(
+        bits, dtype, double_quant=training_args.double_quant, quant_type=training_args.quant_type
     )
-    return {"quantization_config": config, "device_map": {"": training_args.device}}
+    return {**arguments, "device_map": device_map}
 
 
 def prepare_quantized(model: Any, training_args: Any) -> Any:
     """Freeze a quantised LLM and make gradients pass through it."""
     from peft import prepare_model_for_kbit_training
 
+    quantization.settle_layers(model, trains=True)
     return prepare_model_for_kbit_training(
         model, use_gradient_checkpointing=bool(training_args.gradient_checkpointing)
     )

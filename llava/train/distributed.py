@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Any
 
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,19 @@ def _allow_fsdp_on_cpu(state: Any) -> None:
 
     if state.distributed_type is DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU  # becomes FSDP when the Trainer is built
+
+
+def split_by_layers(model: Any, training_args: Any) -> None:
+    """Let FSDP deal out the weights layer by layer.
+
+    It takes the classes that a device map keeps whole, and stops at one that the model does not have; a whole
+    tower is no layer.
+    """
+    if not training_args.fsdp:
+        return
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    present = {type(part).__name__ for part in model.modules() if not isinstance(part, CLIPVisionTower)}
+    model._no_split_modules = [name for name in model._no_split_modules or () if name in present]
 
 
 def uses_fsdp_1(training_args: Any) -> bool:

@@ -322,6 +322,7 @@ def train(attn_implementation: str | None = None) -> None:
         adapters.cast_quantized(model, training_args)
     adapters.keep_trained_in_float32(model, training_args)
     adapters.log_trainable(model, training_args)
+    distributed.split_by_layers(model, training_args)
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)
     if training_args.dry_run:

@@ -81,6 +81,18 @@ def test_only_the_old_fsdp_has_the_tower_hidden(fsdp: bool, version: int | None,
     assert distributed.uses_fsdp_1(SimpleNamespace(fsdp=fsdp, fsdp_plugin_args=plugin)) is hidden
 
 
+def test_fsdp_splits_by_layers_that_are_there() -> None:
+    class Layer(torch.nn.Linear):
+        pass
+
+    model: Any = torch.nn.Sequential(Layer(2, 2))
+    model._no_split_modules = ["Layer", "CLIPVisionTower", "CLIPVisionTowerS2"]  # as for a device map
+    distributed.split_by_layers(model, SimpleNamespace(fsdp=[]))
+    assert len(model._no_split_modules) == 3
+    distributed.split_by_layers(model, SimpleNamespace(fsdp=["full_shard"]))
+    assert model._no_split_modules == ["Layer"]
+
+
 def test_ordinary_weights_are_whole_already() -> None:
     param = torch.nn.Parameter(torch.arange(4.0))
     with whole([param], write=True), torch.no_grad():
