@@ -22,6 +22,8 @@ from llava.model import (
     LlavaMistralForCausalLM,
     LlavaMptForCausalLM,
     loading,
+    placement,
+    quantization,
 )
 from llava.model import checkpoint as files
 from llava.model.checkpoint import CheckpointError
@@ -105,8 +107,8 @@ def load_pretrained_model(
     arguments: dict[str, Any] = {"dtype": requested or torch.float16, **kwargs}
     arguments.update(_placement(device_map, device))
     arguments.update(_attention(use_flash_attn, arguments, plan))
-    arguments.update(loading.quantization_arguments(load_8bit, load_4bit, arguments["dtype"]))
     config = {**plan.config, **(overwrite_config or {})}
+    quantized = _quantize(plan, config, arguments, quantization.requested_bits(load_8bit, load_4bit))
 
     tokenizer = load_tokenizer(plan.source, use_fast=False)
     if not plan.is_llava:
@@ -116,7 +118,6 @@ def load_pretrained_model(
 
     model, info = _load_llm(plan, customized_config or llava_config(config), arguments)
     loading.load_tower(model, info, plan.path)
-    quantized = load_8bit or load_4bit
     keep_tower_dtype = device_map == "auto" and requested is None and not quantized
     loading.place_tower(model, None if keep_tower_dtype else arguments["dtype"])
     model = _fill(plan, model, info)
@@ -157,6 +158,33 @@ def _placement(device_map: Any, device: str) -> dict[str, Any]:
     return {} if device_map is None else {"device_map": device_map}
 
 
+def _quantize(plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any], requested: int) -> bool:
+    """Complete `arguments` and `config` for weights of 8 or 4 bits, asked for or stored; tell if they are.
+
+    What an adapter's config says of quantisation is how its base was held in training, not how it is stored.
+    Raises UserError where such weights do not work.
+    """
+    is_base = plan.source != plan.path
+    base = files.read_config(plan.source) if is_base else plan.config
+    stored = quantization.stored_bits(base, plan.source)
+    if is_base:
+        config.pop("quantization_config", None)
+        if stored != 16:
+            raise CheckpointError(
+                f"{plan.source} is stored in {stored} bit, and {plan.path} cannot be put on it; give the "
+                f"base in 16 or 32 bit, with load_{stored}bit to save memory."
+            )
+    bits = quantization.choose_bits(requested, stored, plan.source)
+    quantization.check_quantization(
+        stored if bits == 16 else bits,
+        arguments.get("device_map"),
+        arguments["dtype"],
+        asked_by=f"load_{requested}bit" if bits != 16 else f"{plan.source} ({stored} bit)",
+    )
+    arguments.update(quantization.quantization_arguments(bits, arguments["dtype"], is_llava=plan.is_llava))
+    return stored != 16 or bits != 16
+
+
 def _attention(use_flash_attn: bool, arguments: dict[str, Any], plan: LoadPlan) -> dict[str, Any]:
     wanted = "flash_attention_2" if use_flash_attn else arguments.pop("attn_implementation", None)
     if wanted is None:
@@ -186,6 +214,7 @@ def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:
 
     model, info = loading.from_pretrained(AutoModelForCausalLM, plan.source, **arguments)
     loading.check_loading(info, plan.source, tower_is_built=False, projector_later=False)
+    _settle(plan, model)
     return loading.merge_adapter(model, plan.path).eval() if plan.kind == "text_lora" else model.eval()
 
 
@@ -203,15 +232,30 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
             )
         config.vocab_size = base.get("vocab_size", rows)
     model, info = loading.from_pretrained(model_class, plan.source, config=config, **arguments)
+    _settle(plan, model)
     tower = model.get_vision_tower()
     if tower is None:
         raise CheckpointError(f"{plan.path} is a LLaVA model, but its config names no mm_vision_tower.")
     loading.check_loading(
         info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path
     )
-    if model.get_input_embeddings().weight.shape[0] != rows:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    _resize(model, rows)
     return model, info
+
+
+def _settle(plan: LoadPlan, model: Any) -> None:
+    """Put right what quantisation and a split over devices leave to do after loading."""
+    if plan.source != plan.path:
+        placement.refuse_offloading(model, f"{plan.path} is put together with its base {plan.source}")
+    placement.hold_inputs(model, plan.source)
+    quantization.settle_layers(model)
+
+
+def _resize(model: Any, rows: int) -> None:
+    """Give the embeddings and the head that many rows."""
+    if model.get_input_embeddings().weight.shape[0] != rows:
+        placement.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _fill(plan: LoadPlan, model: Any, info: dict[str, Any]) -> Any:
@@ -232,5 +276,4 @@ def _add_image_tokens(model: Any, tokenizer: Any) -> None:
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
     if settings.use_im_start_end:
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    if model.get_input_embeddings().weight.shape[0] != len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _resize(model, len(tokenizer))

@@ -142,6 +142,9 @@ class LlavaMetaForCausalLM(_LLM):
     Stands before the LLM's class in the bases, so that `super()` is the LLM.
     """
 
+    # device_map="auto" puts them on one device; the LLM's own blocks are named by its class
+    _no_split_modules = ["CLIPVisionTower", "CLIPVisionTowerS2"]
+
     # the reference averages the loss over each micro-batch; a forward with **kwargs would switch the Trainer
     # to
     # normalising by the token count of the whole step

@@ -293,30 +293,3 @@ def _adapter_weights(path: str, *, shapes_only: bool) -> dict[str, torch.Tensor]
     raise CheckpointError(
         f"{path} has {files.ADAPTER_CONFIG_FILE} but none of {', '.join(files.ADAPTER_FILES)}."
     )
-
-
-def quantization_arguments(load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for `from_pretrained` that quantise the LLM's linear layers with bitsandbytes.
-
-    Tower, projector and head stay as they are. 4 bit: NF4 with double quantisation, as in the reference.
-    """
-    if not (load_8bit or load_4bit):
-        return {}
-    import_optional("bitsandbytes", needed_for="load_8bit and load_4bit", install="bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    # matched from the start of a module's name: the whole path is needed
-    skip = [
-        f"{part}.{name}" for part in ("model", "transformer") for name in ("mm_projector", "vision_tower")
-    ]
-    common = {"llm_int8_skip_modules": [*skip, "lm_head"]}
-    if load_8bit:
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **common)}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-        **common,
-    )
-    return {"quantization_config": config}
