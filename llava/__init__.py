@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava.inference.assistant import load
     from llava.model.builder import load_pretrained_model
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
@@ -19,6 +20,7 @@ __all__ = [
     "LlavaMistralForCausalLM",
     "LlavaMptConfig",
     "LlavaMptForCausalLM",
+    "load",
     "load_pretrained_model",
     "load_tokenizer",
 ]
@@ -30,6 +32,7 @@ _HOME_OF = {
     "LlavaMistralForCausalLM": "llava.model.language_model.llava_mistral",
     "LlavaMptConfig": "llava.model.language_model.llava_mpt",
     "LlavaMptForCausalLM": "llava.model.language_model.llava_mpt",
+    "load": "llava.inference.assistant",
     "load_pretrained_model": "llava.model.builder",
     "load_tokenizer": "llava.model.tokenizer",
 }

@@ -1,8 +1,25 @@
-"""Asking a model: conversations with images, streamed text, checked settings."""
+"""Asking a model: conversations with images, streamed text, batches, checked settings."""
 
+from llava.inference.assistant import Assistant, load
+from llava.inference.batch import Answer, Dialog, generate_batch
 from llava.inference.chat import ChatSession
+from llava.inference.decoder import Decoder
 from llava.inference.loading import LoadedModel, open_model
 from llava.inference.sampling import SamplingParams
+from llava.inference.sharded import generate_sharded
 from llava.inference.streaming import TextStream
 
-__all__ = ["ChatSession", "LoadedModel", "SamplingParams", "TextStream", "open_model"]
+__all__ = [
+    "Answer",
+    "Assistant",
+    "ChatSession",
+    "Decoder",
+    "Dialog",
+    "LoadedModel",
+    "SamplingParams",
+    "TextStream",
+    "generate_batch",
+    "generate_sharded",
+    "load",
+    "open_model",
+]

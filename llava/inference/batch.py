@@ -94,6 +94,18 @@ def generate_batch(
     return [answers[index] for index in range(len(prompts))]
 
 
+def prompt_lengths(
+    tokenizer: Any,
+    model: Any,
+    image_processor: Any,
+    dialogs: Sequence[Dialog],
+    params: SamplingParams | None = None,
+) -> list[int]:
+    """Return the positions of each dialog's prompt; UserError names the first that cannot be asked."""
+    prompts = _read_dialogs(tokenizer, model, image_processor, dialogs, params or SamplingParams())
+    return [one.n_positions for one in prompts]
+
+
 def _read_dialogs(
     tokenizer: Any, model: Any, image_processor: Any, dialogs: Sequence[Dialog], params: SamplingParams
 ) -> list[_Prompt]:

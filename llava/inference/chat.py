@@ -15,7 +15,6 @@ from llava.inference.decoder import Decoder
 from llava.inference.prompt import encode_prompt, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
-from llava.model.mm_config import MultimodalConfig
 from llava.utils import UserError
 
 
@@ -76,7 +75,7 @@ class ChatSession:
         question, pictures = read_question(
             text,
             images,
-            settings=MultimodalConfig.of(self.model.config),
+            self.model.config,
             has_tower=self.image_processor is not None,
         )
         return self._turn(question, pictures, params or SamplingParams())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +27,13 @@ def open_model(
     model_name: str | None = None,
     *,
     device: str | None = None,
+    dtype: torch.dtype | str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
 ) -> LoadedModel:
-    """Load a checkpoint on a device (None: the best one present) in a dtype that is fast there.
+    """Load a checkpoint on a device (None: the best one present) in a dtype (None: one that is fast there).
+
+    Under `accelerate launch` or `torchrun` the best device is the process's own GPU.
 
     Raises UserError when the device or the checkpoint is missing, in one sentence.
     """
@@ -42,7 +46,7 @@ def open_model(
         load_8bit,
         load_4bit,
         device=device,
-        dtype=best_dtype(device),
+        dtype=best_dtype(device) if dtype is None else dtype,
     )
     return LoadedModel(*loaded)
 
@@ -50,7 +54,7 @@ def open_model(
 def check_device(device: str | None) -> str:
     """Return the device to use: the given one if this machine has it, else UserError; None means the best."""
     if device is None:
-        return best_device()
+        return _own_device(best_device())
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -63,4 +67,11 @@ def check_device(device: str | None) -> str:
         raise UserError(
             f"device {device!r} is not usable here; use --device {best_device()} or leave it away"
         )
+    return device
+
+
+def _own_device(device: str) -> str:
+    """Return the GPU of this process where a launcher started several, else the device as it is."""
+    if device == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return device

@@ -45,7 +45,7 @@ def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
 
 
 def read_question(
-    text: str, images: Sequence[Image.Image | str | Path], *, settings: MultimodalConfig, has_tower: bool
+    text: str, images: Sequence[Image.Image | str | Path], config: object, *, has_tower: bool
 ) -> tuple[str, list[Image.Image]]:
     """Return a question with its image tokens in place, and its images opened.
 
@@ -59,8 +59,24 @@ def read_question(
     if images and not has_tower:
         raise UserError("an image was given, but this model has no vision tower; ask it without an image")
     pictures = [one if isinstance(one, Image.Image) else load_image(one) for one in images]
-    question = place_image_tokens(text, len(pictures), start_end=settings.use_im_start_end)
+    question = place_image_tokens(text, len(pictures), start_end=MultimodalConfig.of(config).use_im_start_end)
     return question, pictures
+
+
+def open_dialog(
+    template: Conversation,
+    text: str,
+    images: Sequence[Image.Image | str | Path],
+    config: object,
+    *,
+    has_tower: bool,
+) -> tuple[Conversation, list[Image.Image]]:
+    """Return a new dialog with one question whose answer is wanted, and its images; see read_question."""
+    question, pictures = read_question(text, images, config, has_tower=has_tower)
+    conversation = template.copy()
+    conversation.append_message(conversation.roles[0], question)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation, pictures
 
 
 def stop_strings(conversation: Conversation) -> tuple[str, ...]:

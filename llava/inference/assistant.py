@@ -1,0 +1,150 @@
+"""The short way for notebooks and scripts: `model = llava.load(path)`, then `model.chat(...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.conversation import Conversation, conv_templates
+from llava.inference.batch import DEFAULT_BATCH_SIZE, Answer, Dialog, generate_batch
+from llava.inference.chat import ChatSession
+from llava.inference.decoder import Decoder
+from llava.inference.loading import LoadedModel, open_model
+from llava.inference.prompt import open_dialog, pick_conv_mode
+from llava.inference.sampling import SamplingParams
+from llava.inference.sharded import generate_sharded
+from llava.mm_utils import get_model_name_from_path
+from llava.utils import UserError
+
+Images = Sequence[Image.Image | str | Path] | Image.Image | str | Path
+Question = str | tuple[str, Images] | Dialog
+
+
+def load(
+    model_path: str | Path,
+    model_base: str | Path | None = None,
+    *,
+    template: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+) -> Assistant:
+    """Load a checkpoint (folder or hub name) for asking.
+
+    model_base: base model of a LoRA or projector-only checkpoint. template: key of conv_templates (default:
+    read off the checkpoint). device, dtype: the best device present, and a dtype that is fast there. Raises
+    UserError (CheckpointError) in one sentence for what cannot be loaded.
+    """
+    name = get_model_name_from_path(str(model_path))
+    loaded = open_model(
+        str(model_path),
+        None if model_base is None else str(model_base),
+        name,
+        device=device,
+        dtype=dtype,
+        load_8bit=load_8bit,
+        load_4bit=load_4bit,
+    )
+    chosen, _ = pick_conv_mode(template, name, loaded.model.config)
+    return Assistant(loaded, conv_templates[chosen])
+
+
+class Assistant:
+    """A loaded model that answers. Each call is a dialog of its own; `session` gives one that goes on.
+
+    Settings of an answer (temperature, top_p, top_k, num_beams, max_new_tokens, seed, stop) are keywords; see
+    SamplingParams for their ranges and defaults. A second question about the picture before costs only its
+    own tokens.
+    """
+
+    def __init__(self, loaded: LoadedModel, template: Conversation) -> None:
+        self.tokenizer, self.model, self.image_processor, self.context_len = loaded
+        self.template = template
+        self._idle: list[Decoder] = []
+
+    def __repr__(self) -> str:
+        device = self.model.get_input_embeddings().weight.device
+        return f"<{type(self.model).__name__} on {device} in {self.model.dtype}, for llava.load>"
+
+    def chat(self, text: str, images: Images = (), **settings: Any) -> str:
+        """Return the answer to one question; see `stream`."""
+        return "".join(self.stream(text, images, **settings))
+
+    def stream(self, text: str, images: Images = (), **settings: Any) -> Generator[str, None, None]:
+        """Return a generator of the pieces of the answer to one question.
+
+        images: pictures, paths or URLs; they go where the text says `<image>`, else in front of it. Raises
+        UserError at once for settings, images and texts that cannot be used, on the first piece for a prompt
+        that is too long.
+        """
+        params = SamplingParams(**settings)
+        session = self.session()
+        return self._lend_decoder(session, session.stream(text, images, params))
+
+    def _lend_decoder(
+        self, session: ChatSession, pieces: Generator[str, None, None]
+    ) -> Generator[str, None, None]:
+        """Yield an answer's pieces from an idle decoder, which serves the next question afterwards."""
+        if self._idle:
+            session.decoder = self._idle.pop()
+        try:
+            yield from pieces
+        finally:
+            self._idle.append(session.decoder)
+
+    def session(self) -> ChatSession:
+        """Return a new conversation that remembers: `.ask(text, images)`, `.stream(text, images)`."""
+        return ChatSession(self.tokenizer, self.model, self.image_processor, template=self.template)
+
+    def batch(
+        self,
+        questions: Sequence[Question],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        sharded: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Return the answers to many questions: texts, (text, images) pairs, or Dialogs; see generate_batch.
+
+        sharded: split them over the processes of `accelerate launch` or `torchrun`; each gets all answers.
+        """
+        return [
+            one.text for one in self.answers(questions, batch_size=batch_size, sharded=sharded, **settings)
+        ]
+
+    def answers(
+        self,
+        questions: Sequence[Question],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        sharded: bool = False,
+        **settings: Any,
+    ) -> list[Answer]:
+        """Return what `batch` returns, with token ids and why each answer ended."""
+        run = generate_sharded if sharded else generate_batch
+        return run(
+            self.tokenizer,
+            self.model,
+            self.image_processor,
+            [self._dialog(index, one) for index, one in enumerate(questions)],
+            SamplingParams(**settings),
+            batch_size=batch_size,
+        )
+
+    def _dialog(self, index: int, question: Question) -> Dialog:
+        """Turn a question into a dialog; UserError names its index."""
+        if isinstance(question, Dialog):
+            return question
+        text, images = (question, ()) if isinstance(question, str) else question
+        try:
+            conversation, pictures = open_dialog(
+                self.template, text, images, self.model.config, has_tower=self.image_processor is not None
+            )
+        except UserError as error:
+            raise UserError(f"question {index}: {error}") from error
+        return Dialog(conversation, pictures)

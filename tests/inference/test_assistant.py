@@ -1,0 +1,224 @@
+"""llava.load: one question, streams, batches and sessions from one short object."""
+
+import contextlib
+
+import pytest
+import torch
+from PIL import Image
+
+import llava
+from llava.conversation import conv_templates
+from llava.inference import Assistant, ChatSession, Dialog, SamplingParams, open_model
+from llava.utils import UserError
+
+GREEDY = {"temperature": 0, "max_new_tokens": 10}
+
+
+@pytest.fixture
+def assistant(load_family) -> Assistant:
+    loaded, template = load_family("llama")
+    return Assistant(loaded, conv_templates[template])
+
+
+def expected(assistant, text, images=()):
+    loaded = (assistant.tokenizer, assistant.model, assistant.image_processor)
+    session = ChatSession(*loaded, template=assistant.template)
+    return session.ask(text, images, SamplingParams(**GREEDY))
+
+
+def other_picture(number):
+    return Image.radial_gradient("L").resize((50 + 9 * number, 40)).convert("RGB")
+
+
+@contextlib.contextmanager
+def tower_calls(model):
+    calls = []
+    handle = model.get_vision_tower().register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def test_load_chooses_device_dtype_and_template(checkpoints, picture):
+    model = llava.load(checkpoints / "llava-tiny-v1.5", device="cpu", dtype="float32")
+    assert model.template.version == conv_templates["llava_v1"].version
+    assert model.model.dtype == torch.float32 and not model.model.training
+    assert "LlavaLlamaForCausalLM on cpu in torch.float32" in repr(model)
+    assert model.context_len == 2048
+    assert model.chat("What is this?", picture, **GREEDY) == expected(model, "What is this?", [picture])
+
+
+def test_load_takes_a_base_and_a_template(checkpoints):
+    model = llava.load(
+        checkpoints / "llava-tiny-pretrain", checkpoints / "vicuna-tiny", template="llava_v0", device="cpu"
+    )
+    assert model.template is conv_templates["llava_v0"]
+    assert model.chat("Hello", **GREEDY) == expected(model, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "vicuna"}, "conv-mode is 'vicuna'; the known ones are"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"dtype": "float12"}, "dtype is 'float12'"),
+    ],
+)
+def test_load_refuses_what_it_does_not_know(checkpoints, settings, message):
+    with pytest.raises(UserError, match=message):
+        llava.load(checkpoints / "llava-tiny-v1.5", **{"device": "cpu", **settings})
+
+
+def test_each_chat_is_a_dialog_of_its_own(assistant, picture):
+    assistant.chat("What is this?", [picture], **GREEDY)
+    assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
+
+
+def test_a_second_question_about_a_picture_runs_no_tower(assistant, picture):
+    first = assistant.chat("What is this?", [picture], **GREEDY)
+    with tower_calls(assistant.model) as calls:
+        again = assistant.chat("And its colour?", picture.copy(), **GREEDY)  # told by content
+    assert not calls
+    assert again == expected(assistant, "And its colour?", [picture])
+    assert assistant.chat("What is this?", [picture], **GREEDY) == first
+
+
+def test_an_image_painted_over_is_another_image(assistant, picture):
+    assistant.chat("What is this?", [picture], **GREEDY)
+    changed = picture.copy()
+    changed.paste((255, 0, 0), (0, 0, 40, 40))
+    assert assistant.chat("What is this?", [changed], **GREEDY) == expected(
+        assistant, "What is this?", [changed]
+    )
+
+
+def test_two_streams_at_once_do_not_mix(assistant, picture):
+    texts = ("What is this?", "Hello")
+    images = ([picture], [])
+    streams = [assistant.stream(*one, **GREEDY) for one in zip(texts, images, strict=True)]
+    found = ["", ""]
+    running = {0, 1}
+    while running:
+        for index in sorted(running):
+            piece = next(streams[index], None)
+            if piece is None:
+                running.remove(index)
+            else:
+                found[index] += piece
+    assert found == [expected(assistant, *one) for one in zip(texts, images, strict=True)]
+
+
+def test_a_broken_off_stream_leaves_the_next_answer_alone(assistant, picture):
+    stream = assistant.stream("What is this?", [picture], **GREEDY)
+    next(stream)
+    stream.close()
+    assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
+
+
+def test_a_session_remembers(assistant, picture):
+    session = assistant.session()
+    session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+    with tower_calls(assistant.model) as calls:
+        session.ask("And its colour?", params=SamplingParams(**GREEDY))
+    assert not calls and len(session.conversation.messages) == 4
+
+
+def test_a_session_gives_one_answer_at_a_time(assistant):
+    session = assistant.session()
+    first = session.stream("Hello", params=SamplingParams(**GREEDY))
+    next(first)
+    with pytest.raises(UserError, match="last answer is not finished"):
+        session.ask("Why?", params=SamplingParams(**GREEDY))
+    first.close()
+    session.ask("Why?", params=SamplingParams(**GREEDY))
+    assert len(session.conversation.messages) == 4
+
+
+def test_a_new_image_costs_no_tower_pass_over_the_old_one(assistant, picture):
+    session = assistant.session()
+    session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+    batches = []
+    handle = assistant.model.get_vision_tower().register_forward_pre_hook(
+        lambda _, args: batches.append(len(args[0]))
+    )
+    try:
+        session.ask("And this?", [other_picture(1)], SamplingParams(**GREEDY))
+    finally:
+        handle.remove()
+    assert batches == [1]
+
+
+def test_batches_take_texts_pairs_and_dialogs(assistant, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    conversation = assistant.template.copy()
+    conversation.append_message(conversation.roles[0], "Why?")
+    conversation.append_message(conversation.roles[1], None)
+    questions = [
+        "Hello",
+        ("What is this?", [other_picture(1)]),
+        ("What is this?", tmp_path / "a.png"),
+        ("Compare <image> and <image>", [picture, other_picture(2)]),
+        Dialog(conversation),
+    ]
+    answers = assistant.batch(questions, batch_size=3, **GREEDY)
+    assert answers == [
+        expected(assistant, "Hello"),
+        expected(assistant, "What is this?", [other_picture(1)]),
+        expected(assistant, "What is this?", [picture]),
+        expected(assistant, "Compare <image> and <image>", [picture, other_picture(2)]),
+        expected(assistant, "Why?"),
+    ]
+    whole = assistant.answers(questions, **GREEDY)
+    assert [one.text for one in whole] == answers
+    assert {one.finish_reason for one in whole} <= {"stop", "length"}
+
+
+def test_sharded_in_one_process_is_the_plain_batch(assistant, picture):
+    questions = ["Hello", ("What is this?", [picture]), "Why?"]
+    assert assistant.batch(questions, sharded=True, **GREEDY) == assistant.batch(questions, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (("What is this?", "/nowhere/a.png"), "question 1: the image '/nowhere/a.png' cannot be read"),
+        ("", "question 1: the question is empty"),
+        (("<image> or <image>?", [other_picture(1)]), "question 1: the question names 2 image"),
+    ],
+)
+def test_a_bad_question_of_a_batch_is_named(assistant, question, message):
+    with pytest.raises(UserError, match=message):
+        assistant.batch(["Hello", question], **GREEDY)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": float("nan")}, {"top_p": -1}, {"max_new_tokens": 0}])
+def test_bad_settings_are_told_at_once_and_the_model_goes_on(assistant, settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        assistant.stream("Hello", **settings)
+    with pytest.raises(UserError, match=next(iter(settings))):
+        assistant.batch(["Hello"], **settings)
+    assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
+
+
+def test_a_text_model_chats_too(checkpoints, picture):
+    model = llava.load(checkpoints / "vicuna-tiny", device="cpu")
+    assert model.image_processor is None
+    assert len(model.batch(["Hello", "Why?"], **GREEDY)) == 2
+    with pytest.raises(UserError, match="no vision tower"):
+        model.chat("What is this?", [picture], **GREEDY)
+
+
+def test_the_best_device_of_a_launched_process_is_its_own_gpu(monkeypatch):
+    from llava.inference import loading
+
+    monkeypatch.setattr(loading, "best_device", lambda: "cuda")
+    assert loading.check_device(None) == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert loading.check_device(None) == "cuda:3"
+
+
+def test_open_model_takes_a_dtype(checkpoints):
+    loaded = open_model(str(checkpoints / "llava-tiny-v1.5"), device="cpu", dtype="float16")
+    assert loaded.model.dtype == torch.float16
