@@ -29,8 +29,9 @@ def hold_inputs(model: Any, source: str) -> None:
     """Bring embeddings, tower, projector and `image_newline` of a spread model into memory.
 
     accelerate loads an offloaded part when its `forward` runs, but these are also used without it, and their
-    device is where inputs belong (`model.device`). Tower and projector lose accelerate's hooks: they stand
-    on one device. source: folder of the weights. Does nothing to a model without hooks.
+    device is where inputs belong (`model.device`). The tower loses accelerate's hooks and may be moved.
+    source: folder of the weights. Does nothing to a model without hooks. Raises CheckpointError for a weight
+    that the folder does not store.
     """
     if not hasattr(model, "_hf_hook"):
         return
@@ -40,19 +41,7 @@ def hold_inputs(model: Any, source: str) -> None:
     body = model.get_model()
     _hold(model, body.mm_projector, source)
     _hold(model, body.vision_tower, source, unhook=True)
-    newline = getattr(body, "image_newline", None)
-    if newline is None:
-        return
-    hook = getattr(body, "_hf_hook", None)
-    if hook is not None and getattr(hook, "offload", False):  # it would send image_newline away again
-        raise CheckpointError(
-            "device_map offloads the LLM's body as a whole; name its parts instead: model.embed_tokens, "
-            "model.layers.0 ..., model.norm, model.vision_tower, model.mm_projector, model.image_newline."
-        )
-    if newline.is_meta:
-        name = _name_of(model, newline)
-        value = _stored(source, [name])[name].to(device=computes_on(body.mm_projector), dtype=newline.dtype)
-        body.image_newline = nn.Parameter(value, requires_grad=newline.requires_grad)
+    _hold(model, body, source, recurse=False)  # image_newline is a weight of its own
 
 
 def computes_on(module: nn.Module) -> torch.device:
@@ -64,26 +53,36 @@ def computes_on(module: nn.Module) -> torch.device:
     return next((value.device for value in module.parameters()), torch.device("cpu"))
 
 
-def _hold(model: nn.Module, part: nn.Module, source: str, *, unhook: bool = False) -> None:
-    """Give a part whose weights are offloaded its values, on the device that it computes on."""
+def _hold(
+    model: nn.Module, part: nn.Module, source: str, *, recurse: bool = True, unhook: bool = False
+) -> None:
+    """Give a part whose weights are offloaded its values, on the device that it computes on.
+
+    recurse: also the modules in it. unhook: its modules no longer fetch their inputs to a device.
+    """
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
     device = computes_on(part)
-    offloaded = any(value.is_meta for value in part.parameters())
+    offloaded = any(value.is_meta for value in part.parameters(recurse=recurse))
     if not (offloaded or unhook):
         return
     # values that were offloaded to the CPU come back with it
-    remove_hook_from_module(part, recurse=True)
-    wanted = {_name_of(model, value): value for value in part.parameters() if value.is_meta}
-    stored = _stored(source, list(wanted))
-    for module in part.modules():
-        for key, value in list(module.named_parameters(recurse=False)):
-            if value.is_meta:
-                filled = stored[_name_of(model, value)].to(device=device, dtype=value.dtype)
-                setattr(module, key, nn.Parameter(filled, requires_grad=value.requires_grad))
-    part.to(device)
+    remove_hook_from_module(part, recurse=recurse)
+    modules = list(part.modules()) if recurse else [part]
+    places = [
+        (module, key, value, _name_of(model, value))
+        for module in modules
+        for key, value in module.named_parameters(recurse=False)
+        if value.is_meta or value.device != device
+    ]
+    stored = _stored(source, [name for _, _, value, name in places if value.is_meta])
+    for module, key, value, name in places:
+        filled = stored.get(name, value.data).to(device=device, dtype=value.dtype)
+        setattr(module, key, nn.Parameter(filled, requires_grad=value.requires_grad))
+    if recurse:
+        part.to(device)  # buffers
     if not unhook:
-        add_hook_to_module(part, AlignDevicesHook(execution_device=device, place_submodules=True))
+        add_hook_to_module(part, AlignDevicesHook(execution_device=device, place_submodules=recurse))
 
 
 def _name_of(model: nn.Module, wanted: torch.Tensor) -> str:
