@@ -217,6 +217,28 @@ def test_vicunas_generation_config_can_be_saved(family, build, tmp_path, caplog)
     assert "do_sample=True" in caplog.text
 
 
+OTHERS = {
+    "top_k": ({"top_k": 20}, {"top_k": 20, "do_sample": True}),
+    "typical_p": ({"typical_p": 0.5}, {"typical_p": 0.5, "do_sample": True}),
+    "beams": ({"length_penalty": 2.0, "early_stopping": True}, {"length_penalty": None, "do_sample": None}),
+    "both": ({"temperature": 0.2, "length_penalty": 2.0}, {"temperature": 0.2, "length_penalty": None}),
+    "several": ({"num_return_sequences": 3}, {"num_return_sequences": None, "eos_token_id": 2}),
+    "negative padding": ({"pad_token_id": -1}, {"eos_token_id": 2}),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_contradictions_can_be_saved(case, build, tmp_path, caplog):
+    given, expected = OTHERS[case]
+    model = build()
+    for name, value in given.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    assert {name: stored.get(name) or None for name in expected} == expected
+    assert "generation_config" in caplog.text
+
+
 def test_an_ordinary_generation_config_stays(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
