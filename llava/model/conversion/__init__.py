@@ -1,0 +1,1 @@
+"""Steps of `llava.model.convert_hf`: between LLaVA's checkpoints and those of transformers (llava-hf)."""

@@ -1,0 +1,201 @@
+"""Writes a llava-hf folder of transformers as a LLaVA checkpoint under the reference's names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.conversion import parity as proof
+from llava.model.conversion import template, weights
+from llava.model.conversion.config import FLAT, check_hf, llava_fields, vision_config
+from llava.model.conversion.keys import TOWER_PREFIX, VOCABULARY_WEIGHTS, from_hf_name
+from llava.model.conversion.to_hf import (
+    REPORT_FILE,
+    SOURCE_FILE,
+    expected_shapes,
+    load_rounded,
+    template_of,
+    write_json,
+)
+from llava.model.conversion.tokenizer import from_hf_tokenizer
+from llava.model.families import llava_config
+
+logger = logging.getLogger(__name__)
+
+TOWER_FOLDER = "vision_tower"
+PROCESSOR_FILE = "preprocessor_config.json"
+
+
+def from_hf(
+    source: str,
+    target: str | Path,
+    *,
+    vision_tower: str | None = None,
+    aspect: str | None = None,
+    conv_mode: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    parity: proof.Settings | None = proof.FULL,
+) -> proof.Report | None:
+    """Convert a folder of LlavaForConditionalGeneration or LlavaNextForConditionalGeneration to LLaVA's
+    layout.
+
+    vision_tower: what config.mm_vision_tower shall say; the tower's weights are then in the checkpoint,
+    unless they are those of that tower. None writes the tower to the folder `vision_tower` in `target`.
+    aspect: image_aspect_ratio, None for what the source's processor does. The rest is as in `to_hf`.
+    """
+    config = files.read_config(source)
+    kind = check_hf(config, source)
+    own_aspect = template.image_aspect_ratio(_processor_fields(source))
+    if aspect is None and kind == FLAT and own_aspect == "square":
+        logger.warning(
+            "the processor of %s cuts pictures to a square, and so will LLaVA; LLaVA-1.5 was trained with "
+            "padded "
+            "pictures: --image-aspect-ratio pad",
+            source,
+        )
+    place = Path(target).absolute() / TOWER_FOLDER
+    fields = llava_fields(config, path=source, tower=vision_tower or str(place), aspect=aspect or own_aspect)
+    fields = _with_recorded(source, fields, keep_aspect=aspect is not None)
+    conversation = template_of(conv_mode, source, fields)
+    if conv_mode:
+        fields["conv_template"] = conv_mode
+    size = weights.stored_bytes(source)
+    with weights.new_folder(Path(target), overwrite=overwrite, needs_bytes=size) as folder:
+        _write(source, config, fields, folder, vision_tower, dtype=dtype, max_bytes=max_shard_bytes)
+        if parity is None:
+            return None
+        moved = None if vision_tower else {"mm_vision_tower": str(folder / TOWER_FOLDER)}
+        report = proof.compare(
+            lambda: load_rounded(str(folder), None, None, parity, exact_tower=True, overwrite=moved),
+            source,
+            conversation,
+            settings=parity,
+            own_template=False,
+            square=aspect is not None and aspect != own_aspect,
+        )
+        if not report.passed:
+            raise proof.ParityError(report)
+        (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _processor_fields(path: str) -> dict[str, Any]:
+    """Read the settings of the image processor, which transformers 5 keeps in the processor's file."""
+    for name in (PROCESSOR_FILE, "processor_config.json"):
+        file = files.find_file(path, name)
+        content = files.read_json(file) if file else {}
+        content = content.get("image_processor", content)
+        if "image_mean" in content or "image_processor_type" in content:
+            return content
+    raise CheckpointError(f"{path} has no {PROCESSOR_FILE}, which says how pictures become pixel values.")
+
+
+def _with_recorded(path: str, fields: dict[str, Any], *, keep_aspect: bool) -> dict[str, Any]:
+    """Take the multimodal fields of the LLaVA that a folder was made from, if it was made by `to_hf`."""
+    file = files.find_file(path, SOURCE_FILE)
+    if file is None:
+        return fields
+    recorded = files.read_json(file)
+    names = [name for name in recorded if name.startswith(("mm_", "image_", "tokenizer_", "conv_template"))]
+    changed = {"mm_vision_tower", "mm_hidden_size"} | ({"image_aspect_ratio"} if keep_aspect else set())
+    names += ["unfreeze_mm_vision_tower", "max_sequence_length", "_name_or_path", "pad_token_id"]
+    return {**fields, **{name: recorded[name] for name in names if name in recorded and name not in changed}}
+
+
+def _write(
+    source: str,
+    config: dict[str, Any],
+    fields: dict[str, Any],
+    folder: Path,
+    vision_tower: str | None,
+    *,
+    dtype: torch.dtype | None,
+    max_bytes: int,
+) -> None:
+    """Write all files of the folder."""
+    tokenizer, rows = from_hf_tokenizer(source, config.get("image_token_index", 32000))
+    tokenizer.save_pretrained(folder)
+    own_tower = _write_tower(source, config, folder / TOWER_FOLDER, dtype)
+    tuned = bool(fields["unfreeze_mm_vision_tower"])
+    in_checkpoint = vision_tower is not None and (tuned or not _is_tower(own_tower, vision_tower))
+    stored_dtype = weights.dtype_name(dtype or weights.first_dtype(source))
+    fields = {
+        **fields,
+        "vocab_size": rows,
+        "unfreeze_mm_vision_tower": in_checkpoint,
+        "dtype": stored_dtype,
+        "torch_dtype": stored_dtype,
+    }
+    if fields.get("pad_token_id") is None:
+        fields["pad_token_id"] = tokenizer.pad_token_id
+    content = llava_config(fields).to_diff_dict()
+    write_json(folder / files.CONFIG_FILE, content)
+    generation = files.find_file(source, "generation_config.json")
+    if generation:
+        values = {**files.read_json(generation), "pad_token_id": content["pad_token_id"]}
+        write_json(folder / "generation_config.json", values)
+
+    named = ((name, value) for name, value in _named(source) if in_checkpoint or not files.is_tower_key(name))
+    found = weights.write_weights(
+        weights.with_rows(named, keep=rows, total=rows), folder, dtype=dtype, max_bytes=max_bytes
+    )
+    if vision_tower is not None:
+        shutil.rmtree(folder / TOWER_FOLDER)
+    expected = {
+        name: (rows, *shape[1:]) if name in VOCABULARY_WEIGHTS else shape
+        for name, shape in expected_shapes(config).items()
+        if in_checkpoint or not files.is_tower_key(name)
+    }
+    weights.check_shapes(found, expected, source, tied=bool(content.get("tie_word_embeddings")))
+
+
+def _named(source: str) -> weights.Named:
+    """Yield the weights of a llava-hf folder under LLaVA's names."""
+    for name, value in weights.stored(source):
+        if files.is_recomputed(name):
+            continue
+        try:
+            yield from_hf_name(name), value
+        except KeyError as error:
+            raise CheckpointError(f"{source} has a weight {name}, which LLaVA has no place for.") from error
+
+
+def _write_tower(source: str, config: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> Path:
+    """Write the vision tower as a CLIP folder of its own, with its image processor."""
+    folder.mkdir()
+    content = vision_config(config).to_diff_dict()
+    content.update(architectures=["CLIPVisionModel"], model_type="clip_vision_model")
+    write_json(folder / files.CONFIG_FILE, content)
+    fields = _processor_fields(source)
+    names = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor",
+             "do_normalize", "image_mean", "image_std", "do_convert_rgb")  # fmt: skip
+    kept = {name: fields[name] for name in names if fields.get(name) is not None}
+    write_json(folder / PROCESSOR_FILE, {**kept, "image_processor_type": "CLIPImageProcessor"})
+    tower = (
+        ("vision_model." + name.removeprefix(TOWER_PREFIX), value)
+        for name, value in _named(source)
+        if files.is_tower_key(name)
+    )
+    weights.write_weights(tower, folder, dtype=dtype, max_bytes=1 << 40)
+    return folder
+
+
+def _is_tower(own: Path, name: str) -> bool:
+    """Tell whether a tower's files hold the same weights, bit for bit; False when they are not here."""
+    try:
+        theirs = dict(weights.tower_weights(name))
+    except CheckpointError:
+        return False
+    ours = dict(weights.tower_weights(own))
+    return ours.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]) for name, value in ours.items()
+    )

@@ -1,0 +1,291 @@
+"""The proof of a conversion: the same dialog with a picture through LLaVA's model and transformers'."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import Conversation
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.conversion.config import ARCHITECTURES
+from llava.model.loading import from_pretrained
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4  # of logits in float32
+QUESTIONS = ("What is shown in this picture?", "And what is to the left of it?")
+ANSWER = "Soft patches of colour,  without an edge."
+# spaces, line breaks, special tokens, bytes: where tokenizers come apart
+TEXTS = (
+    "Hello",
+    " leading",
+    "two  spaces",
+    "trailing ",
+    "\n",
+    "a\n\n  b\t c",
+    "",
+    " ",
+    "1234567890",
+    "naïve café",
+    "\u6f22\u5b57 \ud55c\uad6d\uc5b4 \U0001f642",
+    "def f(x):\n    return x  # a",
+    "</s>USER: a",
+    "</s> USER: a",
+    "x</s>y",
+    "<s>x",
+    "<unk>",
+    "a<image>b",
+    "a <image> b",
+    "<image>",
+    "<image>\nWhat?",
+    "<image><image>\nWhat?",
+    "USER: <image>\nWhat? ASSISTANT:",
+    "Hi</s>USER: <image>\nA  b ASSISTANT:",
+    "[INST] a [/INST] b </s>[INST] c",
+    "<|im_start|>user\n<image>\nx<|im_end|>",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the comparison is run: dtype and device of both models."""
+
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+
+FULL = Settings()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the comparison found; `passed` is the verdict."""
+
+    dtype: str
+    prompt_equal: bool
+    ids: int
+    ids_equal: bool
+    texts: int
+    texts_different: tuple[str, ...]
+    pixel_difference: float
+    logit_difference: float
+    largest_logit: float
+    tolerance: float
+    same_choices: bool
+    texts_must_agree: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two models are one: prompts, ids, and logits within the tolerance."""
+        texts = not (self.texts_must_agree and self.texts_different)
+        return self.prompt_equal and self.ids_equal and texts and self.logit_difference <= self.tolerance
+
+    def content(self) -> dict[str, Any]:
+        """Return the report as content of a JSON file."""
+        return {**asdict(self), "passed": self.passed}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for a terminal."""
+
+        def mark(good: bool) -> str:
+            return "equal" if good else "DIFFERENT"
+
+        different = ", ".join(repr(text) for text in self.texts_different[:4])
+        return [
+            f"parity in {self.dtype}: {'passed' if self.passed else 'FAILED'}",
+            f"  prompt       {mark(self.prompt_equal)} (chat template against Conversation.get_prompt)",
+            f"  ids          {mark(self.ids_equal)} ({self.ids} tokens, image tokens included)",
+            f"  other texts  {self.texts - len(self.texts_different)} of {self.texts} with equal ids"
+            + (f"; different: {different}" if different else ""),
+            f"  pixels       max |difference| {self.pixel_difference:.2e}",
+            f"  logits       max |difference| {self.logit_difference:.2e} (largest logit "
+            f"{self.largest_logit:.1f}, "
+            f"allowed {self.tolerance:.0e})",
+            f"  next tokens  {mark(self.same_choices)} at every position",
+        ]
+
+
+class ParityError(Exception):
+    """The two models are not the same; `report` says in what."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("\n".join(report.lines()))
+        self.report = report
+
+
+def picture_of_test(*, square: bool) -> Image.Image:
+    """Return a picture of soft random colours, square or wider than high, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randint(0, 256, (9, 13, 3), generator=generator, dtype=torch.uint8)
+    image = Image.frombytes("RGB", (13, 9), bytes(small.flatten().tolist()))
+    return image.resize((331 if square else 500, 331), Image.Resampling.BICUBIC)
+
+
+@dataclass
+class _Seen:
+    """What one side made of the dialog."""
+
+    prompt: str
+    ids: list[int]
+    texts: list[list[int]]  # ids of TEXTS
+    pixels: torch.Tensor
+    logits: torch.Tensor  # (tokens, vocabulary)
+    image_id: int
+
+
+def compare(
+    llava: Callable[[], tuple[Any, Any, Any]],
+    hf_path: str,
+    conversation: Conversation,
+    *,
+    settings: Settings,
+    own_template: bool,
+    start_end: bool = False,
+    square: bool = False,
+) -> Report:
+    """Ask both models about a picture, one after the other, and compare all that goes in and comes out.
+
+    llava: loads (tokenizer, model, image processor). own_template: the folder's chat template is made from
+    `conversation` and both tokenizers from one, so that prompts and all texts must agree; else the folder's
+    own template gives the prompt. square: with a square picture, where the two process others in different
+    ways.
+    """
+    prompt = _prompt(conversation, start_end=start_end)
+    picture = picture_of_test(square=square)
+    theirs = _ask_hf(hf_path, prompt, picture, settings, own_template=own_template)
+    shown = prompt if own_template else theirs.prompt
+    ours = _ask_llava(llava, shown, picture, theirs.image_id, settings)
+    rows = min(ours.logits.shape[-1], theirs.logits.shape[-1])  # without the padding rows
+    if ours.logits.shape[0] == theirs.logits.shape[0]:
+        difference = float((ours.logits[:, :rows] - theirs.logits[:, :rows]).abs().max())
+        same = torch.equal(ours.logits[:, :rows].argmax(-1), theirs.logits.argmax(-1))
+    else:
+        difference, same = float("inf"), False
+    largest = float(ours.logits.abs().max())
+    exact = settings.dtype == torch.float32
+    pixels = ours.pixels.shape == theirs.pixels.shape
+    return Report(
+        dtype=str(settings.dtype).removeprefix("torch."),
+        prompt_equal=shown == theirs.prompt,
+        ids=len(theirs.ids),
+        ids_equal=ours.ids == theirs.ids,
+        texts=len(TEXTS),
+        texts_different=tuple(
+            text for text, one, other in zip(TEXTS, ours.texts, theirs.texts, strict=True) if one != other
+        ),
+        pixel_difference=float((ours.pixels - theirs.pixels).abs().max()) if pixels else float("inf"),
+        logit_difference=difference,
+        largest_logit=largest,
+        tolerance=TOLERANCE if exact else 4 * torch.finfo(settings.dtype).eps * largest,
+        same_choices=same,
+        texts_must_agree=own_template,
+    )
+
+
+def _prompt(conversation: Conversation, *, start_end: bool) -> str:
+    dialog = conversation.copy()
+    image = DEFAULT_IMAGE_TOKEN
+    image = f"{DEFAULT_IM_START_TOKEN}{image}{DEFAULT_IM_END_TOKEN}" if start_end else image
+    for index, text in enumerate((f"{image}\n{QUESTIONS[0]}", ANSWER, QUESTIONS[1], None)):
+        dialog.append_message(dialog.roles[index % 2], text)
+    return dialog.get_prompt()
+
+
+def _messages(*, turns: int) -> list[dict[str, Any]]:
+    first = [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]
+    texts = [{"type": "text", "text": text} for text in (ANSWER, QUESTIONS[1])]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": first}]
+    messages += [
+        {"role": role, "content": [text]} for role, text in zip(("assistant", "user"), texts, strict=True)
+    ]
+    return messages[:turns]
+
+
+def _ask_llava(
+    load: Callable[[], tuple[Any, Any, Any]],
+    prompt: str,
+    picture: Image.Image,
+    image_id: int,
+    settings: Settings,
+) -> _Seen:
+    logger.info("parity: running LLaVA's model in %s on %s", settings.dtype, settings.device)
+    tokenizer, model, image_processor = load()
+    pixels = process_images([picture], image_processor, model.config)
+    ids = tokenizer_image_token(prompt, tokenizer)
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.tensor([ids], device=settings.device),
+            images=torch.as_tensor(pixels).to(device=settings.device, dtype=settings.dtype),
+            image_sizes=[picture.size],
+            use_cache=False,
+        ).logits[0]
+    features = logits.shape[0] - len(ids) + 1
+    expanded = [one for i in ids for one in ([image_id] * features if i == IMAGE_TOKEN_INDEX else [i])]
+    texts = [list(tokenizer_image_token(text, tokenizer, image_id)) for text in TEXTS]
+    del model
+    gc.collect()
+    return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id)
+
+
+def _ask_hf(path: str, prompt: str, picture: Image.Image, settings: Settings, *, own_template: bool) -> _Seen:
+    logger.info("parity: running transformers' model in %s on %s", settings.dtype, settings.device)
+    config = AutoConfig.from_pretrained(path)
+    processor = hf_processor(path, config)
+    rendered = prompt
+    if processor.chat_template is not None:
+        # other templates than ours may not know several turns, or end them in their own way
+        messages = _messages(turns=3 if own_template else 1)
+        rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(images=[picture], text=[rendered], return_tensors="pt")
+    model = load_hf(path, config, settings)
+    ids = inputs["input_ids"][0].tolist()
+    pixels = inputs["pixel_values"][0]
+    inputs = inputs.to(settings.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(settings.dtype)
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits[0]
+    texts = [processor.tokenizer(text).input_ids for text in TEXTS]
+    del model
+    gc.collect()
+    return _Seen(rendered, ids, texts, pixels, logits.float().cpu(), config.image_token_index)
+
+
+def hf_processor(path: str, config: Any) -> Any:
+    """Load the processor of a llava-hf folder, on PIL: torchvision resizes pictures a little differently.
+
+    Folders of 2023 and 2024 do not say how many tokens an image has; that comes from the model's config then.
+    """
+    processor = AutoProcessor.from_pretrained(path)
+    processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if processor.patch_size is None:
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = 1
+    return processor
+
+
+def load_hf(path: str, config: Any, settings: Settings) -> Any:
+    """Load transformers' model of a llava-hf folder, every weight accounted for."""
+    model_class = getattr(transformers, ARCHITECTURES[config.model_type])
+    model, info = from_pretrained(model_class, path, dtype=settings.dtype)
+    lost = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    lost = [name for name in lost if not files.is_recomputed(name)]
+    if lost:
+        raise CheckpointError(f"transformers did not find all weights of {path} in their places: {lost[:4]}.")
+    return model.to(settings.device).eval()

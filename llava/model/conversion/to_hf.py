@@ -1,0 +1,222 @@
+"""Writes a LLaVA checkpoint as a llava-hf folder of transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from transformers import GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llava.conversation import Conversation, choose_template, conv_templates
+from llava.mm_utils import get_model_name_from_path
+from llava.model import checkpoint as files
+from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
+from llava.model.checkpoint import CheckpointError
+from llava.model.conversion import parity as proof
+from llava.model.conversion import template, weights
+from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind
+from llava.model.conversion.keys import from_hf_name, to_hf_name
+from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
+from llava.model.families import llava_config
+from llava.model.mm_config import MultimodalConfig
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.saving import repair_generation_config
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+ROWS_MULTIPLE = 64  # llava-hf pads the vocabulary to such a number of rows
+SOURCE_FILE = "llava_config.json"  # LLaVA's own config, for the way back
+REPORT_FILE = "parity.json"
+
+
+def to_hf(
+    source: str,
+    target: str | Path,
+    *,
+    base: str | None = None,
+    conv_mode: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    parity: proof.Settings | None = proof.FULL,
+) -> proof.Report | None:
+    """Convert a LLaVA checkpoint to a folder for transformers, vLLM and SGLang.
+
+    base: base model of LoRA and projector-only checkpoints. dtype: to round weights to; None keeps what is
+    stored. parity: how the result is compared with the source, None for not at all. Returns the comparison.
+    Raises ParityError when it fails, CheckpointError for what cannot be converted; `target` is then not
+    there.
+    """
+    plan = make_plan(source, base)
+    if not plan.is_llava:
+        raise CheckpointError(f"{source} is a text model; transformers reads it as it is.")
+    hf_kind(plan.config, source)
+    conversation = template_of(conv_mode, source, plan.config)
+    rounded = _rounding(plan, dtype)
+    size = weights.stored_bytes(plan.source)
+    with weights.new_folder(Path(target), overwrite=overwrite, needs_bytes=size) as folder:
+        start_end = MultimodalConfig.of(llava_config(plan.config)).use_im_start_end
+        _write(plan, folder, conversation, rounded, exact_tower=dtype is None, max_bytes=max_shard_bytes)
+        if parity is None:
+            return None
+        report = proof.compare(
+            lambda: load_rounded(plan.path, base, rounded, parity, exact_tower=dtype is None),
+            str(folder),
+            conversation,
+            settings=parity,
+            own_template=True,
+            start_end=start_end,
+        )
+        if not report.passed:
+            raise proof.ParityError(report)
+        (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:
+    """Return the conversation template of a checkpoint, or the one that is asked for."""
+    if conv_mode is not None and conv_mode not in conv_templates:
+        raise UserError(f"conv-mode is {conv_mode!r}; the known ones are {', '.join(sorted(conv_templates))}")
+    key, reason = (
+        (conv_mode, "as asked") if conv_mode else choose_template(get_model_name_from_path(path), config)
+    )
+    logger.info("conversation template: %s (%s)", key, reason)
+    return conv_templates[key]
+
+
+def _rounding(plan: LoadPlan, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that the LLM has to be loaded in: None for a whole checkpoint that stays as it is stored."""
+    if dtype is not None or plan.kind == "full":
+        return dtype
+    return weights.first_dtype(plan.source)  # adapters are merged in the dtype of their base
+
+
+def _write(
+    plan: LoadPlan,
+    folder: Path,
+    conversation: Conversation,
+    rounded: torch.dtype | None,
+    *,
+    exact_tower: bool,
+    max_bytes: int,
+) -> None:
+    """Write all files of the folder."""
+    config = llava_config(plan.config)
+    settings = MultimodalConfig.of(config)
+    tower = build_vision_tower(config, delay_load=True)
+    tokenizer = llava_tokenizer(plan.source, config)
+    known = len(tokenizer)  # rows that LLaVA's loader keeps
+    tokenizer = add_image_tokens(tokenizer)
+    total = -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    stored_dtype = weights.dtype_name(rounded or weights.first_dtype(plan.source))
+    content = hf_config(
+        plan.config, tower.config, path=plan.path, vocabulary=total, tokens=tokenizer, dtype=stored_dtype
+    )
+    jinja = template.chat_template(conversation, start_end=settings.use_im_start_end)
+    save_for_hf(tokenizer, folder, jinja)
+    template.save_processor(
+        folder, template.image_processor_fields(tower.image_processor, content), content, jinja
+    )
+    write_json(folder / files.CONFIG_FILE, content)
+    write_json(folder / SOURCE_FILE, plan.config)
+    write_json(folder / "generation_config.json", _generation_config(plan.source, content))
+
+    named = weights.with_rows(_llava_weights(plan, rounded, exact_tower=exact_tower), keep=known, total=total)
+    renamed = ((to_hf_name(name), value) for name, value in named)
+    # the tower is stored in its own dtype, which usually is another than the LLM's
+    found = weights.write_weights(
+        renamed, folder, dtype=None if exact_tower else rounded, max_bytes=max_bytes
+    )
+    shapes = {from_hf_name(name): shape for name, shape in found.items()}
+    weights.check_shapes(shapes, expected_shapes(content), plan.path, tied=content["tie_word_embeddings"])
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file as transformers does."""
+    file.write_text(
+        json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def expected_shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights of a llava-hf folder with this config, under LLaVA's names."""
+    config = CONFIG_MAPPING[content["model_type"]].from_dict(dict(content))
+    with torch.device("meta"):
+        model = getattr(transformers, ARCHITECTURES[content["model_type"]])(config)
+    return {from_hf_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _generation_config(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The source's generation config, made consistent, with the new padding token."""
+    file = files.find_file(path, "generation_config.json")
+    holder = SimpleNamespace(
+        generation_config=GenerationConfig.from_dict(files.read_json(file) if file else {})
+    )
+    repair_generation_config(holder)
+    fields = holder.generation_config.to_diff_dict()
+    tokens = {name: content[name] for name in ("bos_token_id", "eos_token_id")}
+    return {**tokens, **fields, "pad_token_id": content["pad_token_id"]}
+
+
+# --------------------------------------------------------------------------------------------- LLaVA's side
+
+
+def _llava_weights(plan: LoadPlan, rounded: torch.dtype | None, *, exact_tower: bool) -> weights.Named:
+    """Yield the weights of a checkpoint under LLaVA's names, tower included."""
+    settings = MultimodalConfig.of(llava_config(plan.config))
+    own_tower = False
+    for name, value in weights.stored(plan.path) if plan.kind == "full" else _loaded(plan, rounded):
+        if files.is_recomputed(name) or (files.is_tower_key(name) and not settings.tower_in_checkpoint):
+            continue
+        own_tower = own_tower or files.is_tower_key(name)
+        yield name, value
+    if not own_tower:
+        yield from weights.tower_weights(str(settings.vision_tower))
+
+
+def _loaded(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
+    """Load a LoRA or projector-only checkpoint with its base, and hand out the weights of the whole."""
+    _, model, _, _ = load_pretrained_model(
+        plan.path, plan.source, "", device="cpu", device_map=None, dtype=rounded
+    )
+    state = model.state_dict()
+    del model
+    for name in list(state):
+        yield name, state.pop(name)
+
+
+def load_rounded(
+    path: str,
+    base: str | None,
+    rounded: torch.dtype | None,
+    settings: proof.Settings,
+    *,
+    exact_tower: bool,
+    overwrite: dict[str, Any] | None = None,
+) -> tuple[Any, Any, Any]:
+    """Load (tokenizer, model, image processor) with weights rounded to a dtype, to be run in another.
+
+    exact_tower: a tower that has files of its own is read from them unrounded.
+    """
+    device = {"": settings.device}
+    tokenizer, model, processor, _ = load_pretrained_model(
+        path,
+        base,
+        "",
+        device=settings.device,
+        device_map=device,
+        dtype=rounded or settings.dtype,
+        overwrite_config=overwrite,
+    )
+    tower = model.get_vision_tower()
+    if rounded is not None and exact_tower and not MultimodalConfig.of(model.config).tower_in_checkpoint:
+        tower.is_loaded = False
+        tower.load_model()
+    return tokenizer, model.to(device=settings.device, dtype=settings.dtype), processor

@@ -1,0 +1,266 @@
+"""Tokenizers of llava-hf folders: a tokenizer.json with the ids of LLaVA's tokenizer, and the way back."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.mm_config import MultimodalConfig
+from llava.model.tokenizer import CONFIG_FILE, FAST_FILE, MODEL_FILE, SPACE, LlamaTokenizer, load_tokenizer
+from llava.utils import import_optional
+
+PAD_TOKEN = "<pad>"
+_NORMAL, _BYTE, _BPE = 1, 6, 2  # numbers of sentencepiece's model file (sentencepiece_model.proto)
+
+
+def llava_tokenizer(path: str, config: Any) -> Any:
+    """Load the tokenizer of a LLaVA with the tokens that its loader adds (`mm_use_im_*`)."""
+    tokenizer = load_tokenizer(path)
+    settings = MultimodalConfig.of(config)
+    if settings.use_im_patch_token:
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if settings.use_im_start_end:
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    return tokenizer
+
+
+def add_image_tokens(tokenizer: Any) -> Any:
+    """Add `<image>` and, as llava-hf does, a padding token of its own; returns the tokenizer.
+
+    It then has `image_token_id`. A padding token that is no other special token stays.
+    """
+    tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token in (None, tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token):
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    tokenizer.image_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+    return tokenizer
+
+
+def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
+    """Write the files of a tokenizer so that AutoTokenizer of transformers 4 and 5 gives LLaVA's ids.
+
+    With a tokenizer.model it is a tokenizer.json that reproduces the slow tokenizer, named by the class that
+    every version reads it with as it is; other tokenizers already are a tokenizer.json.
+    """
+    tokenizer.chat_template = chat_template
+    tokenizer.padding_side = "left"  # what answering batches needs; llava-hf's folders say so too
+    tokenizer.save_pretrained(folder)
+    file = folder / CONFIG_FILE
+    config = files.read_json(file)
+    if isinstance(tokenizer, LlamaTokenizer):
+        fast_tokenizer(tokenizer).save(str(folder / FAST_FILE))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for token in config.get("added_tokens_decoder", {}).values():
+            token["normalized"] = not tokenizer.legacy  # as in the tokenizer.json
+    config["chat_template"] = chat_template
+    _write_json(file, config)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(
+        json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+# ------------------------------------------------------------------------------------------- tokenizer.json
+
+
+def fast_tokenizer(tokenizer: LlamaTokenizer) -> Any:
+    """Build a `tokenizers.Tokenizer` with the ids of a Llama tokenizer that knows `<image>`.
+
+    A whole prompt gets the ids that LLaVA gives the texts between its images one by one. One text differs: a
+    lone added token that is not special (`<im_start>` and nothing else) has no space piece in front.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, processors
+    from tokenizers.models import BPE
+
+    pieces = _pieces(tokenizer)
+    vocabulary = {piece.piece: index for index, piece in enumerate(pieces)}
+    model = BPE(
+        vocab=vocabulary,
+        merges=_merges(pieces, vocabulary),
+        unk_token=tokenizer.unk_token,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    fast = Tokenizer(model)
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    fast.normalizer = _normalizer(tokenizer, [token.content for _, token in added])
+    for index, token in added:
+        same = AddedToken(
+            token.content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            # legacy: the tokens cut the text before each piece is normalised for itself; else the rules below
+            # have to see what stands in front of a piece
+            normalized=not tokenizer.legacy,
+            special=token.special,
+        )
+        (fast.add_special_tokens if token.special else fast.add_tokens)([same])
+        if fast.token_to_id(token.content) != index:
+            raise CheckpointError(
+                f"The tokenizer gives {token.content!r} the id {index}, but ids before it are unused; "
+                "transformers' tokenizer.json has no place for that."
+            )
+    space = decoders.Replace(SPACE, " ")
+    fast.decoder = decoders.Sequence(
+        [space, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    head = f"{tokenizer.bos_token} " * tokenizer.add_bos_token
+    tail = f" {tokenizer.eos_token}" * tokenizer.add_eos_token
+    ends = [(tokenizer.bos_token, tokenizer.bos_token_id), (tokenizer.eos_token, tokenizer.eos_token_id)]
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{head}$A{tail}", pair=f"{head}$A{tail} {head}$B{tail}", special_tokens=ends
+    )
+    return fast
+
+
+def _pieces(tokenizer: LlamaTokenizer) -> list[Any]:
+    """Read the pieces of a tokenizer.model; raises CheckpointError for a kind that Llama's is not."""
+    import_optional("google.protobuf", needed_for="writing a tokenizer.json", install="protobuf")
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(tokenizer._model_bytes)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    found = {
+        "a unigram model": trainer.model_type != _BPE,
+        "no byte fallback": not trainer.byte_fallback,
+        "a normalisation of its own": bool(normalizer.precompiled_charsmap),
+        "no space in front of texts": not normalizer.add_dummy_prefix,
+        "spaces removed": normalizer.remove_extra_whitespaces,
+    }
+    if any(found.values()):
+        kinds = ", ".join(name for name, is_so in found.items() if is_so)
+        raise CheckpointError(
+            f"The {MODEL_FILE} has {kinds}; only tokenizers of Llama's kind can be written as {FAST_FILE}."
+        )
+    return list(model.pieces)
+
+
+def _merges(pieces: list[Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """List the merges in the order in which sentencepiece prefers them: by score, then by id."""
+    parts = {piece.piece for piece in pieces if piece.type in (_NORMAL, _BYTE)}
+    ranked = []
+    for index, piece in enumerate(pieces):
+        text = piece.piece
+        if piece.type != _NORMAL or len(text) < 2:
+            continue
+        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+        known = [pair for pair in pairs if pair[0] in parts and pair[1] in parts]
+        known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        ranked += [((-piece.score, index, place), pair) for place, pair in enumerate(known)]
+    return [pair for _, pair in sorted(ranked)]
+
+
+def _normalizer(tokenizer: LlamaTokenizer, added: list[str]) -> Any:
+    """Put the space pieces where LLaVA's tokenizer has them.
+
+    Legacy: in front of every text between added tokens. Else at the start of the prompt and after `<image>`,
+    which begin texts that are encoded one by one, unless a special token follows.
+    """
+    from tokenizers import Regex, normalizers
+
+    spaces = normalizers.Replace(" ", SPACE)
+    if tokenizer.legacy:
+        return normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+    special = _any([*tokenizer.all_special_tokens, DEFAULT_IMAGE_TOKEN])
+    image = re.escape(DEFAULT_IMAGE_TOKEN)
+    # added tokens are normalised as well, to be found in normalised texts: alone they have to stay as they
+    # are
+    start = Regex(rf"\A(?!{special}|(?:{_any(added)})\z|\z)")
+    after_image = Regex(rf"{image}(?!{special}|\z)")
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(start, SPACE),
+            normalizers.Replace(after_image, DEFAULT_IMAGE_TOKEN + SPACE),
+            spaces,
+        ]
+    )
+
+
+def _any(texts: list[str]) -> str:
+    return "|".join(re.escape(text) for text in sorted(set(texts), key=len, reverse=True))
+
+
+# ------------------------------------------------------------------------------------------- the way back
+
+
+def from_hf_tokenizer(path: str, image_token_id: int) -> tuple[Any, int]:
+    """Load LLaVA's tokenizer out of a llava-hf folder: without `<image>` and the padding behind the
+    vocabulary.
+
+    Returns it and the number of embedding rows that it needs. Needs the tokenizer.model, which llava-hf's
+    folders of Llama and Mistral have.
+    """
+    model_file = files.find_file(path, MODEL_FILE)
+    if model_file is None:
+        raise CheckpointError(
+            f"{path} has no {MODEL_FILE}, from which LLaVA's tokenizer is made; copy it from the language "
+            f"model "
+            "that this one was trained from."
+        )
+    config_file = files.find_file(path, CONFIG_FILE)
+    config = files.read_json(config_file) if config_file else {}
+    tokenizer = LlamaTokenizer(
+        vocab_file=str(model_file),
+        legacy=config.get("legacy"),
+        add_bos_token=config.get("add_bos_token", True) is not False,
+        add_eos_token=bool(config.get("add_eos_token", False)),
+        model_max_length=config.get("model_max_length"),
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        **{name: _text(config[name]) for name in _NAMED if config.get(name)},
+    )
+    stored = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
+    added_file = files.find_file(path, "added_tokens.json")
+    if not stored and added_file:
+        stored = {
+            index: {"content": text, "special": True} for text, index in files.read_json(added_file).items()
+        }
+    for text, special in _added_tokens(stored, len(tokenizer), image_token_id):
+        tokenizer.add_tokens([text], special_tokens=special)
+    padding = _text(config.get("pad_token"))
+    known = padding is not None and padding in tokenizer.get_vocab()
+    tokenizer.pad_token = padding if known else tokenizer.unk_token
+    return tokenizer, len(tokenizer)
+
+
+_NAMED = ("bos_token", "eos_token", "unk_token")
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _added_tokens(stored: dict[int, Any], pieces: int, image_token_id: int) -> list[tuple[str, bool]]:
+    """List (text, special) of the added tokens that stay: those with ids before `<image>`, in order.
+
+    Tokens behind it stay as well, and with them `<image>` in its place, unless they only pad.
+    """
+    behind = {index: token for index, token in stored.items() if index >= pieces}
+    dropped = {DEFAULT_IMAGE_TOKEN, PAD_TOKEN}
+    last = max(
+        (
+            index
+            for index, token in behind.items()
+            if token["content"] not in dropped or index < image_token_id
+        ),
+        default=-1,
+    )
+    return [
+        (token["content"], bool(token.get("special")))
+        for index, token in sorted(behind.items())
+        if index <= last
+    ]

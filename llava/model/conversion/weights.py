@@ -1,0 +1,237 @@
+"""Weights on their way from one folder to another: read one by one, written in shards, nothing held twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava.model import checkpoint as files
+from llava.model.checkpoint import CheckpointError
+from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VOCABULARY_WEIGHTS
+
+Named = Iterator[tuple[str, torch.Tensor]]
+
+PADDING_SEED = 0
+_PADDING_VARIANCE = 1e-5  # of new rows, in units of the covariance of the old ones, as llava-hf has it
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def stored(path: str | Path) -> Named:
+    """Yield the weights of a folder as they are stored; safetensors one by one, `.bin` by file."""
+    found = files.weight_files(path)
+    if not found:
+        raise CheckpointError(f"{path} holds no weights; looked for {', '.join(files.WEIGHT_FILES)}.")
+    for file in found:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as content:
+                for name in content.keys():  # noqa: SIM118
+                    yield name, content.get_tensor(name)
+        else:
+            content = files.read_tensors(file)
+            for name in list(content):
+                yield name, content.pop(name)
+
+
+def tower_weights(folder: str | Path) -> Named:
+    """Yield the weights of a CLIP folder's vision half under the names of a LLaVA checkpoint."""
+    found = False
+    for file in files.weight_files(folder):
+        for name, value in files.read_tensors(file, only=("vision_model.",)).items():
+            if name.startswith("vision_model.") and not files.is_recomputed(name):
+                found = True
+                yield TOWER_PREFIX + name.removeprefix("vision_model."), value
+    if not found:
+        raise CheckpointError(f"{folder} holds no weights of a CLIP vision tower (vision_model.*).")
+
+
+def first_dtype(path: str | Path) -> torch.dtype:
+    """Return the dtype in which a folder stores its language model."""
+    for file in files.weight_files(path):
+        for name, value in files.read_tensors(file, only=("layers.0.", "embed_tokens.")).items():
+            if value.is_floating_point() and not files.is_tower_key(name) and not files.is_recomputed(name):
+                return value.dtype
+    raise CheckpointError(f"{path} holds no weights of a language model (layers.0.*).")
+
+
+# ---------------------------------------------------------------------------------------------- vocabulary
+
+
+def with_rows(weights: Named, *, keep: int, total: int) -> Named:
+    """Cut embeddings and head to `keep` rows and let them grow to `total`; other weights pass.
+
+    A matrix with fewer rows than `keep` is filled up like the padding: its loader would draw them at random.
+    """
+    for name, value in weights:
+        if name not in VOCABULARY_WEIGHTS or keep == total == value.shape[0]:
+            yield name, value
+        elif total <= min(keep, value.shape[0]):
+            yield name, value[:total].clone()
+        else:
+            kept = value[:keep]
+            yield name, torch.cat([kept, _new_rows(kept, total - kept.shape[0])])
+
+
+def _new_rows(matrix: torch.Tensor, count: int) -> torch.Tensor:
+    """Draw rows around the mean of a matrix (rows, C), so close that the head never prefers one of them.
+
+    From N(mean, 1e-5 * covariance), the distribution that llava-hf draws from, with a fixed seed; a sum of
+    rows with random factors has that covariance.
+    """
+    rows = matrix.float()
+    mean = rows.mean(dim=0)
+    generator = torch.Generator().manual_seed(PADDING_SEED)
+    factors = (
+        torch.randn(count, rows.shape[0], generator=generator) * (_PADDING_VARIANCE / rows.shape[0]) ** 0.5
+    )
+    drawn = mean + factors @ rows - factors.sum(dim=1, keepdim=True) * mean
+    return drawn.to(matrix.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+class ShardWriter:
+    """Writes weights as safetensors shards with an index, holding at most one shard."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.total_bytes = 0
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Take a weight; raises CheckpointError when one of that name was there."""
+        if name in self.shapes:
+            raise CheckpointError(f"Two weights of the checkpoint are {name}.")
+        size = value.numel() * value.element_size()
+        if self._pending and self._pending_bytes + size > self.max_bytes:
+            self._write()
+        self.shapes[name] = tuple(value.shape)
+        self._pending[name] = value.detach().contiguous()
+        self._pending_bytes += size
+        self.total_bytes += size
+
+    def _write(self) -> None:
+        file = self.folder / f"shard-{len(self._shards)}.partial"
+        try:
+            save_file(self._pending, file, {"format": "pt"})
+        except SafetensorError as error:  # its name for a full disk
+            raise OSError(files.first_line(error)) from error
+        file.chmod(0o644)  # safetensors writes for the owner alone
+        self._shards.append(list(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write the rest, give the shards their names, and write the index if there are several."""
+        if self._pending:
+            self._write()
+        count = len(self._shards)
+        weight_map = {}
+        for index, names in enumerate(self._shards):
+            file = f"model-{index + 1:05d}-of-{count:05d}.safetensors" if count > 1 else files.WEIGHT_FILES[0]
+            os.replace(self.folder / f"shard-{index}.partial", self.folder / file)
+            weight_map.update(dict.fromkeys(names, file))
+        if count > 1:
+            content = {
+                "metadata": {"total_size": self.total_bytes},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            (self.folder / files.WEIGHT_INDEXES[0]).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_weights(
+    weights: Iterable[tuple[str, torch.Tensor]], folder: Path, *, dtype: torch.dtype | None, max_bytes: int
+) -> dict[str, tuple[int, ...]]:
+    """Write weights to a folder, in `dtype` unless it is None; returns their shapes by name."""
+    writer = ShardWriter(folder, max_bytes)
+    for name, value in weights:
+        writer.add(name, value.to(dtype) if dtype is not None and value.is_floating_point() else value)
+    writer.close()
+    return writer.shapes
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: str, *, tied: bool
+) -> None:
+    """Raise CheckpointError that names weights which are missing, too many or of another shape.
+
+    tied: the head is the embeddings and need not be stored.
+    """
+    missing = sorted(set(expected) - set(found) - ({HEAD} if tied else set()))
+    strange = sorted(set(found) - set(expected))
+    wrong = sorted(name for name in set(found) & set(expected) if found[name] != expected[name])
+    for names, what in (
+        (missing, "lacks"),
+        (strange, "has, with no place for it,"),
+        (wrong, "has in another shape"),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            shape = f" {found[names[0]]}, expected {expected[names[0]]}" if names is wrong else ""
+            raise CheckpointError(f"{path} {what} {', '.join(names[:3])}{more}{shape}.")
+
+
+def stored_bytes(path: str | Path) -> int:
+    """Return the size of a folder's weight files."""
+    return sum(file.stat().st_size for file in files.weight_files(path))
+
+
+# -------------------------------------------------------------------------------------------------- folders
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, overwrite: bool, needs_bytes: int) -> Iterator[Path]:
+    """Give a scratch folder that becomes `target` when the block ends without an error, else is removed.
+
+    overwrite: an existing folder is replaced, at the end. needs_bytes: what will be written at least. Raises
+    CheckpointError when `target` exists, or the disk has not enough room, before or while it is written.
+    """
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; give the name of a new folder.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(
+            f"{target} exists; give the name of a new folder, or --overwrite to replace it."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < needs_bytes:
+        raise CheckpointError(
+            f"{target} needs {needs_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make room "
+            f"or "
+            "give another place."
+        )
+    scratch, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+        yield scratch
+        if target.exists():
+            os.replace(target, old)
+        os.replace(scratch, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be written ({files.first_line(error)}); nothing is left of it."
+        ) from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        for rest in (scratch, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a dtype in the way of a config.json."""
+    return str(dtype).removeprefix("torch.")
