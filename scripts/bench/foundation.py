@@ -12,44 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
+from models import IMAGE_SIZE, TOKENIZER, bench_load, compare, make_model
+from transformers import LlamaForCausalLM
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model import checkpoint as files
-from llava.model.builder import load_pretrained_model
+from llava.model import LlavaLlamaForCausalLM
 from llava.model.tokenizer import load_tokenizer
-
-PROJECT = Path(__file__).resolve().parents[2]
-TOKENIZER = PROJECT / "tests" / "data" / "checkpoints" / "llava-tiny-v1.5"
-IMAGE_SIZE, PATCH_SIZE = 224, 14
-
-
-def compare(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Time two functions in turn; medians in seconds and their ratio (below 1: ours is faster)."""
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    ours(), plain()  # warm up
-    for _ in range(repeats):
-        for name, function in (("ours", ours), ("plain", plain)):
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        **{k: round(v, 6) for k, v in medians.items()},
-        "ratio": round(medians["ours"] / medians["plain"], 3),
-    }
 
 
 def bench_tokenizer(repeats: int) -> dict[str, float]:
@@ -73,24 +47,6 @@ def bench_tokenizer(repeats: int) -> dict[str, float]:
     return {**result, "MB_per_second": round(size / result["ours"], 2)}
 
 
-def make_model(folder: Path, hidden: int, layers: int) -> LlavaLlamaForCausalLM:
-    """Build a random LLaVA with a random tower, and save the tower to `folder`/tower."""
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=8,
-        image_size=IMAGE_SIZE, patch_size=PATCH_SIZE,
-    )  # fmt: skip
-    CLIPVisionModel(vision).save_pretrained(folder / "tower")
-    config = LlavaConfig(
-        vocab_size=8000, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
-        num_attention_heads=8, mm_vision_tower=str(folder / "tower"), mm_hidden_size=hidden,
-        mm_projector_type="mlp2x_gelu", mm_vision_select_layer=-2, mm_use_im_patch_token=False,
-    )  # fmt: skip
-    model = LlavaLlamaForCausalLM(config).eval()
-    model.get_vision_tower().load_model()
-    return model
-
-
 def bench_model(model: LlavaLlamaForCausalLM, device: str, repeats: int) -> dict[str, Any]:
     """Compare the tower's features and whole forwards with the bare models."""
     model = model.to(device)
@@ -111,21 +67,6 @@ def bench_model(model: LlavaLlamaForCausalLM, device: str, repeats: int) -> dict
             "forward_image": compare(lambda: model(input_ids=ids, images=images), bare, repeats),
             "forward_text": compare(lambda: model(input_ids=text), lambda: llm(input_ids=text), repeats),
         }
-
-
-def bench_load(model: LlavaLlamaForCausalLM, folder: Path, repeats: int) -> dict[str, float]:
-    """Compare loading a whole checkpoint with reading its bytes."""
-    path = folder / "model"
-    model.resize_token_embeddings(len(load_tokenizer(str(TOKENIZER))), mean_resizing=False)
-    model.save_pretrained(path)
-    load_tokenizer(str(TOKENIZER)).save_pretrained(path)
-
-    def read() -> None:
-        files.load_weights(path)
-        files.load_weights(folder / "tower")
-
-    load = lambda: load_pretrained_model(str(path), None, "bench", device="cpu", dtype=torch.float32)  # noqa: E731
-    return compare(load, read, repeats)
 
 
 def main() -> None:
