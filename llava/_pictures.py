@@ -64,6 +64,27 @@ def load_image_from_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXEL
     return _to_rgb(_decode(io.BytesIO(data), name, max_pixels), name)
 
 
+def as_picture(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an RGB picture of a Pillow image, or of a path or URL as load_image does.
+
+    An RGB image comes back as the same object, decoded. Raises ImageError for what cannot be decoded, for too
+    many pixels, and for another type.
+    """
+    if isinstance(source, (str, Path)):
+        return load_image(source, max_pixels=max_pixels)
+    if not isinstance(source, Image.Image):
+        raise ImageError(f"an image is a {type(source).__name__}; expected a Pillow image, a path or a URL")
+    name = str(getattr(source, "filename", "") or "given")
+    width, height = source.size
+    if width * height > max_pixels or not width * height:
+        raise ImageError(f"the image {name!r} has {width} x {height} pixels; expected 1 to {max_pixels:,}")
+    try:
+        source.load()
+    except Exception as error:  # an opened file is decoded only now, see _decode
+        raise ImageError(f"the image {name!r} is damaged: {type(error).__name__}: {error}") from error
+    return source if source.mode == "RGB" else _to_rgb(source, name)
+
+
 def load_image_from_base64(image: str | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a base64 text to a picture, in the mode it was stored in. Raises ImageError."""
     try:

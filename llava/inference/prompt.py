@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava._pictures import as_picture
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -17,7 +18,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates
-from llava.mm_utils import load_image, tokenizer_image_token
+from llava.mm_utils import tokenizer_image_token
 from llava.model.mm_config import MultimodalConfig
 from llava.utils import UserError
 
@@ -54,11 +55,13 @@ def read_question(
     """
     if isinstance(images, (str, Path, Image.Image)):
         images = [images]
+    if not isinstance(text, str):
+        raise UserError(f"the question is a {type(text).__name__}; expected a text")
     if not text.strip() and not images:
         raise UserError("the question is empty; write some text or give an image")
     if images and not has_tower:
         raise UserError("an image was given, but this model has no vision tower; ask it without an image")
-    pictures = [one if isinstance(one, Image.Image) else load_image(one) for one in images]
+    pictures = [as_picture(one) for one in images]
     question = place_image_tokens(text, len(pictures), start_end=MultimodalConfig.of(config).use_im_start_end)
     return question, pictures
 

@@ -222,3 +222,38 @@ def test_the_best_device_of_a_launched_process_is_its_own_gpu(monkeypatch):
 def test_open_model_takes_a_dtype(checkpoints):
     loaded = open_model(str(checkpoints / "llava-tiny-v1.5"), device="cpu", dtype="float16")
     assert loaded.model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16", "YCbCr"])
+def test_pictures_of_any_mode_are_those_of_their_files(assistant, picture, tmp_path, mode):
+    converted = (
+        Image.new("I;16", (40, 30), 30000)
+        if mode == "I;16"
+        else picture.convert("L").convert(mode)
+        if mode in ("LA", "1")
+        else picture.convert(mode)
+    )
+    file = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
+    converted.save(file, **({"quality": 100, "subsampling": 0} if file.suffix == ".jpg" else {}))
+    reopened = Image.open(file)  # not decoded yet
+    assert assistant.chat("What is this?", reopened, **GREEDY) == assistant.chat(
+        "What is this?", file, **GREEDY
+    )
+
+
+def test_pictures_that_cannot_be_used_are_told_and_the_model_goes_on(assistant, picture, tmp_path):
+    picture.resize((300, 300)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:400])
+    cases = [
+        (Image.open(tmp_path / "cut.png"), "cut.png' is damaged"),
+        (Image.new("F", (8, 8)), "floating-point pixels"),
+        (torch.zeros(3, 8, 8), "an image is a Tensor; expected a Pillow image"),
+        (None, "an image is a NoneType"),
+        (Image.new("1", (30000, 30000)), "30000 x 30000 pixels"),
+    ]
+    for image, message in cases:
+        with pytest.raises(UserError, match=message):
+            assistant.chat("What is this?", [image], **GREEDY)
+    with pytest.raises(UserError, match="the question is a NoneType"):
+        assistant.chat(None, [picture], **GREEDY)
+    assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")

@@ -1,0 +1,139 @@
+"""Decoding with torch.compile: a KV cache of fixed size, and a compiled forward pass for one token."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import StaticLayer
+
+from llava.inference.decoder import Decoder
+from llava.inference.model_inputs import context_of
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+# Positions of the first cache, and those that are free in it after the first prompt. A cache that is too
+# small is replaced by one of twice the size, for which the step is compiled once more.
+SMALLEST_CACHE = 2048
+FREE_POSITIONS = 512
+
+
+class CompiledDecoder(Decoder):
+    """A decoder whose one-token steps run compiled; prompts run as they are, into the same cache.
+
+    The first step compiles, which takes from seconds to minutes. All answers of a model should share one such
+    decoder: it keeps its cache, whose address is compiled in. On CUDA the steps are recorded as CUDA graphs,
+    which belong to a thread: ask from one thread only. backend: torch.compile's; None leaves the step
+    uncompiled. Raises UserError for a model or device that this does not work on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        image_processor: Any = None,
+        *,
+        backend: str | None = "inductor",
+        smallest_cache: int = SMALLEST_CACHE,
+    ) -> None:
+        check_compilable(model)
+        super().__init__(model, image_processor)
+        self.smallest_cache = smallest_cache
+        self._static: Cache | None = None
+        self._size = 0
+        self._position: int | None = None  # how many positions the layers count; None: not known
+        self._compiled = False
+        self._step = _one_token if backend is None else self._compile(backend)
+
+    def _compile(self, backend: str) -> Any:
+        mode = {}
+        if backend == "inductor" and self.model.device.type == "cuda":
+            mode = {"mode": "reduce-overhead"}  # CUDA graphs
+        return torch.compile(_one_token, backend=backend, dynamic=False, **mode)
+
+    def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:
+        """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
+        n_new = next(iter(inputs.values())).shape[1]
+        # tensors of the cache live on between runs: they must not be made in inference mode
+        with torch.inference_mode(False), torch.no_grad():
+            static = self._room_for(start, n_new)
+            if self._position != start:
+                for layer in static.layers:
+                    layer.cumulative_length.fill_(start)  # later entries are masked, then overwritten
+            self._position = None
+            if n_new == 1 and start > 0 and "input_ids" in inputs:
+                logits = self._one_step(inputs["input_ids"], static)
+            else:
+                logits = _last_logits(self.model, static, inputs)
+            self._position = start + n_new
+        return logits, static
+
+    def _one_step(self, ids: torch.Tensor, static: Cache) -> torch.Tensor:
+        """Run the compiled step on one id (1, 1)."""
+        begin = time.monotonic()
+        try:
+            torch.compiler.cudagraph_mark_step_begin()
+            # a CUDA graph writes its next result to the same place
+            logits = self._step(self.model, ids, static).clone()
+        except Exception as error:
+            if self._compiled or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); it needs a C++ "
+                f"compiler, on CUDA also triton. Leave compile away to go on without it."
+            ) from error
+        if not self._compiled and self._step is not _one_token:
+            logger.info("compiled the decoding step in %.0f s", time.monotonic() - begin)
+        self._compiled = True
+        return logits
+
+    def _room_for(self, start: int, n_new: int) -> Cache:
+        """Return the cache, grown if it is too small; what it holds up to `start` is kept."""
+        if self._static is not None and start + n_new <= self._size:
+            return self._static
+        size = self.smallest_cache
+        while size < start + n_new + FREE_POSITIONS:
+            size *= 2
+        size = max(min(size, context_of(self.model)), start + n_new)
+        layers = [StaticLayer(max_cache_len=size) for _ in range(self.model.config.num_hidden_layers)]
+        if self._static is not None:
+            for old, new in zip(self._static.layers, layers, strict=True):
+                new.lazy_initialization(old.keys, old.values)
+                new.keys[:, :, :start] = old.keys[:, :, :start]
+                new.values[:, :, :start] = old.values[:, :, :start]
+            self._compiled = False
+        self._static, self._size, self._position = Cache(layers=layers), size, None
+        return self._static
+
+    def _crop(self, n_positions: int) -> None:
+        """Do nothing: `_run` sets how much of the cache counts."""
+
+
+def _one_token(model: Any, ids: torch.Tensor, static: Cache) -> torch.Tensor:
+    return _last_logits(model, static, {"input_ids": ids})
+
+
+def _last_logits(model: Any, static: Cache, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run the model on top of a cache; return the last logits (1, vocab)."""
+    return model(**inputs, past_key_values=static, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+def check_compilable(model: Any) -> None:
+    """Raise UserError for a model that cannot decode compiled, with what to do instead."""
+    check_compile_device(model.device.type)
+    reason = None
+    if not getattr(model, "_can_compile_fullgraph", False):
+        reason = f"{model.config.model_type} cannot be compiled: its attention takes no cache of fixed size"
+    elif hasattr(model, "_hf_hook"):
+        reason = "a model that is spread over several devices cannot be compiled"
+    if reason:
+        raise UserError(f"{reason}; leave compile away")
+
+
+def check_compile_device(device: str) -> None:
+    """Raise UserError for a device that compiled decoding is not made for."""
+    if device.partition(":")[0] not in ("cuda", "cpu"):
+        raise UserError(f"compile is for CUDA (and works on CPUs); on {device} leave it away")
