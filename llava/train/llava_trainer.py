@@ -14,7 +14,7 @@ from llava.train.adapters import RATE_FLAGS, own_rate
 from llava.train.evaluation import LossByModality
 from llava.train.lost_samples import LostMarks, LostSamples
 from llava.train.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
-from llava.train.resume import RunMemory
+from llava.train.resume import RunMemory, flag_settings, put_back
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -151,7 +151,14 @@ class LLaVATrainer(LossByModality):
         engine = getattr(getattr(self.accelerator, "deepspeed_engine_wrapped", None), "engine", None)
         if engine is not None and self.trains_projector_only:
             leave_out_frozen(engine)
-        return super().create_scheduler(*args, **kwargs)
+        scheduler = super().create_scheduler(*args, **kwargs)
+        self._flag_settings = flag_settings(self.optimizer)
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            put_back(self._flag_settings, self.optimizer, self.lr_scheduler)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to a folder; in stage 1 the projector only."""

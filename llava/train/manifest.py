@@ -53,6 +53,12 @@ _NO_EFFECT = (
     "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run"
 )
 NO_EFFECT = frozenset(_NO_EFFECT.split())
+# Settings on which it depends which weights train, and in which groups the optimizer holds them.
+_WHAT_TRAINS = (
+    "freeze_backbone tune_mm_mlp_adapter unfreeze_mm_vision_tower mm_projector_type freeze_mm_mlp_adapter "
+    "lora_enable lora_r lora_bias mm_projector_lr mm_vision_tower_lr"
+)
+WHAT_TRAINS = frozenset(_WHAT_TRAINS.split())
 
 
 # ---- making ----
@@ -66,6 +72,7 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
         "host": socket.gethostname(),
         "working_directory": os.getcwd(),
         "world_size": training_args.world_size,
+        "sharding": _sharding(training_args),
         "seed": training_args.seed,
         "deterministic": training_args.deterministic,
         "versions": versions(),
@@ -81,6 +88,14 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
             "training": _plain(training_args.to_dict()),
         },
     }
+
+
+def _sharding(training_args: Any) -> str:
+    """Name the way in which states are dealt out to the processes, as their files differ."""
+    config = getattr(training_args, "hf_deepspeed_config", None)
+    if config is not None:
+        return f"ZeRO-{int(config.get_value('zero_optimization.stage', 0))}"
+    return "FSDP" if training_args.fsdp else "none"
 
 
 def versions() -> dict[str, str]:
@@ -204,6 +219,33 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         was = before.get("versions", {}).get(name)
         if was is not None and was != version:
             found.append(f"{name} was {was}, is {version}")
+    return found
+
+
+def other_shards(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say why the states of an earlier run cannot be dealt out to the processes of now; "" if they can."""
+    old, new = before.get("sharding"), now["sharding"]
+    if old is not None and old != new:
+        return f"its sharding was {old}, is {new}"
+    if new.startswith("ZeRO") and before.get("world_size") != now["world_size"]:
+        return (
+            f"DeepSpeed wrote it in {before.get('world_size')} processes and goes on in equally many only, "
+            f"these are {now['world_size']}"
+        )
+    return ""
+
+
+def other_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the changed settings with which other weights train than before, each as "NAME was X, is Y"."""
+    found = []
+    for group in ("model", "training"):
+        old, new = before.get("settings", {}).get(group, {}), now["settings"][group]
+        for name in sorted(WHAT_TRAINS & new.keys() & old.keys()):
+            values = old[name], new[name]
+            if name.endswith("_lr"):  # it matters only whether there is one
+                values = old[name] is None, new[name] is None
+            if values[0] != values[1]:
+                found.append(f"--{name} was {_show(old[name])}, is {_show(new[name])}")
     return found
 
 

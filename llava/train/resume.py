@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ from llava.train.checkpoints import (
     find_checkpoints,
     judge,
 )
-from llava.train.manifest import MANIFEST_FILE, changes, read_manifest, write_manifest
+from llava.train.manifest import (
+    MANIFEST_FILE,
+    changes,
+    other_shards,
+    other_weights,
+    read_manifest,
+    write_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
 AUTO, NEVER = "auto", "never"
 MEMORY_FILE = "run_memory_{rank}.json"
+# Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
+FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 # ---- which checkpoint ----
@@ -102,11 +112,24 @@ def _set_aside(output_dir: Path) -> None:
 def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | None) -> dict[str, Any]:
     """Report what differs from the run that wrote `checkpoint`, and write the manifest to the output folder.
 
-    Returns the manifest, complete with where the run goes on from and the runs before it.
+    Returns the manifest, complete with where the run goes on from and the runs before it. Raises
+    CheckpointError when the checkpoint holds optimizer states of other weights, or in other shards.
     """
     before = read_manifest(checkpoint) if checkpoint is not None else None
     manifest = {**manifest, "resumed_from": None if checkpoint is None else str(checkpoint)}
     if before is not None:
+        others = other_weights(before, manifest)
+        if others:
+            raise CheckpointError(
+                f"{checkpoint} is of a run that trained other weights: {'; '.join(others)}. Give its flags, "
+                "choose another --output_dir, or start anew with --resume never"
+            )
+        unfit = other_shards(before, manifest)
+        if unfit:
+            raise CheckpointError(
+                f"{checkpoint} cannot be gone on from: {unfit}. Start as it was started, choose another "
+                "--output_dir, or start anew with --resume never"
+            )
         found = changes(before, manifest)
         for one in found:
             logger.warning("going on with a change: %s", one)
@@ -120,6 +143,27 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
         with explained_failure(MANIFEST_FILE, folder, folder / "tmp-manifest"):
             write_manifest(manifest, folder)
     return manifest
+
+
+def flag_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Return what the flags have set in each group of an optimizer, before a checkpoint is loaded into it."""
+    return [
+        {name: group[name] for name in FLAG_SETTINGS if name in group} for group in optimizer.param_groups
+    ]
+
+
+def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: Any) -> None:
+    """Let flags that have changed since the checkpoint count; nothing happens to a run without changes."""
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    rates = [own.get("initial_lr") for own in settings]
+    if not hasattr(scheduler, "lr_lambdas") or None in rates or rates == scheduler.base_lrs:
+        return
+    scheduler.base_lrs = rates
+    now = [rate * part(scheduler.last_epoch) for rate, part in zip(rates, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = now
+    for group, rate in zip(optimizer.param_groups, now, strict=True):
+        group["lr"] = rate
 
 
 # ---- what a checkpoint has to keep beside transformers' own state ----
