@@ -19,9 +19,14 @@ def main() -> None:
         "--model-base", default=None, help="folder or hub name of the base model it was trained on"
     )
     parser.add_argument("--save-model-path", required=True, help="folder to write")
+    parser.add_argument(
+        "--dtype",
+        default="float16",
+        help="float16, bfloat16, float32, or auto (that of the adapter's config)",
+    )
     args = parser.parse_args()
     name = get_model_name_from_path(args.model_path)
-    merge_lora(args.model_path, args.model_base, args.save_model_path, name)
+    merge_lora(args.model_path, args.model_base, args.save_model_path, name, dtype=args.dtype)
     print(f"wrote {args.save_model_path}")
 
 

@@ -7,9 +7,9 @@ import logging
 
 import torch
 
-from llava.model.checkpoint import whole_folder
 from llava.model.deltas import combine, load_for_delta
 from llava.model.tokenizer import load_tokenizer
+from llava.model.writing import refuse_input_as_target, whole_folder
 from llava.utils import run_program
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
     Rows of the embeddings beyond the base's vocabulary, and weights that only the delta has (the projector),
     are taken from the delta as they are. Raises CheckpointError when the two do not belong together.
     """
+    refuse_input_as_target(target_model_path, (base_model_path, delta_path))
     base = load_for_delta(base_model_path)
     model = load_for_delta(delta_path)
     with torch.no_grad():

@@ -5,12 +5,10 @@ Nothing else in the library unpickles; `.bin` files are read with `weights_only=
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import pickle
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -302,31 +300,6 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: str | Path) -> None:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_folder(target: str | Path) -> Iterator[Path]:
-    """Give a scratch folder beside `target`; its files move into `target` when the block ends without an
-    error.
-
-    After a crash `target` is untouched. Files that `target` has under other names stay.
-    """
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; expected a folder to write to.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        if target.exists():
-            for file in scratch.iterdir():
-                os.replace(file, target / file.name)
-        else:
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------- names of weights

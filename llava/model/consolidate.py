@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 
-from llava.model.checkpoint import whole_folder
 from llava.model.deltas import load_for_delta
 from llava.model.tokenizer import load_tokenizer
 from llava.model.utils import auto_upgrade
+from llava.model.writing import whole_folder
 from llava.utils import run_program
 
 logger = logging.getLogger(__name__)
 
 
 def consolidate_ckpt(src_path: str, dst_path: str) -> None:
-    """Load `src_path` and write it to `dst_path`, in float16 safetensors, with its tokenizer."""
+    """Load `src_path` and write it to `dst_path`, which may be the same, in float16 safetensors, with its
+    tokenizer."""
     auto_upgrade(src_path)
     model = load_for_delta(src_path)
     with whole_folder(dst_path) as folder:

@@ -10,16 +10,23 @@ import torch
 from llava.model import checkpoint as files
 from llava.model import loading
 from llava.model.checkpoint import CheckpointError
-from llava.model.families import family_of, is_llava, llava_config
+from llava.model.families import family_of, llava_config
+from llava.model.plan import look_into
+from llava.model.saving import repair_generation_config
 
 # weights that a text base cannot have; a delta carries them whole
 NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
 
 
 def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
-    """Load a LLaVA or a text model to the CPU, with no weight missing."""
-    config = files.read_config(path)
-    if is_llava(config):
+    """Load a LLaVA or a text model to the CPU, with no weight missing, fit to be saved."""
+    found = look_into(path)
+    if found.needs_base:
+        raise CheckpointError(
+            f"{path} is not a whole model (it is of the kind {found.kind!r}); give one that is."
+        )
+    config = found.config
+    if found.kind == "full":
         model_class, arguments = family_of(config).model_class, {"config": llava_config(config)}
     else:
         from transformers import AutoModelForCausalLM
@@ -29,6 +36,7 @@ def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
     tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
     built = tower is not None and tower.is_loaded
     loading.check_loading(info, path, tower_is_built=built, projector_later=False)
+    repair_generation_config(model)
     return model
 
 

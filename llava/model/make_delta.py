@@ -7,9 +7,9 @@ import logging
 
 import torch
 
-from llava.model.checkpoint import whole_folder
 from llava.model.deltas import combine, load_for_delta
 from llava.model.tokenizer import load_tokenizer
+from llava.model.writing import refuse_input_as_target, whole_folder
 from llava.utils import run_program
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def make_delta(
     hub_repo_id: also push the folder to this hub repository. Raises CheckpointError when the two do not
     belong together.
     """
+    refuse_input_as_target(delta_path, (base_model_path, target_model_path))
     base = load_for_delta(base_model_path)
     model = load_for_delta(target_model_path)
     with torch.no_grad():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llava.model.checkpoint import CONFIG_FILE, find_file, read_json
+from llava.model.writing import explained_write
 
 
 def auto_upgrade(config: str) -> None:
@@ -29,7 +30,8 @@ def auto_upgrade(config: str) -> None:
         sys.exit(1)
     content["model_type"] = "llava_llama"
     content["architectures"] = ["LlavaLlamaForCausalLM"]
-    _replace(file, content)
+    with explained_write(file):
+        _replace(file, content)
     print("Upgraded.")
 
 

@@ -6,7 +6,6 @@ Layout of --output_dir: checkpoint-N (whole), tmp-checkpoint-N (being written; l
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from llava.model.checkpoint import (
     CheckpointError,
     first_line,
 )
+from llava.model.writing import sync, sync_tree, write_failure
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ TRAINING_FILES = (
 )
 # Their presence makes a folder look like a model, so they come last and go first.
 MARKERS = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
-FREE_BYTES_OF_A_FULL_DISK = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -194,25 +193,6 @@ def publish(staging: Path, target: Path) -> None:
     staging.rmdir()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot sync folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
 @contextlib.contextmanager
 def explained_failure(what: str, output_dir: Path, staging: Path) -> Iterator[None]:
     """Turn a failure to write into a CheckpointError of one sentence, and remove what was written.
@@ -232,30 +212,6 @@ def explained_failure(what: str, output_dir: Path, staging: Path) -> Iterator[No
             f"{what} could not be written to {output_dir}: {reason}. What was written of it is removed, "
             f"{kept}; free some space, then give the same command again"
         ) from error
-
-
-def write_failure(error: BaseException, folder: Path) -> str:
-    """Say why a file could not be written; empty if `error` is about something else."""
-    text = first_line(error)
-    full = "the disk is full"
-    if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return full if error.errno == errno.ENOSPC else "the disk quota is used up"
-        return error.strerror or text
-    if "No space left" in text or "os error 28" in text:
-        return full
-    # torch and safetensors have errors of their own for a file that does not take what is written
-    of_writer = any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container", "I/O error"))
-    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and of_writer):
-        return full if _is_full(folder) else f"the disk did not take it ({text})"
-    return ""
-
-
-def _is_full(folder: Path) -> bool:
-    try:
-        return shutil.disk_usage(folder).free < FREE_BYTES_OF_A_FULL_DISK
-    except OSError:
-        return False
 
 
 # ---- removing ----

@@ -22,8 +22,8 @@ from llava.model.checkpoint import (
     save_tensors,
     strip_adapter_prefix,
     weight_files,
-    whole_folder,
 )
+from llava.model.writing import whole_folder
 
 NAMES = ("x.bin", "x.safetensors")
 
@@ -113,13 +113,14 @@ def test_a_folder_appears_whole(tmp_path, existing):
 
 
 @pytest.mark.parametrize("existing", [True, False])
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [OSError("no"), KeyError("bug"), KeyboardInterrupt()])
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path, existing, error):
     target = tmp_path / "model"
     if existing:
         target.mkdir()
         (target / "old").write_text("old")
-    with pytest.raises(error), whole_folder(target) as scratch:
+    expected = CheckpointError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), whole_folder(target) as scratch:
         (scratch / "old").write_text("new")
         raise error
     assert (content(target) if existing else None) == ({"old": "old"} if existing else None)
