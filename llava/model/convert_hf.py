@@ -9,11 +9,12 @@ from pathlib import Path
 
 from llava.model.builder import best_device, resolve_dtype
 from llava.model.conversion.from_hf import from_hf
+from llava.model.conversion.mmproj import write_mmproj
 from llava.model.conversion.parity import ParityError, Report, Settings
 from llava.model.conversion.to_hf import to_hf
 from llava.utils import UserError, run_program
 
-__all__ = ["from_hf", "main", "to_hf"]
+__all__ = ["from_hf", "main", "to_hf", "write_mmproj"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,12 +57,20 @@ def _parser() -> argparse.ArgumentParser:
         choices=("pad", "square"),
         help="how LLaVA brings pictures to a square; default: as the processor of SRC does",
     )
+    gguf = commands.add_parser("mmproj", help="vision tower and projector of a llava-hf folder for llama.cpp")
+    gguf.add_argument("src", help="llava-hf folder")
+    gguf.add_argument("dst", help="GGUF file to write")
+    gguf.add_argument("--dtype", default="float16", help="of the matrices: float16 or float32")
     return parser
 
 
 def main() -> None:
     """Parse the command line and convert."""
     args = _parser().parse_args()
+    if args.command == "mmproj":
+        count = write_mmproj(args.src, args.dst, dtype=resolve_dtype(args.dtype, {}))
+        sys.stdout.write(f"wrote {count} tensors to {args.dst}\n")
+        return
     if args.max_shard_gb <= 0:
         raise UserError(f"--max-shard-gb is {args.max_shard_gb}; expected a size above 0.")
     device = best_device() if args.device == "auto" else args.device

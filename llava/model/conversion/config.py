@@ -23,7 +23,7 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # tr
 _MULTIMODAL = (
     "mm_", "image_", "use_mm_proj", "tune_mm", "freeze_mm", "unfreeze_mm", "tokenizer_", "conv_template",
     "s2", "vision_tower", "max_sequence_length", "pretrain_", "auto_map", "architectures", "_name_or_path",
-    "transformers_version", "quantization_config", "model_type",
+    "transformers_version", "quantization_config", "model_type", "dtype", "torch_dtype",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def hf_config(
     """
     kind = hf_kind(config, path)
     settings = MultimodalConfig.of(llava_config(config))
-    text = text_config(config, vocabulary=vocabulary, dtype=dtype)
+    text = text_config(config, vocabulary)
     patches = (tower.image_size // tower.patch_size) ** 2
     vision = {name: getattr(tower, name) for name in _VISION_FIELDS}
     content = {
@@ -109,8 +109,11 @@ _VISION_FIELDS = (
 )  # fmt: skip
 
 
-def text_config(config: Mapping[str, Any], *, vocabulary: int, dtype: str) -> dict[str, Any]:
-    """Return a LLaVA's config without its multimodal fields: the config of the language model."""
+def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Return a LLaVA's config without its multimodal fields: the config of the language model.
+
+    It names no dtype, because transformers before 4.48 takes one from here over the one asked for.
+    """
     fields = llava_config(config).to_diff_dict()  # with the names of transformers 4 and 5
     kept = {name: value for name, value in fields.items() if not name.startswith(_MULTIMODAL)}
     family = family_of(config)
@@ -119,8 +122,6 @@ def text_config(config: Mapping[str, Any], *, vocabulary: int, dtype: str) -> di
         **kept,
         "model_type": family.base_type,
         "vocab_size": vocabulary,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }
 
 

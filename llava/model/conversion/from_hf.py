@@ -19,6 +19,7 @@ from llava.model.conversion.keys import TOWER_PREFIX, VOCABULARY_WEIGHTS, from_h
 from llava.model.conversion.to_hf import (
     REPORT_FILE,
     SOURCE_FILE,
+    check_target,
     expected_shapes,
     load_rounded,
     template_of,
@@ -52,6 +53,7 @@ def from_hf(
     unless they are those of that tower. None writes the tower to the folder `vision_tower` in `target`.
     aspect: image_aspect_ratio, None for what the source's processor does. The rest is as in `to_hf`.
     """
+    check_target(source, target)
     config = files.read_config(source)
     kind = check_hf(config, source)
     own_aspect = template.image_aspect_ratio(_processor_fields(source))
@@ -122,8 +124,8 @@ def _write(
     max_bytes: int,
 ) -> None:
     """Write all files of the folder."""
-    tokenizer, rows = from_hf_tokenizer(source, config.get("image_token_index", 32000))
-    tokenizer.save_pretrained(folder)
+    tokenizer = from_hf_tokenizer(source, folder, config.get("image_token_index", 32000))
+    rows = len(tokenizer)
     own_tower = _write_tower(source, config, folder / TOWER_FOLDER, dtype)
     tuned = bool(fields["unfreeze_mm_vision_tower"])
     in_checkpoint = vision_tower is not None and (tuned or not _is_tower(own_tower, vision_tower))

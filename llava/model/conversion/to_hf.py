@@ -54,6 +54,7 @@ def to_hf(
     Raises ParityError when it fails, CheckpointError for what cannot be converted; `target` is then not
     there.
     """
+    check_target(source, target)
     plan = make_plan(source, base)
     if not plan.is_llava:
         raise CheckpointError(f"{source} is a text model; transformers reads it as it is.")
@@ -78,6 +79,12 @@ def to_hf(
             raise proof.ParityError(report)
         (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def check_target(source: str, target: str | Path) -> None:
+    """Raise CheckpointError when a conversion would write over its own source."""
+    if Path(source).exists() and Path(source).resolve() == Path(target).resolve():
+        raise CheckpointError(f"{target} is the source itself; give the name of another folder.")
 
 
 def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:

@@ -58,8 +58,12 @@ def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
     file = folder / CONFIG_FILE
     config = files.read_json(file)
     if isinstance(tokenizer, LlamaTokenizer):
-        fast_tokenizer(tokenizer).save(str(folder / FAST_FILE))
+        content = json.loads(fast_tokenizer(tokenizer).to_str())
+        # as text, not as pairs: transformers 4.37 reads no others
+        content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+        _write_json(folder / FAST_FILE, content)
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["model_input_names"] = tokenizer.model_input_names
         for token in config.get("added_tokens_decoder", {}).values():
             token["normalized"] = not tokenizer.legacy  # as in the tokenizer.json
     config["chat_template"] = chat_template
@@ -67,9 +71,7 @@ def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(
-        json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------- tokenizer.json
@@ -197,24 +199,49 @@ def _any(texts: list[str]) -> str:
 # ------------------------------------------------------------------------------------------- the way back
 
 
-def from_hf_tokenizer(path: str, image_token_id: int) -> tuple[Any, int]:
-    """Load LLaVA's tokenizer out of a llava-hf folder: without `<image>` and the padding behind the
-    vocabulary.
+def from_hf_tokenizer(path: str, folder: Path, image_token_id: int) -> Any:
+    """Write LLaVA's tokenizer to `folder`, without `<image>` and the padding behind the vocabulary; returns
+    it.
 
-    Returns it and the number of embedding rows that it needs. Needs the tokenizer.model, which llava-hf's
-    folders of Llama and Mistral have.
+    Made from the tokenizer.model of a llava-hf folder; one that was saved by transformers 5 has only a
+    tokenizer.json, which is taken as it is but for these tokens.
     """
-    model_file = files.find_file(path, MODEL_FILE)
-    if model_file is None:
-        raise CheckpointError(
-            f"{path} has no {MODEL_FILE}, from which LLaVA's tokenizer is made; copy it from the language "
-            f"model "
-            "that this one was trained from."
-        )
     config_file = files.find_file(path, CONFIG_FILE)
     config = files.read_json(config_file) if config_file else {}
+    if files.find_file(path, MODEL_FILE) is not None:
+        tokenizer = _from_model_file(path, config, image_token_id)
+        tokenizer.save_pretrained(folder)
+        return tokenizer
+    fast_file = files.find_file(path, FAST_FILE)
+    if fast_file is None:
+        raise CheckpointError(f"{path} has no tokenizer: looked for {MODEL_FILE} and {FAST_FILE}.")
+    content = files.read_json(fast_file)
+    added = content["added_tokens"]
+    last = _last_kept({token["id"]: token for token in added}, len(content["model"]["vocab"]), image_token_id)
+    content["added_tokens"] = [token for token in added if token["id"] <= last]
+    _write_json(folder / FAST_FILE, content)
+    named = {name: _text(config.get(name)) for name in (*_NAMED, "pad_token")}
+    texts = {token["content"] for token in content["added_tokens"]} | set(content["model"]["vocab"])
+    if named["pad_token"] not in texts:
+        named["pad_token"] = named["unk_token"] or named["eos_token"]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": "right",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **{name: config[name] for name in ("model_max_length", "legacy") if config.get(name) is not None},
+        **{name: text for name, text in named.items() if text is not None},
+    }
+    _write_json(folder / CONFIG_FILE, settings)
+    return load_tokenizer(folder)
+
+
+_NAMED = ("bos_token", "eos_token", "unk_token")
+
+
+def _from_model_file(path: str, config: dict[str, Any], image_token_id: int) -> LlamaTokenizer:
     tokenizer = LlamaTokenizer(
-        vocab_file=str(model_file),
+        vocab_file=str(files.find_file(path, MODEL_FILE)),
         legacy=config.get("legacy"),
         add_bos_token=config.get("add_bos_token", True) is not False,
         add_eos_token=bool(config.get("add_eos_token", False)),
@@ -226,41 +253,28 @@ def from_hf_tokenizer(path: str, image_token_id: int) -> tuple[Any, int]:
     stored = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
     added_file = files.find_file(path, "added_tokens.json")
     if not stored and added_file:
-        stored = {
-            index: {"content": text, "special": True} for text, index in files.read_json(added_file).items()
-        }
-    for text, special in _added_tokens(stored, len(tokenizer), image_token_id):
-        tokenizer.add_tokens([text], special_tokens=special)
+        texts = files.read_json(added_file)
+        stored = {index: {"content": text, "special": True} for text, index in texts.items()}
+    pieces = len(tokenizer)
+    last = _last_kept(stored, pieces, image_token_id)
+    for index, token in sorted(stored.items()):
+        if pieces <= index <= last:
+            tokenizer.add_tokens([token["content"]], special_tokens=bool(token.get("special")))
     padding = _text(config.get("pad_token"))
     known = padding is not None and padding in tokenizer.get_vocab()
     tokenizer.pad_token = padding if known else tokenizer.unk_token
-    return tokenizer, len(tokenizer)
-
-
-_NAMED = ("bos_token", "eos_token", "unk_token")
+    return tokenizer
 
 
 def _text(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _added_tokens(stored: dict[int, Any], pieces: int, image_token_id: int) -> list[tuple[str, bool]]:
-    """List (text, special) of the added tokens that stay: those with ids before `<image>`, in order.
+def _last_kept(added: dict[int, Any], pieces: int, image_token_id: int) -> int:
+    """Return the id of the last token that stays: those behind it are `<image>` and padding only.
 
-    Tokens behind it stay as well, and with them `<image>` in its place, unless they only pad.
+    added: the tokens by id; pieces: size of the vocabulary without them.
     """
-    behind = {index: token for index, token in stored.items() if index >= pieces}
     dropped = {DEFAULT_IMAGE_TOKEN, PAD_TOKEN}
-    last = max(
-        (
-            index
-            for index, token in behind.items()
-            if token["content"] not in dropped or index < image_token_id
-        ),
-        default=-1,
-    )
-    return [
-        (token["content"], bool(token.get("special")))
-        for index, token in sorted(behind.items())
-        if index <= last
-    ]
+    kept = (i for i, token in added.items() if token["content"] not in dropped or i < image_token_id)
+    return max([pieces - 1, *kept])
