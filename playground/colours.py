@@ -1,4 +1,4 @@
-"""Makes a small training set of coloured squares, for commands to be tried on: captions, dialogs, tar shards."""
+"""Makes a small training set of coloured squares to try commands on: captions, dialogs, tar shards."""
 
 from __future__ import annotations
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from playground import colours
-
 from llava.train.record_table import load_records
 from llava.train.records import find_fault
 from llava.train.streaming import find_shards, read_shard
+from playground import colours
 
 
 def test_records_and_shards(tmp_path: Path) -> None:
