@@ -49,10 +49,9 @@ class CompiledDecoder(Decoder):
         self._step = _one_token if backend is None else self._compile(backend)
 
     def _compile(self, backend: str) -> Any:
-        mode = {}
-        if backend == "inductor" and self.model.device.type == "cuda":
-            mode = {"mode": "reduce-overhead"}  # CUDA graphs
-        return torch.compile(_one_token, backend=backend, dynamic=False, **mode)
+        uses_graphs = backend == "inductor" and self.model.device.type == "cuda"
+        mode = "reduce-overhead" if uses_graphs else None
+        return torch.compile(_one_token, backend=backend, mode=mode, dynamic=False)
 
     def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:
         """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from llava.conversation import Conversation
 from llava.inference.chat import ChatSession
+from llava.inference.compiled import CompiledDecoder, check_compile_device
 from llava.inference.loading import check_device, open_model
 from llava.inference.program import accept_any_text, quiet_libraries
 from llava.inference.prompt import pick_conv_mode
@@ -56,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=None, help="makes random answers repeatable")
     parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
     parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoding step: a slow start, then faster answers"
+    )
     parser.add_argument("--debug", action="store_true", help="show library messages and every prompt")
     return parser
 
@@ -75,6 +79,8 @@ def main(args: argparse.Namespace) -> None:
         seed=getattr(args, "seed", None),
     )
     device = check_device(args.device)
+    if compiles := getattr(args, "compile", False):
+        check_compile_device(device)
     image = load_image(args.image_file)  # before the model: a wrong path should not take minutes to show
     name = get_model_name_from_path(args.model_path)
     _note(f"loading {args.model_path} on {device}{'' if args.device else ' (the best device present)'} ...")
@@ -92,7 +98,8 @@ def main(args: argparse.Namespace) -> None:
         )
     template, reason = pick_conv_mode(args.conv_mode, name, model.config)
     _note(f"conversation mode: {template} ({reason})")
-    session = ChatSession(tokenizer, model, image_processor, template=template)
+    decoder = CompiledDecoder(model, image_processor) if compiles else None
+    session = ChatSession(tokenizer, model, image_processor, template=template, decoder=decoder)
     _chat(session, image, params, debug=args.debug)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
+from llava.inference.compiled import CompiledDecoder
 from llava.inference.loading import open_model
 from llava.inference.sampling import SamplingParams
 from llava.serve import cli
@@ -60,7 +61,7 @@ def expected_answers(folder, template, image_file, questions):
 
 def test_flags_and_defaults_are_the_references():
     args = vars(cli.build_parser().parse_args(["--image-file", "a.png"]))
-    added = {"top_p": None, "seed": None}
+    added = {"top_p": None, "seed": None, "compile": False}
     assert args == added | {
         "model_path": "facebook/opt-350m",
         "model_base": None,
@@ -73,6 +74,24 @@ def test_flags_and_defaults_are_the_references():
         "load_4bit": False,
         "debug": False,
     }
+
+
+def test_compile(checkpoints, image_file, monkeypatch, capsys):
+    compiled = []
+
+    class Uncompiled(CompiledDecoder):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, backend=None)
+            compiled.append(self)
+
+    monkeypatch.setattr(cli, "CompiledDecoder", Uncompiled)
+    folder = checkpoints / "llava-tiny-v1.5"
+    chat(monkeypatch, "What is this?\n", folder, image_file, "--compile")
+    (expected,) = expected_answers(folder, "llava_v1", image_file, ["What is this?"])
+    assert capsys.readouterr().out == f"USER: What is this?\nASSISTANT: {expected}\n"
+    assert len(compiled) == 1
+    with pytest.raises(UserError, match="llava_mpt cannot be compiled"):
+        chat(monkeypatch, "Hi\n", checkpoints / "llava-tiny-mpt", image_file, "--compile")
 
 
 @pytest.mark.parametrize(
