@@ -109,6 +109,7 @@ def _parser_of(program: str) -> argparse.ArgumentParser | None:
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_known_args", _capture),
         mock.patch.object(sys, "argv", [program]),
+        mock.patch.object(sys, "path", [str((ROOT / program).parent), *sys.path]),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
