@@ -98,7 +98,10 @@ def main(args: argparse.Namespace) -> None:
         )
     template, reason = pick_conv_mode(args.conv_mode, name, model.config)
     _note(f"conversation mode: {template} ({reason})")
-    decoder = CompiledDecoder(model, image_processor) if compiles else None
+    decoder = None
+    if compiles:
+        decoder = CompiledDecoder(model, image_processor)
+        _note("the first answer begins with compiling, which may take minutes")
     session = ChatSession(tokenizer, model, image_processor, template=template, decoder=decoder)
     _chat(session, image, params, debug=args.debug)
 
