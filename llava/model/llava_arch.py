@@ -17,6 +17,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model import splice
 from llava.model.checkpoint import CheckpointError, part_of, read_tensors
 from llava.model.loss import SupervisedOutput, losses_of_samples
 from llava.model.mm_config import MultimodalConfig
@@ -24,7 +25,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.saving import save_whole_model
 from llava.model.sharding import whole
-from llava.model.splice import Row, merge_tiles, pack_rows, pad_rows, per_image, splice_rows, unpad_image
+from llava.model.splice import Row, unpad_image
 from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
@@ -146,12 +147,10 @@ class LlavaMetaForCausalLM(_LLM):
     _no_split_modules = ["CLIPVisionTower", "CLIPVisionTowerS2"]
 
     # the reference averages the loss over each micro-batch; a forward with **kwargs would switch the Trainer
-    # to
-    # normalising by the token count of the whole step
+    # to normalising by the token count of the whole step
     accepts_loss_kwargs = False
 
-    # in training mode logits are computed only where labels are, and the output has none; set to False for
-    # all logits
+    # in training mode logits are computed only where labels are, and the output has none; False: all logits
     supervised_logits_only = True
 
     # without logits, samples stand one after the other in one row instead of padded rows (--packing)
@@ -187,7 +186,7 @@ class LlavaMetaForCausalLM(_LLM):
         """
         if torch.is_tensor(images) and images.ndim == 4:
             return list(self.encode_images(images))
-        tiles = per_image(images)
+        tiles = splice.per_image(images)
         encoded = self.encode_images(torch.cat(tiles)).split([len(one) for one in tiles])  # tower runs once
         tower = self.get_vision_tower()
         model = self.get_model()
@@ -195,13 +194,15 @@ class LlavaMetaForCausalLM(_LLM):
         if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
             raise CheckpointError(f"{len(tiles)} pictures came with {len(image_sizes)} image_sizes.")
         return [
-            merge_tiles(
+            splice.merge_tiles(
                 features,
                 image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
                 settings=settings,
                 patches_per_side=tower.num_patches_per_side,
                 tile_size=tower.config.image_size,
                 image_newline=getattr(model, "image_newline", None),
+                grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
+                unpad=unpad_image,
             )
             for index, features in enumerate(encoded)
         ]
@@ -230,7 +231,7 @@ class LlavaMetaForCausalLM(_LLM):
             refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
-        batch = pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
+        batch = splice.pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
         return (
             None,
             None if position_ids is None else batch.position_ids,
@@ -260,7 +261,7 @@ class LlavaMetaForCausalLM(_LLM):
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
         all_labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
-        rows = splice_rows(
+        rows = splice.splice_rows(
             [ids[mask] for ids, mask in zip(input_ids, keep, strict=True)],
             [row[mask] for row, mask in zip(all_labels, keep, strict=True)],
             features,
@@ -297,7 +298,7 @@ class LlavaMetaForCausalLM(_LLM):
         samples = None if input_ids is None else input_ids.shape[0]
         if skip_logits and self.packs_samples and input_ids is not None and labels is not None:
             rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
-            inputs_embeds, labels, position_ids = pack_rows(rows)
+            inputs_embeds, labels, position_ids = splice.pack_rows(rows)
             input_ids, attention_mask, use_cache = None, None, False
             kwargs["sample_lengths"] = [len(row.labels) for row in rows]
         elif inputs_embeds is None and input_ids is not None:
@@ -355,7 +356,8 @@ class LlavaMetaForCausalLM(_LLM):
     ) -> Any:
         """Generate from token ids (B, T) and images; returns the new ids only (B, new).
 
-        Keywords are those of transformers' `generate`. Raises NotImplementedError for inputs_embeds.
+        Rows may be padded on either side, as attention_mask says; keywords are those of transformers'
+        `generate`. Raises NotImplementedError for inputs_embeds.
         """
         if "inputs_embeds" in kwargs:
             raise NotImplementedError(
@@ -375,6 +377,7 @@ class LlavaMetaForCausalLM(_LLM):
                 raise UserError("generate() got no token ids; pass them as inputs (B, T).")
             refuse_image_tokens(inputs)
             embeds = self.get_input_embeddings()(inputs)
+        embeds, attention_mask, position_ids = splice.padded_left(embeds, attention_mask, position_ids)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         return super().generate(attention_mask=attention_mask, inputs_embeds=embeds, **kwargs)

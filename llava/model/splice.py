@@ -41,22 +41,24 @@ def merge_tiles(
     patches_per_side: int,
     tile_size: int,
     image_newline: torch.Tensor | None,
+    grid_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape,
+    unpad: Callable[..., torch.Tensor] = unpad_image,
 ) -> torch.Tensor:
     """Join the features (tiles, P, C) of one picture, overview first, into one sequence (length, C).
 
     `image_size` is the picture's (width, height), `tile_size` the tower's input size in pixels. "flat" puts
     tile after tile; "spatial" reads the tiles' patches line by line across the picture; "spatial_unpad" also
     drops padding and ends each line with `image_newline`. Raises ValueError for another merge type,
-    NotImplementedError for spatial merges without anyres tiling.
+    NotImplementedError for spatial merges without anyres tiling. grid_of and unpad: the functions that find
+    the grid of tiles and drop the padding.
     """
     kind = settings.merge_type
     if kind == "flat":
         return features.flatten(0, 1)
     if not kind.startswith("spatial"):
         raise UserError(f"mm_patch_merge_type is {kind!r}; expected 'flat', 'spatial' or 'spatial_unpad'.")
-    unpad = "unpad" in kind
-    newline = image_newline if unpad else None
-    if unpad and newline is None:
+    newline = image_newline if "unpad" in kind else None
+    if "unpad" in kind and newline is None:
         raise UserError(f"mm_patch_merge_type is {kind!r}, but the model has no image_newline.")
     if features.shape[0] == 1:  # the overview alone
         return features[0] if newline is None else torch.cat((features[0], newline[None].to(features)))
@@ -71,7 +73,7 @@ def merge_tiles(
         )
     overview, tiles = features[0], features[1:]
     width, height = (int(edge) for edge in image_size)
-    columns, rows = get_anyres_image_grid_shape((width, height), settings.image_grid_pinpoints, tile_size)
+    columns, rows = grid_of((width, height), settings.image_grid_pinpoints, tile_size)
     if tiles.shape[0] != rows * columns or tiles.shape[1] != patches_per_side**2:
         raise UserError(
             f"A picture of {width} x {height} pixels needs {rows * columns} tiles of {patches_per_side**2} "
@@ -82,7 +84,7 @@ def merge_tiles(
     if newline is None:
         return torch.cat((overview, grid.permute(0, 2, 1, 3, 4).reshape(-1, grid.shape[-1])))
     plane = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # (C, rows * h, cols * w)
-    plane = unpad_image(plane, (width, height))
+    plane = unpad(plane, (width, height))
     line_ends = newline[:, None, None].to(plane).expand(-1, plane.shape[1], 1)
     plane = torch.cat((plane, line_ends), dim=-1)
     return torch.cat((overview, plane.flatten(1, 2).transpose(0, 1)))
@@ -220,6 +222,25 @@ def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
         mask[index, place] = True
         positions[index, place] = torch.arange(length, device=positions.device)
     return Batch(torch.stack(embeds), labels, mask, positions)
+
+
+def padded_left(
+    embeds: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Move the padding of embeds (B, L, C) to the left of each row: new tokens go on at its right end.
+
+    mask (B, L) tells what is padding; without one, or without padding at the right, nothing changes.
+    positions (B, L) move along. Returns the three.
+    """
+    if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
+        return embeds, mask, positions
+    order = mask.long().argsort(dim=1, stable=True)  # (B, L): padding first, tokens in their order
+    embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+    return (
+        embeds,
+        mask.gather(1, order),
+        None if positions is None else positions.expand_as(order).gather(1, order),
+    )
 
 
 def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -39,13 +39,17 @@ def test_only_new_ids_come_back(build, family):
     assert torch.equal(named, got)
 
 
-def test_left_padded_batch_equals_rows_alone(build, family):
-    model = build(family, tokenizer_padding_side="left")
+@pytest.mark.parametrize("given", ["left", "right"])
+@pytest.mark.parametrize("config", ["left", "right"])
+def test_a_padded_batch_equals_rows_alone(build, family, config, given):
+    """On whatever side the caller pads and the config asks for; in the reference only "left" was right."""
+    model = build(family, tokenizer_padding_side=config)
     images = tiny.pixels(2, 3, 28, 28)
     long, short = tiny.prompt(6, "image", 5, seed=1), tiny.prompt(2, "image", 1, seed=5)
     padding = torch.zeros(1, long.shape[1] - short.shape[1], dtype=torch.long)
-    ids = torch.cat((long, torch.cat((short, padding), 1)))
-    mask = torch.cat((torch.ones_like(long), torch.cat((torch.ones_like(short), padding), 1)))
+    order = slice(None, None, 1 if given == "right" else -1)
+    ids = torch.cat((long, torch.cat((short, padding)[order], 1)))
+    mask = torch.cat((torch.ones_like(long), torch.cat((torch.ones_like(short), padding)[order], 1)))
     arguments = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     batch = model.generate(ids, images=images, attention_mask=mask, **arguments)
     alone = [
@@ -53,6 +57,8 @@ def test_left_padded_batch_equals_rows_alone(build, family):
         for i, row in enumerate((long, short))
     ]
     assert batch.tolist() == alone
+    text = model.generate(ids.clamp(min=3), attention_mask=mask, **arguments)
+    assert text[1].tolist() == model.generate(short.clamp(min=3), **arguments)[0].tolist()
 
 
 @pytest.mark.parametrize("with_positions", [False, True], ids=["", "positions"])
