@@ -9,6 +9,10 @@ from typing import Any
 _REPLACEMENT = "\ufffd"
 # A character has at most four bytes, so that the last one stands whole in the text of so many ids.
 _TAIL = 8
+# Of a long answer, only about so many ids at its end are decoded again at each step.
+_OPEN = 256
+# How many ids before them are decoded as well, since a text's first id may be decoded differently.
+_CONTEXT = 32
 # What clean_up_tokenization_spaces shortens by its blanks (transformers' clean_up_tokenization).
 _CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -27,6 +31,9 @@ class TextStream:
         self.ids: list[int] = []
         self.text = ""  # all pieces so far
         self.stopped = False  # a stop string came
+        self._head = ""  # the text of the first ids ...
+        self._n_head = 0  # ... which are so many
+        self._settle_at = _OPEN
         self._uncertain = _CLEANED_UP if getattr(tokenizer, "clean_up_tokenization_spaces", False) else ()
 
     def put(self, token: int) -> str:
@@ -45,7 +52,7 @@ class TextStream:
         tail = self.tokenizer.decode(self.ids[-_TAIL:], skip_special_tokens=True)
         if not any(one[-1] in tail or one[-1].isspace() for one in self.stop):
             return False
-        return _first(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop) is not None
+        return _first(self._decoded(), self.stop) is not None
 
     def end(self) -> str:
         """Return what was held back, after the last id."""
@@ -54,7 +61,7 @@ class TextStream:
     def _advance(self, *, last: bool) -> str:
         if self.stopped:
             return ""
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = self._decoded()
         cut = _first(text, self.stop)
         if cut is not None:
             text, self.stopped = text[:cut], True
@@ -65,6 +72,29 @@ class TextStream:
             return ""
         piece, self.text = text[len(self.text) :], text
         return piece
+
+    def _decoded(self) -> str:
+        """Return the text of all ids."""
+        if len(self.ids) >= self._settle_at:
+            self._settle_at = len(self.ids) + _OPEN // 2
+            self._settle(len(self.ids) - _OPEN // 2)
+        return self._head + self._behind(self._n_head)
+
+    def _behind(self, start: int) -> str:
+        """Return the text of the ids from `start` on, as it stands in the whole text."""
+        if start == 0:
+            return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        context = self.ids[max(0, start - _CONTEXT) : start]
+        before = self.tokenizer.decode(context, skip_special_tokens=True)
+        both = self.tokenizer.decode(context + self.ids[start:], skip_special_tokens=True)
+        return both[len(before) :]
+
+    def _settle(self, n_head: int) -> None:
+        """Keep the text of the first ids, if the rest decodes behind it to what it is in the whole text."""
+        head = self.tokenizer.decode(self.ids[:n_head], skip_special_tokens=True)
+        whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not head.endswith(_REPLACEMENT) and head + self._behind(n_head) == whole:
+            self._head, self._n_head = head, n_head
 
     def _certain(self, text: str) -> str:
         """Return the part of an unfinished text that later tokens cannot change or declare a stop string."""
@@ -78,7 +108,9 @@ class TextStream:
 
     def _ends_in_blank(self) -> bool:
         """Tell whether the text ended in a blank before it was cleaned up."""
-        raw = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        raw = self.tokenizer.decode(
+            self.ids[-_TAIL:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return raw.endswith(" ")
 
 

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from llava.inference.streaming import TextStream
+from llava.model.tokenizer import load_tokenizer
 
 
 class ByteTokenizer:
@@ -138,3 +139,50 @@ def test_random_texts_and_stop_strings():
         _, seen = run(text, stop)
         assert seen[-1] == expected
         assert all(expected.startswith(one) for one in seen)
+
+
+def test_random_texts_held_to_their_end():
+    rng = random.Random(2)
+    alphabet = ["a", " ", "#", "##", "é", "世", "🙂", "\n", "</s", "</s>", " .", " '", "n't"]
+    for tokenizer in (ByteTokenizer(), CleaningTokenizer()):
+        for _ in range(300):
+            text = "".join(rng.choices(alphabet, k=rng.randrange(1, 25)))
+            stop = tuple(rng.sample(["###", "</s>", "# ", "é世", "n't"], rng.randrange(0, 4)))
+            held = TextStream(tokenizer, stop)
+            stopped = any(held.hold(byte) for byte in text.encode())
+            held.end()
+            streamed, _ = run(text, stop, tokenizer)
+            assert (held.text, held.stopped) == (streamed.text, streamed.stopped), (text, stop)
+            assert stopped == streamed.stopped
+
+
+class Counting(CleaningTokenizer):
+    """Counts the ids that it is asked to decode."""
+
+    n_decoded = 0
+
+    def decode(self, ids, *args, **kwargs):
+        self.n_decoded += len(ids)
+        return super().decode(ids, *args, **kwargs)
+
+
+def test_a_long_answer_is_not_decoded_whole_at_every_step():
+    rng = random.Random(3)
+    alphabet = ["word ", "世界", "🙂", " ' ", "n't", " .", "\n", "# "]
+    text = "".join(rng.choices(alphabet, k=1500))
+    tokenizer = Counting()
+    _, seen = run(text, ("###",), tokenizer)
+    n_ids = len(text.encode())
+    assert seen[-1] == CleaningTokenizer().decode(text.encode()).strip()
+    assert tokenizer.n_decoded < 700 * n_ids < n_ids * n_ids / 4
+
+
+@pytest.mark.parametrize("name", ["llava-tiny-v1.5", "llava-tiny-v1.6-mistral", "llava-tiny-mpt"])
+def test_long_answers_of_real_tokenizers(checkpoints, name):
+    tokenizer = load_tokenizer(checkpoints / name)
+    rng = random.Random(4)
+    ids = [rng.randrange(len(tokenizer)) for _ in range(700)]  # also byte pieces and special tokens
+    stream = TextStream(tokenizer, ("a stop string that never comes",))
+    shown = "".join(stream.put(one) for one in ids) + stream.end()
+    assert shown == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert stream._n_head > 300
