@@ -1,10 +1,9 @@
 """llava.load: one question, streams, batches and sessions from one short object."""
 
-import contextlib
-
 import pytest
 import torch
 from PIL import Image
+from watching import tower_calls
 
 import llava
 from llava.conversation import conv_templates
@@ -28,16 +27,6 @@ def expected(assistant, text, images=()):
 
 def other_picture(number):
     return Image.radial_gradient("L").resize((50 + 9 * number, 40)).convert("RGB")
-
-
-@contextlib.contextmanager
-def tower_calls(model):
-    calls = []
-    handle = model.get_vision_tower().register_forward_pre_hook(lambda *_: calls.append(1))
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 def test_load_chooses_device_dtype_and_template(checkpoints, picture):
