@@ -280,10 +280,14 @@ def test_the_random_state_is_left_alone(wide: Any) -> None:
 
 def test_an_evaluation_does_not_change_the_gradients_after_it(wide: Any) -> None:
     """bitsandbytes repacks layers in eval mode on CPUs with bfloat16, and gives wrong gradients after it."""
+    from types import SimpleNamespace
+
     from peft import LoraConfig, get_peft_model
 
+    from llava.train.adapters import prepare_quantized
+
     model = load(wide("llama"), dtype=torch.float32, load_4bit=True)[1]
-    quantization.settle_layers(model, trains=True)
+    model = prepare_quantized(model, SimpleNamespace(gradient_checkpointing=False))
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], exclude_modules=".*tower.*"))
 
     def gradients() -> list[torch.Tensor]:
