@@ -236,6 +236,8 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
     tower = model.get_vision_tower()
     if tower is None:
         raise CheckpointError(f"{plan.path} is a LLaVA model, but its config names no mm_vision_tower.")
+    if "unpad" in (plan.config.get("mm_patch_merge_type") or ""):  # left over if the caller changed that
+        info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.endswith("image_newline")}
     loading.check_loading(
         info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path
     )
