@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to a small LLaVA that reads handwriting: installs, makes data, trains, evaluates, chats.
-#   bash scripts/quickstart.sh [--device cuda] [--fresh] [--output FOLDER]
+#   bash scripts/quickstart.sh [--lora] [--device cuda] [--fresh] [--output FOLDER]
 # Everything lands in runs/quickstart; a second run reuses what is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

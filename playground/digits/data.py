@@ -29,11 +29,14 @@ PAIRS = 5000  # two-image records for training
 Record = dict[str, Any]
 
 
-def make_data(folder: Path) -> dict[str, int]:
-    """Write images/, pretrain.json, finetune.json and test.json; returns how many of each there are."""
+def make_data(folder: Path, halves: tuple[Digits, Digits] | None = None) -> dict[str, int]:
+    """Write images/, pretrain.json, finetune.json and test.json; returns how many of each there are.
+
+    halves: what to train on and what to ask about; the halves of scikit-learn's example unless given.
+    """
     (folder / "images" / "train").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "test").mkdir(parents=True, exist_ok=True)
-    train, test = load_halves()
+    train, test = halves or load_halves()
     shown = _write_training_pictures(folder, train)
     test_names = [f"test/{test.first + index:04d}.png" for index in range(len(test.labels))]
     write_pictures(render(test.ink), [folder / "images" / name for name in test_names])

@@ -38,18 +38,26 @@ def _raw(ink: np.ndarray) -> np.ndarray:
 
 
 class Answerer:
-    """A loaded model that answers many short questions at once."""
+    """A loaded model, with its base when it is an adapter, that answers many short questions at once.
 
-    def __init__(self, model_path: Path, device: str) -> None:
+    as_merged: weights are rounded to float16 with the adapter in them, as scripts/merge_lora_weights.py does.
+    An adapter on its base and the merged model are then the same numbers.
+    """
+
+    def __init__(
+        self, model_path: Path, device: str, model_base: Path | None = None, *, as_merged: bool = False
+    ) -> None:
         self.tokenizer, self.model, self.processor, _ = load_pretrained_model(
             str(model_path),
-            None,
+            None if model_base is None else str(model_base),
             model_path.name,
             device=device,
             device_map=None,
-            torch_dtype=best_dtype(device),
+            torch_dtype=torch.float16 if as_merged else best_dtype(device),
         )
         self.model.to(device).eval()
+        if as_merged and device == "cpu":
+            self.model.float()  # only products: a CPU is slow in float16
         self.template, _ = choose_template(model_path.name, self.model.config)
 
     def prompt_ids(self, question: str, images: int) -> list[int]:
@@ -111,7 +119,10 @@ def score(answered: list[Question]) -> tuple[dict[str, float], dict[str, int]]:
     return accuracy, counts
 
 
-def evaluate(model_path: Path, data: Path, device: str) -> list[Question]:
-    """Let the model answer the test questions."""
+def evaluate(
+    model_path: Path, data: Path, device: str, model_base: Path | None = None, *, as_merged: bool = False
+) -> list[Question]:
+    """Let the model answer the test questions; see Answerer."""
     questions = json.loads((data / "test.json").read_text())
-    return answer_all(Answerer(model_path, device), questions, data / "images")
+    answerer = Answerer(model_path, device, model_base, as_merged=as_merged)
+    return answer_all(answerer, questions, data / "images")

@@ -1,4 +1,4 @@
-"""The quickstart as a story: data, models, stage 1, stage 2, evaluation, a chat turn, result.json."""
+"""The quickstart as a story: data, models, stage 1, stage 2 (whole or LoRA), evaluation, a chat turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.utils import UserError, run_program
-from playground.digits.table import table
+from playground.digits.table import bar, table
 from playground.digits.training import ROOT, train
 
 HERE = Path(__file__).resolve().parent
@@ -27,13 +28,38 @@ SOURCES = {
     "pretrain": ("training.py",),
     "finetune": ("training.py",),
     "evaluate": ("evaluate.py", "report.py", "quickstart.py"),
+    "lora": ("training.py",),
+    "evaluate-lora": ("evaluate.py", "report.py", "quickstart.py", "merged.py"),
 }
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "sentencepiece", "pillow", "numpy", "scikit-learn")
 CHAT_QUESTION = "Which digit is this?"
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A way of stage 2: its steps, the folder of its model, its base, and the mark of its files."""
+
+    train: str
+    evaluate: str
+    model: str
+    base: str | None
+    mark: str
+
+    def file(self, name: str) -> str:
+        """Name a file of this variant: `result.json`, `result-lora.json`."""
+        return name.replace(".", f"{self.mark}.")
+
+
+FULL = Variant("finetune", "evaluate", "llava-digits", None, "")
+LORA = Variant("lora", "evaluate-lora", "llava-digits-lora", "models/llm", "-lora")
+
+
 def main(arguments: argparse.Namespace) -> None:
-    """Run every step that has not been done yet, and write result.json."""
+    """Run every step that has not been done yet, and write the result.
+
+    Ends with exit code 1 when the model reads digits no better than the SVC.
+    """
+    variant = LORA if arguments.lora else FULL
     work = arguments.output.resolve()
     _check_device(arguments.device)
     if arguments.fresh and work.exists():
@@ -42,8 +68,8 @@ def main(arguments: argparse.Namespace) -> None:
     steps: dict[str, Callable[[], Any]] = {
         "data": lambda: make_data_and_models(work),
         "pretrain": lambda: train("pretrain", work, arguments.device),
-        "finetune": lambda: train("finetune", work, arguments.device),
-        "evaluate": lambda: evaluate(work, arguments.device),
+        variant.train: lambda: train(variant.train, work, arguments.device),
+        variant.evaluate: lambda: evaluate(work, arguments.device, variant),
     }
     seconds = {"setup": round(arguments.setup_seconds, 1)}
     outcome: dict[str, Any] = {}
@@ -52,9 +78,11 @@ def main(arguments: argparse.Namespace) -> None:
         key = _key(key, SOURCES[name])
         seconds[name], outcome[name] = _once(work, name, key, step)
     seconds["total"] = round(sum(seconds.values()), 1)
-    result = {**outcome["evaluate"], "seconds": seconds, "versions": _versions()}
-    (work / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    _tell(result, work)
+    result = {**outcome[variant.evaluate], "seconds": seconds, "versions": _versions()}
+    (work / variant.file("result.json")).write_text(json.dumps(result, indent=2) + "\n")
+    _tell(result, work, variant)
+    if not result["reached"]:
+        sys.exit("the quickstart did not reach its bar; see above")
 
 
 def _once(work: Path, name: str, key: str, step: Callable[[], Any]) -> tuple[float, Any]:
@@ -125,27 +153,43 @@ def make_data_and_models(work: Path) -> None:
         raise RuntimeError("making the tower or the language model failed; its error stands above")
 
 
-def evaluate(work: Path, device: str) -> dict[str, Any]:
-    """Ask the test questions, measure the SVC, draw the sheet, chat once: accuracies, counts and the chat."""
+def evaluate(work: Path, device: str, variant: Variant) -> dict[str, Any]:
+    """Ask the test questions, measure the SVC, draw the sheet, chat once: accuracies, counts and the chat.
+
+    An adapter is merged as well, and the merged model asked the same.
+    """
     from playground.digits import evaluate as exam
+    from playground.digits.merged import compare, merge
     from playground.digits.report import picture_sheet
 
-    answered = exam.evaluate(work / "llava-digits", work / "data", device)
-    (work / "answers.json").write_text(json.dumps(answered, indent=1) + "\n")
+    base = None if variant.base is None else work / variant.base
+    as_merged = base is not None
+    answered = exam.evaluate(work / variant.model, work / "data", device, base, as_merged=as_merged)
+    (work / variant.file("answers.json")).write_text(json.dumps(answered, indent=1) + "\n")
     accuracy, counts = exam.score(answered)
-    picture_sheet(answered, work / "data" / "images", work / "sheet.png")
-    return {
+    svc = exam.svc_accuracy()
+    picture_sheet(answered, work / "data" / "images", work / variant.file("sheet.png"))
+    outcome: dict[str, Any] = {
         "accuracy": {kind: round(value, 4) for kind, value in accuracy.items()},
         "n": counts,
-        "svc_accuracy": round(exam.svc_accuracy(), 4),
-        "chat": chat(work, answered[0]["images"][0], device),
+        "svc_accuracy": round(svc, 4),
+        "reached": accuracy["which_digit"] > svc,
+        "chat": chat(work, answered[0]["images"][0], device, variant),
     }
+    if base is not None:
+        merged = merge(work / variant.model, base)
+        again = exam.evaluate(merged, work / "data", device, as_merged=True)
+        outcome["merged"] = compare(answered, again)
+        outcome["reached"] = outcome["reached"] and outcome["merged"]["agrees"]
+    return outcome
 
 
-def chat(work: Path, image: str, device: str) -> dict[str, str]:
+def chat(work: Path, image: str, device: str, variant: Variant) -> dict[str, str]:
     """Ask one question through llava.serve.cli, as a person would."""
     path = work / "data" / "images" / image
-    words = ["-m", "llava.serve.cli", "--model-path", str(work / "llava-digits"), "--image-file", str(path)]
+    words = ["-m", "llava.serve.cli", "--model-path", str(work / variant.model), "--image-file", str(path)]
+    if variant.base is not None:
+        words += ["--model-base", str(work / variant.base)]
     words += ["--device", device, "--temperature", "0", "--max-new-tokens", "16"]
     print(f"$ echo '{CHAT_QUESTION}' | python {' '.join(words)}", flush=True)
     run = subprocess.run(
@@ -161,18 +205,23 @@ def chat(work: Path, image: str, device: str) -> dict[str, str]:
     return {"image": str(path.relative_to(work)), "question": CHAT_QUESTION, "answer": answer}
 
 
-def _tell(result: dict[str, Any], work: Path) -> None:
-    """Print the table, the timings and where everything lies."""
+def _tell(result: dict[str, Any], work: Path, variant: Variant) -> None:
+    """Print the table, the bar, the timings and where everything lies."""
     print(f"\n{table(result['accuracy'], result['n'], result['svc_accuracy'])}\n")
+    print(bar(result))
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items()))
-    for what, name in {
-        "answered test digits": "sheet.png",
+    places = {
+        "answered test digits": variant.file("sheet.png"),
         "loss curve of stage 1": "llava-digits-pretrain/loss_curve.png",
-        "loss curve of stage 2": "llava-digits/loss_curve.png",
-        "every answer": "answers.json",
-        "all numbers": "result.json",
-        "the model, for llava.serve.cli --model-path": "llava-digits",
-    }.items():
+        "loss curve of stage 2": f"{variant.model}/loss_curve.png",
+        "every answer": variant.file("answers.json"),
+        "all numbers": variant.file("result.json"),
+        "the model, for llava.serve.cli --model-path": variant.model,
+    }
+    if variant.base is not None:
+        places["its base, for --model-base"] = variant.base
+        places["the model with the adapter merged in"] = "llava-digits-merged"
+    for what, name in places.items():
         print(f"{what}: {work / name}")
 
 
@@ -185,6 +234,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--fresh", action="store_true", help="delete what an earlier run left, and start anew"
+    )
+    parser.add_argument(
+        "--lora",
+        action="store_true",
+        help="stage 2 with LoRA; data, models and stage 1 of an earlier run are reused",
     )
     parser.add_argument("--setup-seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     return parser

@@ -142,9 +142,9 @@ def save_tower(model: Contrast, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def make_tower(folder: Path, recipe: TowerRecipe | None = None) -> None:
-    """Train a tower on the training half and write it to a folder."""
-    train, _ = load_halves()
+def make_tower(folder: Path, recipe: TowerRecipe | None = None, train: Digits | None = None) -> None:
+    """Train a tower on the training half, or on other digits, and write it to a folder."""
+    train = train or load_halves()[0]
     model = train_tower(train, recipe or TowerRecipe())
     print(f"  tower: {accuracy(model, train):.1%} of the training pictures find their word", flush=True)
     save_tower(model, folder)

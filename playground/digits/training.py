@@ -1,10 +1,11 @@
-"""Stage 1 and stage 2 through llava/train/train_mem.py, with the flags of scripts/v1_5 and small sizes."""
+"""Stage 1, and stage 2 whole or with LoRA: llava/train/train_mem.py, scripts/v1_5's flags, small sizes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ SHARED = {
     "lazy_preprocess": "True",
     "report_to": "none",
 }
-STAGES = {
+STAGES: dict[str, dict[str, str]] = {
     "pretrain": {
         "version": "plain",
         "data_path": "{work}/data/pretrain.json",
@@ -55,12 +56,23 @@ STAGES = {
         "learning_rate": "1e-3",
     },
 }
+# Data and projector are those of "finetune". As in scripts/v1_5/finetune_lora.sh, adapters on linear
+# layers of the LLM train, and the projector. playground/digits/choose_lora.py chose rank and rates.
+STAGES["lora"] = {
+    **STAGES["finetune"],
+    "output_dir": "{work}/llava-digits-lora",
+    "lora_enable": "True",
+    "lora_r": "32",
+    "lora_alpha": "64",
+    "learning_rate": "2e-3",
+    "mm_projector_lr": "1e-3",
+}
 
 
-def command(stage: str, work: Path, device: str) -> list[str]:
-    """Build the command line of a stage."""
+def command(stage: str, work: Path, device: str, changed: Mapping[str, str] | None = None) -> list[str]:
+    """Build the command line of a stage; `changed` flags win over its own."""
     on_gpu = device.startswith("cuda")
-    flags = {**SHARED, **STAGES[stage], "bf16": str(on_gpu), "tf32": str(on_gpu)}
+    flags = {**SHARED, **STAGES[stage], "bf16": str(on_gpu), "tf32": str(on_gpu), **(changed or {})}
     if not on_gpu:
         flags["use_cpu"] = "True"
     words = [sys.executable, "llava/train/train_mem.py"]
@@ -69,9 +81,9 @@ def command(stage: str, work: Path, device: str) -> list[str]:
     return words
 
 
-def train(stage: str, work: Path, device: str) -> None:
+def train(stage: str, work: Path, device: str, changed: Mapping[str, str] | None = None) -> None:
     """Run a stage; its progress bar goes to the terminal. Raises CalledProcessError when it fails."""
-    words = command(stage, work, device)
+    words = command(stage, work, device, changed)
     print(f"$ python {' '.join(words[1:])}", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     # transformers says of reference flags that they will be renamed one day: no news for a reader of this run
