@@ -102,15 +102,15 @@ def _processor_fields(path: str) -> dict[str, Any]:
 
 
 def _with_recorded(path: str, fields: dict[str, Any], *, keep_aspect: bool) -> dict[str, Any]:
-    """Take the multimodal fields of the LLaVA that a folder was made from, if it was made by `to_hf`."""
+    """Take what transformers' config does not hold from the LLaVA that a folder was made from by `to_hf`."""
     file = files.find_file(path, SOURCE_FILE)
     if file is None:
         return fields
     recorded = files.read_json(file)
-    names = [name for name in recorded if name.startswith(("mm_", "image_", "tokenizer_", "conv_template"))]
+    multimodal = ("mm_", "image_", "tokenizer_", "unfreeze_mm", "tune_mm", "freeze_mm", "pad_token_id")
     changed = {"mm_vision_tower", "mm_hidden_size"} | ({"image_aspect_ratio"} if keep_aspect else set())
-    names += ["unfreeze_mm_vision_tower", "max_sequence_length", "_name_or_path", "pad_token_id"]
-    return {**fields, **{name: recorded[name] for name in names if name in recorded and name not in changed}}
+    wins = [name for name in recorded if name.startswith(multimodal) and name not in changed]
+    return {**recorded, **fields, **{name: recorded[name] for name in wins}}
 
 
 def _write(

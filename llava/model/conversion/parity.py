@@ -166,9 +166,12 @@ def compare(
     own template gives the prompt. square: with a square picture, where the two process others in different
     ways.
     """
-    prompt = _prompt(conversation, start_end=start_end)
+    turns = (
+        3 if own_template else 1
+    )  # other templates may not know several turns, or end them in their own way
+    prompt = _prompt(conversation, turns, start_end=start_end)
     picture = picture_of_test(square=square)
-    theirs = _ask_hf(hf_path, prompt, picture, settings, own_template=own_template)
+    theirs = _ask_hf(hf_path, prompt, turns, picture, settings)
     shown = prompt if own_template else theirs.prompt
     ours = _ask_llava(llava, shown, picture, theirs.image_id, settings)
     rows = min(ours.logits.shape[-1], theirs.logits.shape[-1])  # without the padding rows
@@ -198,16 +201,17 @@ def compare(
     )
 
 
-def _prompt(conversation: Conversation, *, start_end: bool) -> str:
+def _prompt(conversation: Conversation, turns: int, *, start_end: bool) -> str:
     dialog = conversation.copy()
     image = DEFAULT_IMAGE_TOKEN
     image = f"{DEFAULT_IM_START_TOKEN}{image}{DEFAULT_IM_END_TOKEN}" if start_end else image
-    for index, text in enumerate((f"{image}\n{QUESTIONS[0]}", ANSWER, QUESTIONS[1], None)):
+    texts = (f"{image}\n{QUESTIONS[0]}", ANSWER, QUESTIONS[1])
+    for index, text in enumerate((*texts[:turns], None)):
         dialog.append_message(dialog.roles[index % 2], text)
     return dialog.get_prompt()
 
 
-def _messages(*, turns: int) -> list[dict[str, Any]]:
+def _messages(turns: int) -> list[dict[str, Any]]:
     first = [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]
     texts = [{"type": "text", "text": text} for text in (ANSWER, QUESTIONS[1])]
     messages: list[dict[str, Any]] = [{"role": "user", "content": first}]
@@ -243,15 +247,13 @@ def _ask_llava(
     return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id)
 
 
-def _ask_hf(path: str, prompt: str, picture: Image.Image, settings: Settings, *, own_template: bool) -> _Seen:
+def _ask_hf(path: str, prompt: str, turns: int, picture: Image.Image, settings: Settings) -> _Seen:
     logger.info("parity: running transformers' model in %s on %s", settings.dtype, settings.device)
     config = AutoConfig.from_pretrained(path)
     processor = hf_processor(path, config)
     rendered = prompt
     if processor.chat_template is not None:
-        # other templates than ours may not know several turns, or end them in their own way
-        messages = _messages(turns=3 if own_template else 1)
-        rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+        rendered = processor.apply_chat_template(_messages(turns), add_generation_prompt=True)
     inputs = processor(images=[picture], text=[rendered], return_tensors="pt")
     model = load_hf(path, config, settings)
     ids = inputs["input_ids"][0].tolist()
