@@ -56,6 +56,8 @@ class LLaVATrainer(LossByModality):
     data_collator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "tokenizer" in kwargs:  # its name in transformers 4, which other projects pass
+            kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
         self.guard = NonFiniteGuard(getattr(self.args, "on_nonfinite", "error"), self.train_dataset)
         self.memory = RunMemory(self)
@@ -63,6 +65,11 @@ class LLaVATrainer(LossByModality):
         self.add_callback(self.guard)
         self.add_callback(self.lost)
         self.add_callback(self.memory)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; subclasses of other projects call it so."""
+        return self.processing_class
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
