@@ -7,6 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
+
 from llava.model.builder import best_device, resolve_dtype
 from llava.model.conversion.from_hf import from_hf
 from llava.model.conversion.mmproj import write_mmproj
@@ -64,20 +66,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _dtype(name: str | None) -> torch.dtype | None:
+    dtype = resolve_dtype(name, {})
+    if dtype is not None and not dtype.is_floating_point:
+        raise UserError(f"dtype is {name!r}; expected float16, bfloat16 or float32.")
+    return dtype
+
+
 def main() -> None:
     """Parse the command line and convert."""
     args = _parser().parse_args()
     if args.command == "mmproj":
-        count = write_mmproj(args.src, args.dst, dtype=resolve_dtype(args.dtype, {}))
+        count = write_mmproj(args.src, args.dst, dtype=_dtype(args.dtype))
         sys.stdout.write(f"wrote {count} tensors to {args.dst}\n")
         return
     if args.max_shard_gb <= 0:
         raise UserError(f"--max-shard-gb is {args.max_shard_gb}; expected a size above 0.")
     device = best_device() if args.device == "auto" else args.device
-    parity_dtype = resolve_dtype(args.parity_dtype, {})
+    parity_dtype = _dtype(args.parity_dtype)
     assert parity_dtype is not None
     common = {
-        "dtype": resolve_dtype(args.dtype, {}),
+        "dtype": _dtype(args.dtype),
         "conv_mode": args.conv_mode,
         "max_shard_bytes": int(args.max_shard_gb * 1e9),
         "overwrite": args.overwrite,
