@@ -18,7 +18,8 @@ import torch
 from llava.conversation import choose_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model import checkpoint as files
-from llava.model.builder import load_pretrained_model, make_plan
+from llava.model import quantization
+from llava.model.builder import best_device, best_dtype, load_pretrained_model, make_plan
 from llava.model.checkpoint import CheckpointError
 from llava.model.families import family_of
 from llava.model.loading import UnfitWeightsError
@@ -260,8 +261,7 @@ class _Fields:
 
 def _load_shapes(report: Report, plan: LoadPlan, stored: Mapping[str, torch.Tensor]) -> None:
     """Run the loader on shapes: what it refuses are the problems, what it builds is measured."""
-    if report.quantization:
-        report.notes.append("weights are quantised: their names and shapes are not compared with the config")
+    if _is_quantised(report, plan):
         _measure_tokenizer(report, plan)
         return
     loaded = _try(report, plan)
@@ -274,6 +274,22 @@ def _load_shapes(report: Report, plan: LoadPlan, stored: Mapping[str, torch.Tens
     adapter = {name: count for name, count in report.parameters.items() if name == "adapter"}
     report.parameters = {**_count(model.named_parameters()), **adapter}
     _compare_tokens(report, plan, tokenizer)
+
+
+def _is_quantised(report: Report, plan: LoadPlan) -> bool:
+    """Tell if the LLM's weights are stored quantised; notes it, and what keeps them from being used here."""
+    config = plan.config if plan.source == plan.path else files.read_config(plan.source)
+    if not config.get("quantization_config"):
+        return False
+    report.notes.append("weights are quantised: their names and shapes are not compared with the config")
+    device = best_device()
+    try:
+        bits = quantization.stored_bits(config, plan.source)
+        asked_by = f"{plan.source} ({bits} bit)"
+        quantization.check_quantization(bits, device, best_dtype(device), asked_by=asked_by)
+    except UserError as error:
+        report.problems.append(str(error))
+    return True
 
 
 def _try(report: Report, plan: LoadPlan, **overwrite: Any) -> Any:

@@ -219,6 +219,10 @@ def test_quantised_weights(copy):
     report = look(folder)
     assert report.quantization == "bitsandbytes, 4 bit"
     assert "not compared" in report.notes[0]
+    folders.edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    report = look(folder)
+    assert report.quantization == "gptq, 4 bit"
+    assert "only bitsandbytes" in report.problems[0]
 
 
 def test_every_family(family, checkpoints, tmp_path):
