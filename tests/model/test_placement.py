@@ -95,6 +95,17 @@ def test_split_between_cpu_and_disk(
         assert torch.equal(logits(split), logits(whole))
 
 
+def test_a_tower_that_is_read_from_its_own_files(checkpoints: Path, tmp_path: Path) -> None:
+    path = folders.whole("llama", tmp_path / "m", checkpoints, mm_patch_merge_type="flat")
+    spread = device_map("llama", "layers.0", "vision_tower", "embed_tokens")
+    inputs = {"input_ids": tiny.prompt(3, "image", 4), "images": tiny.pixels(1, 3, 56, 56)}
+    with torch.no_grad():
+        whole = load(path, device_map="cpu")[1](**inputs).logits
+        split = load(path, device_map=spread, offload_folder=str(tmp_path / "off"))[1]
+        assert torch.equal(split(**inputs).logits, whole)
+    assert not any(value.is_meta for value in split.get_vision_tower().parameters())
+
+
 @pytest.mark.parametrize("name", ["one bin", "bin shards"])
 def test_split_of_bin_files(name: str, folder_of: Any, checkpoints: Path, tmp_path: Path) -> None:
     path = folders.whole("llama", tmp_path / "m", checkpoints, **V16)
