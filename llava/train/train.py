@@ -165,6 +165,10 @@ def _load_llm(
         ),
         **adapters.quantization_arguments(training_args),
     }
+    if is_llava(config):
+        _compare_with_checkpoint(config, model_args)
+        # the tower's files may lie elsewhere than where the checkpoint was trained
+        config = {**config, "mm_vision_tower": model_args.vision_tower}
     if wants_vision:
         arguments["config"] = llava_config(config)
     model, info = from_pretrained(model_class, path, **arguments)
@@ -184,6 +188,22 @@ def _load_llm(
     if training_args.packing:
         use_packing(model)
     return model
+
+
+def _compare_with_checkpoint(config: dict[str, Any], model_args: ModelArguments) -> None:
+    """Warn where a LLaVA checkpoint was trained on other features. Raises UserError for another projector."""
+    path, wanted = model_args.model_name_or_path, vars(model_args)
+    own = config.get("mm_projector_type") or "linear"
+    if own != wanted["mm_projector_type"]:
+        raise UserError(
+            f"{path} has a projector of type {own}, --mm_projector_type is {wanted['mm_projector_type']}; "
+            f"give --mm_projector_type {own}"
+        )
+    for name in ("mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type"):
+        if name in config and config[name] != wanted[name]:
+            logger.warning(
+                "%s was trained with --%s %s, this run has %s", path, name, config[name], wanted[name]
+            )
 
 
 def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:

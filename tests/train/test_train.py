@@ -243,6 +243,27 @@ def test_llava_checkpoint_without_a_tower_is_refused(
         run_train(argv[:place] + argv[place + 2 :])
 
 
+def test_going_on_from_a_llava_checkpoint(
+    checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tower may lie elsewhere than before; another projector is refused, other features are said."""
+    shutil.copytree(checkpoints / "llava-tiny-v1.5", tmp_path / "llava-own")
+    config = json.loads((tmp_path / "llava-own" / "config.json").read_text())
+    moved = {**config, "mm_vision_tower": "/gone/clip"}
+    (tmp_path / "llava-own" / "config.json").write_text(json.dumps(moved))
+    common = "--version v1 --data_path {data}/finetune.json --mm_projector_type"
+    more = ["--model_name_or_path", str(tmp_path / "llava-own"), "--dry_run", "True"]
+
+    def train_on(rest: str) -> None:
+        run_train([*flags(checkpoints, training_data, tmp_path / "out", f"{common} {rest}"), *more])
+
+    with pytest.raises(UserError, match="projector of type mlp2x_gelu, --mm_projector_type is linear"):
+        train_on("linear")
+    with caplog.at_level("WARNING", logger="llava"):
+        train_on("mlp2x_gelu --mm_vision_select_layer -1")
+    assert "was trained with --mm_vision_select_layer -2, this run has -1" in caplog.text
+
+
 def test_checkpoint_without_training_state_is_not_resumed(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
