@@ -82,12 +82,17 @@ def commands(block: Block) -> Iterator[list[str]]:
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split = True
         words: list[str] = []
+        is_file = False  # after > or <
         for word in [*lexer, ";"]:
-            if word in ("|", "||", "&", "&&", ";", ">", ">>", "<", "2>"):
+            if word in (">", ">>", "<", "2>"):
+                is_file = True
+            elif is_file:
+                is_file = False
+            elif word in ("|", "||", "&", "&&", ";"):
                 if words:
                     yield words
                 words = []
-            elif words or not re.fullmatch(r"\w+=\S*", word):  # VARIABLE=value in front of a command
+            elif words or not re.fullmatch(r"\w+=.*", word):  # VARIABLE=value in front of a command
                 words.append(word)
 
 

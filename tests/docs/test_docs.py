@@ -24,6 +24,7 @@ from pages import MARKS, PAGES, README, ROOT, Block, anchors, blocks, links, pro
 
 from llava.train.args import parse_args
 from llava.train.records import find_fault
+from playground.digits.training import STAGES
 
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
@@ -69,6 +70,22 @@ def test_numbers_are_those_of_the_recorded_run(page: Path) -> None:
         assert f"| {result['n'][kind]} | {accuracy:.1%} |" in text, kind
     assert f"{result['svc_accuracy']:.1%}" in text
     assert f"| together | {result['seconds']['total']:.0f} |" in text
+
+
+def test_numbers_of_lora_are_those_of_the_recorded_run() -> None:
+    result = json.loads((ROOT / "docs" / "quickstart_lora_result.json").read_text())
+    section = prose(ROOT / "docs" / "quickstart.md").partition("\n## With LoRA\n")[2].partition("\n## ")[0]
+    assert result["reached"] and result["accuracy"]["which_digit"] > result["svc_accuracy"]
+    for kind, accuracy in result["accuracy"].items():
+        assert f"| {result['n'][kind]} | {accuracy:.1%} |" in section, kind
+    assert f"| stage 2 with LoRA | {result['seconds']['lora']:.0f} |" in section
+    for row in result["choice"]:
+        assert f"| {row['which_digit']:.1%} | {row['mean']:.1%} |" in section
+    chosen, recipe = result["choice"][0], STAGES["lora"]  # the best in front
+    assert chosen["mean"] == max(row["mean"] for row in result["choice"])
+    named = {"rank": "lora_r", "alpha": "lora_alpha"}
+    for key in ("rank", "alpha", "learning_rate", "mm_projector_lr"):
+        assert chosen[key] == recipe[named.get(key, key)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -173,8 +190,12 @@ def _check_shell_script(block: Block, words: Sequence[str]) -> None:
         assert flag in known, f"{block}: {words[1]} does not know {flag}"
 
 
+def _script_place(words: Sequence[str]) -> int:
+    return next(index for index, word in enumerate(words) if word.endswith(".py"))
+
+
 def _check_deepspeed(block: Block, words: Sequence[str]) -> None:
-    place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    place = _script_place(words)
     arguments = list(words[place + 1 :])
     assert (ROOT / arguments[arguments.index("--deepspeed") + 1]).is_file(), f"{block}: no DeepSpeed config"
     _check_python(block, ["python", *words[place:]])
@@ -201,21 +222,29 @@ def test_documented_commands_are_accepted(
         _check_shell_script(block, words)
     elif program == "deepspeed":
         _check_deepspeed(block, words)
+    elif program == "torchrun":
+        _check_python(block, ["python", *words[_script_place(words) :]])
     elif program == "pip":
         _check_pip(block, words)
     else:
         assert program in FOREIGN, f"{block}: unknown program {program}"
 
 
-def test_flags_in_tables_of_training_exist() -> None:
+TRAINING_PAGES = (
+    *("training", "pretrain", "finetune", "data_format"),
+    *("data_at_scale", "distributed", "resume", "memory"),
+)
+
+
+@pytest.mark.parametrize("page", TRAINING_PAGES)
+def test_flags_in_tables_of_training_exist(page: str) -> None:
     parser = _parser_of("llava/train/train.py")
     doctor = _parser_of("llava.train.check_data")
     assert parser is not None and doctor is not None
     known = {*parser._option_string_actions, *doctor._option_string_actions, "--help"}
-    for page in ("training.md", "data_format.md"):
-        cells = re.findall(r"`(--[^`]+)`", prose(ROOT / "docs" / page))
-        named = {flag for cell in cells for flag in re.findall(r"--[\w-]+", cell)}
-        assert named <= known, f"{page} names unknown flags: {sorted(named - known)}"
+    cells = re.findall(r"`(--[^`]+)`", prose(ROOT / "docs" / f"{page}.md"))
+    named = {flag for cell in cells for flag in re.findall(r"--[\w-]+", cell)}
+    assert named <= known, f"{page} names unknown flags: {sorted(named - known)}"
 
 
 # ---- blocks of other languages ----
