@@ -59,6 +59,12 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError) as error:
+        if "quantization_config" in arguments and "dispatched on the CPU or the disk" in str(error):
+            raise CheckpointError(
+                f"{path} does not fit into the devices' memory in 8 or 4 bit, and bitsandbytes cannot "
+                f"offload; free memory or raise max_memory, try load_4bit, or load it without, which can "
+                f"offload."
+            ) from error
         raise CheckpointError(f"The weights of {path} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):

@@ -72,7 +72,7 @@ def check_quantization(bits: int, device_map: Any, dtype: torch.dtype, *, asked_
     bitsandbytes is tried on one small layer, since what it can do depends on its version, the platform and
     the processor.
     """
-    if bits == 16:
+    if bits == 16 or device_map in ("meta", {"": "meta"}):  # "meta": names and shapes only
         return
     # it warns of a kernel package that does not exist for this, and for each call of an 8-bit layer
     for name in ("backends.cpu.ops", "autograd._functions"):

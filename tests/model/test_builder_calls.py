@@ -141,41 +141,6 @@ def test_mpt_says_that_it_has_eager_attention_only(checkpoints, caplog):
     assert "MPT has only eager attention" in caplog.text
 
 
-# ------------------------------------------------------------------------------------------ quantisation
-
-
-@pytest.mark.parametrize("keyword", ["load_4bit", "load_8bit"])
-def test_bitsandbytes_that_is_not_installed(checkpoints, monkeypatch, keyword):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match="'bitsandbytes'.*pip install"):
-        load(checkpoints / "llava-tiny-v1.5", **{keyword: True})
-
-
-@pytest.mark.parametrize(("keyword", "kind"), [("load_4bit", "Linear4bit"), ("load_8bit", "Linear8bitLt")])
-def test_only_the_llms_layers_are_quantised(tmp_path, checkpoints, keyword, kind):
-    pytest.importorskip("bitsandbytes")
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "mm_hidden_size": 32, "vocab_size": 1000}
-    model = tiny.llava_model("llama", checkpoints / "tiny-clip", **sizes)
-    model.save_pretrained(tmp_path)
-    folders.add_tokenizer(tmp_path, "llama", checkpoints)
-    loaded = load(tmp_path, dtype=torch.float32, **{keyword: True})[1]
-    modules = dict(loaded.named_modules())
-    quantised = {name for name, module in modules.items() if type(module).__name__ == kind}
-    llm = {
-        name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and ".layers." in name
-    }
-    assert quantised == {name for name in llm if "vision_tower" not in name}
-    assert len(quantised) == 14
-    ids, images = tiny.prompt(3, "image", 4), tiny.pixels(1, 3, 56, 56)
-    with torch.no_grad():
-        ours = loaded(input_ids=ids, images=images).logits.flatten()
-        exact = model(input_ids=ids, images=images).logits.flatten()
-    assert torch.nn.functional.cosine_similarity(ours, exact, dim=0) > (
-        0.9 if keyword == "load_4bit" else 0.99
-    )
-    assert loaded.generate(ids, images=images, max_new_tokens=3, do_sample=False).shape[0] == 1
-
-
 # ------------------------------------------------------------------------------------------------ dtypes
 
 

@@ -247,6 +247,13 @@ def test_devices_that_cannot(place: dict[str, Any], message: str, wide: Any, mon
         load(wide("llama"), load_4bit=True, **place)
 
 
+def test_a_model_that_does_not_fit(wide: Any, tmp_path: Path) -> None:
+    size = (wide("llama") / "model.safetensors").stat().st_size
+    limits = {"cpu": size // 8, "disk": 10**9}
+    with pytest.raises(CheckpointError, match="does not fit into the devices' memory in 8 or 4 bit"):
+        load(wide("llama"), device="cuda", load_8bit=True, max_memory=limits, offload_folder=str(tmp_path))
+
+
 def test_bitsandbytes_that_does_not_work_here(wide: Any, monkeypatch: Any) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no kernel image is available\nmore lines")
