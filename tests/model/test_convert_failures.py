@@ -70,7 +70,13 @@ def test_other_pixels_are_found(v15: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert_empty(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["language_model.model.layers.1.mlp.up_proj.weight", "vision_tower"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        pytest.param("vision_tower", marks=pytest.mark.slow),
+    ],
+)
 def test_another_weight_is_found(
     name: str, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,11 @@ def exports(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return Exports(checkpoints, tmp_path_factory.mktemp("exports"))
 
 
+def fast(*keys: str, among: tuple[str, ...]) -> list[Any]:
+    """Parameters of a test: those that are not named are marked slow."""
+    return [key if key in keys else pytest.param(key, marks=pytest.mark.slow) for key in among]
+
+
 def load_both(exports: Exports, key: str) -> tuple[Any, Any, Any]:
     """Processor and model of transformers, and what load_pretrained_model returns."""
     folder = str(exports.get(key))
@@ -44,7 +49,7 @@ def load_both(exports: Exports, key: str) -> tuple[Any, Any, Any]:
     return hf_processor(folder, config), load_hf(folder, config, FULL), ours
 
 
-@pytest.mark.parametrize("key", CONVERTIBLE)
+@pytest.mark.parametrize("key", fast("v15", "v16_mistral", among=CONVERTIBLE))
 def test_both_models_agree(key: str, exports: Exports) -> None:
     folder = exports.get(key)
     report = exports.reports[key]
@@ -106,7 +111,7 @@ def test_new_rows_lie_at_the_mean_and_are_never_chosen(exports: Exports) -> None
     assert (hidden @ head.T).argmax(-1).max() < 1000
 
 
-@pytest.mark.parametrize("key", ["v15", "v16"])
+@pytest.mark.parametrize("key", fast("v16", among=("v15", "v16")))
 def test_transformers_answers_as_llava_does(key: str, exports: Exports) -> None:
     processor, theirs, (tokenizer, ours, image_processor, _) = load_both(exports, key)
     picture = make_image({"w": 90, "h": 70})
@@ -155,7 +160,7 @@ def test_pixel_values_are_llavas(key: str, aspect: str, exports: Exports, tmp_pa
 # ----------------------------------------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize("key", ["v15", "v16", "v16_mistral"])
+@pytest.mark.parametrize("key", fast("v16_mistral", among=("v15", "v16", "v16_mistral")))
 def test_llava_to_hf_to_llava_is_bit_equal(
     key: str, exports: Exports, tmp_path: Path, checkpoints: Path
 ) -> None:
@@ -176,7 +181,7 @@ def test_llava_to_hf_to_llava_is_bit_equal(
     assert not (tmp_path / "back" / "vision_tower").exists()
 
 
-@pytest.mark.parametrize("key", ["v15", "v16_mistral"])
+@pytest.mark.parametrize("key", fast("v15", among=("v15", "v16_mistral")))
 def test_hf_to_llava_to_hf_is_bit_equal(key: str, exports: Exports, tmp_path: Path) -> None:
     from_hf(str(exports.get(key)), tmp_path / "llava", parity=None)
     to_hf(str(tmp_path / "llava"), tmp_path / "hf", parity=None, conv_mode="llava_v1")
@@ -196,6 +201,7 @@ def test_the_tower_comes_as_a_folder_of_its_own(exports: Exports, tmp_path: Path
     assert not [name for name in weights(tmp_path / "llava") if "vision_tower" in name]
 
 
+@pytest.mark.slow
 def test_a_tower_of_other_weights_is_kept_in_the_checkpoint(
     exports: Exports, tmp_path: Path, checkpoints: Path
 ) -> None:
@@ -214,8 +220,8 @@ def test_a_tower_of_other_weights_is_kept_in_the_checkpoint(
 # ------------------------------------------------------------------------------------------ folders of others
 
 
-@pytest.mark.parametrize("key", ["v15", "v16_mistral"])
-@pytest.mark.parametrize("old_names", [True, False])
+@pytest.mark.parametrize("key", fast("v16_mistral", among=("v15", "v16_mistral")))
+@pytest.mark.parametrize("old_names", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_folders_that_transformers_saved(key: str, old_names: bool, exports: Exports, tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(exports.get(key))
     model_class = getattr(transformers, config.architectures[0])
@@ -236,7 +242,7 @@ def test_folders_that_transformers_saved(key: str, old_names: bool, exports: Exp
         )
 
 
-@pytest.mark.parametrize("key", ["v15", "v16"])
+@pytest.mark.parametrize("key", fast("v15", among=("v15", "v16")))
 def test_folders_of_the_hub(
     key: str, exports: Exports, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +255,7 @@ def test_folders_of_the_hub(
     assert ("--image-aspect-ratio pad" in caplog.text) is (key == "v15")
 
 
+@pytest.mark.slow
 def test_a_hub_folder_can_be_told_to_pad(exports: Exports, tmp_path: Path) -> None:
     hub = like_the_hub(exports.get("v15"), tmp_path / "hub")
     report = from_hf(str(hub), tmp_path / "llava", aspect="pad")
@@ -259,6 +266,7 @@ def test_a_hub_folder_can_be_told_to_pad(exports: Exports, tmp_path: Path) -> No
 # ------------------------------------------------------------------------------------------ other checkpoints
 
 
+@pytest.mark.slow
 def test_start_and_end_tokens(exports: Exports, tmp_path: Path) -> None:
     source = changed_copy(
         exports.source("v15_st")[0], tmp_path / "llava", mm_use_im_start_end=True, vocab_size=1002
@@ -276,6 +284,7 @@ def test_start_and_end_tokens(exports: Exports, tmp_path: Path) -> None:
     assert "<im_start><image><im_end>" in (tmp_path / "hf" / "chat_template.jinja").read_text()
 
 
+@pytest.mark.slow
 def test_cls_features(exports: Exports, tmp_path: Path) -> None:
     source = changed_copy(exports.source("v15")[0], tmp_path / "llava", mm_vision_select_feature="cls_patch")
     report = to_hf(str(source), tmp_path / "hf")
@@ -289,6 +298,7 @@ def test_cls_features(exports: Exports, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "mode"), [("v15", "llava_llama_2"), ("v16", "chatml_direct"), ("v15", "v0")])
 def test_other_templates(key: str, mode: str, exports: Exports, tmp_path: Path) -> None:
     report = to_hf(exports.source(key)[0], tmp_path / "hf", conv_mode=mode)
@@ -310,6 +320,7 @@ def test_an_inconsistent_generation_config_is_made_consistent(exports: Exports, 
     assert (config.do_sample, config.temperature, config.pad_token_id) == (True, 0.9, 1001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_weights_are_rounded_on_demand(dtype: torch.dtype, exports: Exports, tmp_path: Path) -> None:
     report = to_hf(exports.source("v15")[0], tmp_path / "hf", dtype=dtype)
@@ -320,6 +331,7 @@ def test_weights_are_rounded_on_demand(dtype: torch.dtype, exports: Exports, tmp
     )
 
 
+@pytest.mark.slow
 def test_parity_in_a_smaller_dtype(exports: Exports, tmp_path: Path) -> None:
     report = to_hf(exports.source("v15")[0], tmp_path / "hf", parity=Settings(torch.bfloat16))
     assert report is not None and report.passed

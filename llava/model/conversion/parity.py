@@ -29,6 +29,7 @@ from llava.model.loading import from_pretrained
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of logits in float32
+_ROUNDINGS = 16  # roundings of the largest logit that are allowed in a smaller dtype
 QUESTIONS = ("What is shown in this picture?", "And what is to the left of it?")
 ANSWER = "Soft patches of colour,  without an edge."
 # spaces, line breaks, special tokens, bytes: where tokenizers come apart
@@ -195,7 +196,7 @@ def compare(
         pixel_difference=float((ours.pixels - theirs.pixels).abs().max()) if pixels else float("inf"),
         logit_difference=difference,
         largest_logit=largest,
-        tolerance=TOLERANCE if exact else 4 * torch.finfo(settings.dtype).eps * largest,
+        tolerance=TOLERANCE if exact else _ROUNDINGS * torch.finfo(settings.dtype).eps * largest,
         same_choices=same,
         texts_must_agree=own_template,
     )
