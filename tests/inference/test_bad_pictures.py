@@ -67,7 +67,7 @@ ODD = {
 }
 
 
-@pytest.fixture(params=["llama", "mistral", "mpt"])  # square with padding, anyres tiles, square with padding
+@pytest.fixture(params=["llama", "mistral"])  # padded to a square, anyres tiles
 def assistant(request, load_family) -> Assistant:
     loaded, template = load_family(request.param)
     return Assistant(loaded, conv_templates[template])
