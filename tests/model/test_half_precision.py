@@ -12,6 +12,7 @@ import torch
 
 from llava.model.builder import best_dtype, load_pretrained_model
 
+slow = pytest.mark.slow
 HALVES = [torch.float16, torch.bfloat16]
 V16 = {
     "mm_patch_merge_type": "spatial_unpad",
@@ -56,7 +57,8 @@ PROMPT = tiny.prompt(3, "image", 4, "image", 2)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("family", ["llama", pytest.param("mistral", marks=slow), "mpt"])
+@pytest.mark.parametrize("style", [pytest.param("v1.5", marks=slow), "v1.6", "s2"])
 def test_float16(family: str, style: str, load: Any) -> None:
     """Every step of a forward pass and of each kind of decoding runs."""
     model = load(family, style, dtype=torch.float16)
@@ -92,7 +94,7 @@ def test_default_dtype_on_the_cpu(style: str, load: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [pytest.param("v1.5", marks=slow), "v1.6", "s2"])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_pictures_of_any_dtype(dtype: torch.dtype, style: str, load: Any) -> None:
     model = load("llama", style, dtype=dtype)

@@ -21,6 +21,9 @@ V16 = {
     "image_aspect_ratio": "anyres",
     "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
 }
+slow = pytest.mark.slow
+ONE_FAMILY = ["llama", pytest.param("mistral", marks=slow), pytest.param("mpt", marks=slow)]
+TWO_FAMILIES = ["llama", pytest.param("mistral", marks=slow), "mpt"]
 STEM = folders.STEM
 PARTS = {
     "llama": ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb"),
@@ -71,6 +74,7 @@ def in_memory(model: Any) -> list[torch.Tensor]:
     return [value for part in parts for value in part.parameters()] + [body.image_newline]
 
 
+@pytest.mark.parametrize("family", TWO_FAMILIES)
 @pytest.mark.parametrize(
     "disk",
     [
@@ -106,7 +110,7 @@ def test_a_tower_that_is_read_from_its_own_files(checkpoints: Path, tmp_path: Pa
     assert not any(value.is_meta for value in split.get_vision_tower().parameters())
 
 
-@pytest.mark.parametrize("name", ["one bin", "bin shards"])
+@pytest.mark.parametrize("name", [pytest.param("one bin", marks=slow), "bin shards"])
 def test_split_of_bin_files(name: str, folder_of: Any, checkpoints: Path, tmp_path: Path) -> None:
     path = folders.whole("llama", tmp_path / "m", checkpoints, **V16)
     if name == "one bin":
@@ -119,6 +123,7 @@ def test_split_of_bin_files(name: str, folder_of: Any, checkpoints: Path, tmp_pa
     assert torch.equal(logits(split), logits(whole))
 
 
+@pytest.mark.parametrize("family", ONE_FAMILY)
 @pytest.mark.parametrize("share", [0.4, 0.9])
 def test_auto_with_too_little_memory(share: float, family: str, folder_of: Any, tmp_path: Path) -> None:
     path = folder_of(family)
@@ -149,6 +154,7 @@ def test_chat_and_beams_on_a_split_model(folder_of: Any, tmp_path: Path) -> None
     assert answers[:2] == answers[2:]
 
 
+@pytest.mark.parametrize("family", ONE_FAMILY)
 @pytest.mark.parametrize("disk", ["body", "everything"])
 def test_one_name_for_many_parts(disk: str, family: str, folder_of: Any, tmp_path: Path) -> None:
     stem = STEM[family].rstrip(".")

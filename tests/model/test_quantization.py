@@ -19,6 +19,9 @@ from llava.utils import UserError
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
+slow = pytest.mark.slow
+ONE_FAMILY = ["llama", pytest.param("mistral", marks=slow), pytest.param("mpt", marks=slow)]
+
 KINDS = {4: bitsandbytes.nn.Linear4bit, 8: bitsandbytes.nn.Linear8bitLt}
 # cosine with the float model's logits; random weights lose more than trained ones
 CLOSE = {4: 0.9, 8: 0.999}
@@ -94,9 +97,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Any:
 # ------------------------------------------------------------------------------------- what is quantised
 
 
-slow = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("style", "bits"),
     [
@@ -118,6 +118,7 @@ def test_the_llms_layers_and_nothing_else(family: str, bits: int, style: str, wi
     assert CLOSE[bits] < close(logits(model), logits(exact)) < 1
 
 
+@pytest.mark.parametrize("family", ONE_FAMILY)
 @pytest.mark.parametrize("bits", [pytest.param(4, marks=slow), 8])
 def test_adapter_and_projector_on_a_quantised_base(
     family: str, bits: int, tmp_path: Path, checkpoints: Path
@@ -134,6 +135,7 @@ def test_adapter_and_projector_on_a_quantised_base(
         assert close(logits(model), logits(exact)) > (0.9 if bits == 4 else 0.99)
 
 
+@pytest.mark.parametrize("family", ONE_FAMILY)
 @pytest.mark.parametrize("bits", [4, pytest.param(8, marks=slow)])
 def test_text_models(family: str, bits: int, tmp_path: Path, checkpoints: Path) -> None:
     base = folders.text_base(family, tmp_path / "base", checkpoints)
@@ -146,8 +148,15 @@ def test_text_models(family: str, bits: int, tmp_path: Path, checkpoints: Path) 
 # ---------------------------------------------------------------------------------------- output and dtypes
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [
+        (4, torch.bfloat16),
+        (8, torch.float16),
+        *(pytest.param(4, one, marks=slow) for one in (torch.float16, torch.float32)),
+        *(pytest.param(8, one, marks=slow) for one in (torch.bfloat16, torch.float32)),
+    ],
+)
 def test_logits_and_chat_in_each_dtype(bits: int, dtype: torch.dtype, wide: Any, checkpoints: Path) -> None:
     from llava.inference.chat import ChatSession
     from llava.inference.sampling import SamplingParams
