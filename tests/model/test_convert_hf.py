@@ -233,6 +233,11 @@ def test_folders_that_transformers_saved(key: str, old_names: bool, exports: Exp
     report = from_hf(str(tmp_path / "hf"), tmp_path / "llava")
     assert report is not None and report.passed
     assert json.loads((tmp_path / "llava" / "config.json").read_text())["vocab_size"] == 1000
+    assert not (tmp_path / "llava" / "tokenizer.model").exists()  # nor had the source one
+    again = to_hf(str(tmp_path / "llava"), tmp_path / "again", conv_mode="llava_v1")
+    assert again is not None and again.passed
+    settings = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     expected = {from_hf_name(name): value for name, value in weights(exports.get(key)).items()}
     found = weights(tmp_path / "llava")
     for name, value in found.items():

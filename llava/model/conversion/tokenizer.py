@@ -55,19 +55,25 @@ def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
     tokenizer.chat_template = chat_template
     tokenizer.padding_side = "left"  # what answering batches needs; llava-hf's folders say so too
     tokenizer.save_pretrained(folder)
-    file = folder / CONFIG_FILE
-    config = files.read_json(file)
+    config_file, fast_file = folder / CONFIG_FILE, folder / FAST_FILE
+    config = files.read_json(config_file)
+    for passing in ("backend", "is_local", "local_files_only"):  # how it was loaded, not what it is
+        config.pop(passing, None)
     if isinstance(tokenizer, LlamaTokenizer):
         content = json.loads(fast_tokenizer(tokenizer).to_str())
-        # as text, not as pairs: transformers 4.37 reads no others
-        content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-        _write_json(folder / FAST_FILE, content)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config["model_input_names"] = tokenizer.model_input_names
         for token in config.get("added_tokens_decoder", {}).values():
             token["normalized"] = not tokenizer.legacy  # as in the tokenizer.json
+    else:
+        content = files.read_json(fast_file)
+    merges = content["model"].get("merges", ())
+    if not any(" " in part for pair in merges for part in pair if not isinstance(pair, str)):
+        # as text, not as pairs: transformers 4.37 reads no others
+        content["model"]["merges"] = [one if isinstance(one, str) else " ".join(one) for one in merges]
+    _write_json(fast_file, content)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     config["chat_template"] = chat_template
-    _write_json(file, config)
+    _write_json(config_file, config)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
