@@ -58,7 +58,7 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
             )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:  # the last: no CUDA here
         if "quantization_config" in arguments and "dispatched on the CPU or the disk" in str(error):
             raise CheckpointError(
                 f"{path} does not fit into the devices' memory in 8 or 4 bit, and bitsandbytes cannot "

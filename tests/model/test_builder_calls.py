@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from llava.model.builder import best_device, best_dtype, load_pretrained_model
+from llava.model.checkpoint import CheckpointError
 from llava.utils import UserError
 
 
@@ -66,6 +67,14 @@ def test_calls_of_other_projects(call, checkpoints):
     wanted = CALLS[call].get("attn_implementation", "sdpa")
     assert model.config._attn_implementation == wanted
     assert len(tokenizer) == 1000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.parametrize("keywords", [{"device_map": "cuda:0"}, {"device": "cuda:0"}, {"device": "nowhere"}])
+def test_a_device_that_is_not_here_is_one_sentence(checkpoints, keywords):
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        load_pretrained_model(str(checkpoints / "llava-tiny-v1.5"), None, "x", **keywords)
+    assert "\n" not in str(caught.value)
 
 
 def test_keywords_only_and_positional(checkpoints):
