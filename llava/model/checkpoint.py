@@ -283,6 +283,13 @@ def first_line(error: BaseException) -> str:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
+def let_others_read(file: Path) -> None:
+    """Give a file the permissions that new files have here; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: str | Path) -> None:
     """Write a dict of tensors as `.bin` or `.safetensors` under a temporary name, then rename it."""
     file = Path(file)
@@ -297,6 +304,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: str | Path) -> None:
             )
         else:
             torch.save(dict(tensors), partial)
+        let_others_read(partial)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

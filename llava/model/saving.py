@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from llava.model.checkpoint import let_others_read
 
 logger = logging.getLogger(__name__)
 
@@ -74,3 +77,5 @@ def save_whole_model(model: Any, save: Callable[..., None], folder: Any, kwargs:
     repair_generation_config(model)
     kwargs.setdefault("save_original_format", False)
     save(folder, **kwargs)
+    for file in Path(folder).glob("*.safetensors"):
+        let_others_read(file)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llava.model.checkpoint import WEIGHT_FILES, WEIGHT_INDEXES, CheckpointError, first_line
+from llava.model.checkpoint import WEIGHT_FILES, WEIGHT_INDEXES, CheckpointError, first_line, let_others_read
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
             _remove_if_dead(left)
         scratch.mkdir()
         yield scratch
+        for file in scratch.rglob("*.safetensors"):
+            let_others_read(file)
         sync_tree(scratch)
         if inside:
             _move_into(scratch, target)

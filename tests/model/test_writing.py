@@ -202,6 +202,21 @@ def test_the_folder_one_stands_in_keeps_its_place(tmp_path, monkeypatch):
     assert content(tmp_path) == {"config.json": b"new", "model.safetensors": b"new"}
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_others_may_read_what_the_umask_lets_them(mask, build, tmp_path):
+    before = os.umask(mask)
+    try:
+        save_tensors({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
+        build().save_pretrained(tmp_path / "model")
+        with whole_folder(tmp_path / "folder") as scratch:
+            shutil.copy(tmp_path / "model" / "model.safetensors", scratch)
+            (scratch / "model.safetensors").chmod(0o600)
+    finally:
+        os.umask(before)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file
+
+
 def test_a_scratch_folder_of_a_living_process_stays(tmp_path):
     other = tmp_path / f".model.partial-{writing.platform.node()}-{os.getppid()}"
     other.mkdir()
