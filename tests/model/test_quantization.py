@@ -173,6 +173,20 @@ def test_logits_and_chat_in_each_dtype(bits: int, dtype: torch.dtype, wide: Any,
     assert session.finish_reason in ("length", "stop")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_on_a_gpu(bits: int, wide: Any) -> None:
+    exact = load(wide("llama"), dtype=torch.float32)[1]
+    model = load(wide("llama"), device="cuda", dtype=torch.float16, **flag(bits))[1]
+    assert quantized(model, bits) == llm_layers(exact)
+    assert {value.device.type for value in model.parameters()} == {"cuda"}
+    ids = tiny.prompt(9)
+    with torch.no_grad():
+        got, expected = model(input_ids=ids.cuda()).logits.cpu().float(), exact(input_ids=ids).logits
+    assert close(got, expected) > CLOSE[bits]
+
+
 def test_weights_take_the_memory_they_should(wide: Any) -> None:
     def size(**kwargs: Any) -> int:
         model = load(wide("llama"), dtype=torch.float16, **kwargs)[1]
