@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import folders
 import pytest
 import torch
 from folders import refuse
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import save_tensors
+from llava.model.checkpoint import CheckpointError, save_tensors
 from llava.model.foreign import foreign_config
 
 
@@ -165,3 +167,17 @@ def test_other_text_models_still_load(tmp_path, model_type, vicuna):
     folders.add_tokenizer(tmp_path, "llama", vicuna.parent)
     model = load_pretrained_model(str(tmp_path), None, "x", device="cpu")[1]
     assert model.config.model_type == model_type
+
+
+def test_other_ways_in_say_the_same(checkpoints, tmp_path):
+    """The front door and one question refuse another project's folder with the loader's sentence."""
+    import llava
+    from llava.eval.run_llava import eval_model
+
+    clip = checkpoints / "tiny-clip"
+    image = tmp_path / "x.png"
+    Image.new("RGB", (4, 4)).save(image)
+    args = SimpleNamespace(model_path=str(clip), query="What?", image_file=str(image))
+    for call in (lambda: llava.load(clip), lambda: eval_model(args)):
+        with pytest.raises(CheckpointError, match="is an image encoder"):
+            call()

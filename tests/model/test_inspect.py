@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,31 @@ def test_a_base_that_is_not_here(checkpoints, monkeypatch, tmp_path):
         assert (report.base.name, report.base.present) == ("vicuna-tiny", False)
         assert "model_base" in report.problems[0]
         assert report.parameters["projector"] == 6272
+
+
+def cached(root, name, source):
+    """Put a folder into the cache of the hub, as a download would."""
+    repository = root / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return shutil.copytree(source, repository / "snapshots" / ("0" * 40))
+
+
+def test_names_of_the_hub(checkpoints, tmp_path, monkeypatch):
+    """Model and tower by their names; both, or only the model, are in the cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = Path(cached(tmp_path, "liuhaotian/llava-tiny", checkpoints / "llava-tiny-v1.6"))
+    folders.edit_config(folder, mm_vision_tower="openai/clip-tiny")
+    report = look("liuhaotian/llava-tiny")
+    assert not report.can_chat
+    assert "'openai/clip-tiny'" in report.problems[0]
+    assert not report.tower.present
+    assert report.bytes > 500_000
+    cached(tmp_path, "openai/clip-tiny", checkpoints / "tiny-clip")
+    report = look("liuhaotian/llava-tiny")
+    assert report.can_chat, report.problems
+    assert "in the cache of the hub" in report.tower.place
 
 
 def test_nothing_is_downloaded(checkpoints, monkeypatch):
