@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, set_seed
@@ -59,7 +60,7 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
-from llava.train.resume import choose_checkpoint, open_run
+from llava.train.resume import OutputLock, choose_checkpoint, open_run
 from llava.train.samples import choose_tile_grids
 from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
@@ -326,6 +327,8 @@ def train(attn_implementation: str | None = None) -> None:
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
         _check_data(data_module[part], model_args)
+    writes = training_args.should_save and not training_args.dry_run
+    lock = OutputLock(Path(training_args.output_dir)) if writes else None
     checkpoint = choose_checkpoint(training_args)
     manifest = make_manifest(model_args, data_args, training_args)
     if not training_args.dry_run:
@@ -351,6 +354,8 @@ def train(attn_implementation: str | None = None) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report_skipped(data_module["train_dataset"], training_args.output_dir)
     save_trained_model(trainer, training_args)
+    if lock is not None:
+        lock.release()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from recorded_training import flags, run_train
 
 from llava.model.checkpoint import CheckpointError
 from llava.train.manifest import other_shards, other_weights
+from llava.train.resume import LOCK_FILE
+from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
 LORA = (
@@ -35,6 +39,25 @@ def argv(stopped: Path, checkpoints: Path, training_data: Path, tmp_path: Path) 
     """Return the command line of `stopped`, for a copy of its folder."""
     shutil.copytree(stopped, tmp_path / "out")
     return flags(checkpoints, training_data, tmp_path / "out", f"{LORA} {STEPS}")
+
+
+def test_a_second_run_is_kept_out_of_the_folder(argv: list[str], tmp_path: Path) -> None:
+    """Another process holds the folder; when it is killed the folder is free again."""
+    out = tmp_path / "out"
+    code = "from pathlib import Path; from llava.train.resume import OutputLock; "
+    code += f"lock = OutputLock(Path({str(out)!r})); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        (out / "tmp-checkpoint-4").mkdir()  # that the other run is writing
+        with pytest.raises(UserError, match=f"another run is writing to {out}"):
+            run_train(argv)
+        assert (out / "tmp-checkpoint-4").is_dir()
+        other.kill()
+    assert (out / LOCK_FILE).exists()
+    assert len(run_train(argv).loss) == 2
+    assert not (out / LOCK_FILE).exists()
 
 
 def test_changed_rates_and_decay_count(argv: list[str], tmp_path: Path) -> None:
