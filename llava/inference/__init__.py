@@ -3,6 +3,7 @@
 from llava.inference.assistant import Assistant, load
 from llava.inference.batch import Answer, Dialog, generate_batch
 from llava.inference.chat import ChatSession
+from llava.inference.compiled import CompiledDecoder
 from llava.inference.decoder import Decoder
 from llava.inference.loading import LoadedModel, open_model
 from llava.inference.sampling import SamplingParams
@@ -13,6 +14,7 @@ __all__ = [
     "Answer",
     "Assistant",
     "ChatSession",
+    "CompiledDecoder",
     "Decoder",
     "Dialog",
     "LoadedModel",

@@ -13,6 +13,7 @@ from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import context_of, device_of, pixels_for
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
+from llava.utils import UserError
 
 
 def stream_answer(
@@ -67,9 +68,12 @@ def _tokens(
     """Yield new ids until max_new_tokens or the end of the context; the caller stops at an end id."""
     choose = NextToken(params, decoder.model.generation_config, device_of(decoder.model))
     logits = decoder.prefill(ids, images)
+    mine = decoder.n_prompts
     new_ids: list[int] = []
     for step in range(min(params.max_new_tokens, decoder.room)):
         if step:
+            if decoder.n_prompts != mine:
+                raise UserError("another answer has begun on the same decoder; finish one answer first")
             logits = decoder.step(new_ids[-1])
         new_ids.append(choose(logits, new_ids))
         yield new_ids[-1]

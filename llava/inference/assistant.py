@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from llava.conversation import Conversation, conv_templates
 from llava.inference.batch import DEFAULT_BATCH_SIZE, Answer, Dialog, generate_batch
 from llava.inference.chat import ChatSession
+from llava.inference.compiled import CompiledDecoder
 from llava.inference.decoder import Decoder
 from llava.inference.loading import LoadedModel, open_model
-from llava.inference.prompt import open_dialog, pick_conv_mode
+from llava.inference.prompt import Images, open_dialog, pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.inference.sharded import generate_sharded
 from llava.mm_utils import get_model_name_from_path
 from llava.utils import UserError
 
-Images = Sequence[Image.Image | str | Path] | Image.Image | str | Path
 Question = str | tuple[str, Images] | Dialog
 
 
@@ -33,12 +32,14 @@ def load(
     dtype: torch.dtype | str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
+    compile: bool = False,
 ) -> Assistant:
     """Load a checkpoint (folder or hub name) for asking.
 
     model_base: base model of a LoRA or projector-only checkpoint. template: key of conv_templates (default:
-    read off the checkpoint). device, dtype: the best device present, and a dtype that is fast there. Raises
-    UserError (CheckpointError) in one sentence for what cannot be loaded.
+    read off the checkpoint). device, dtype: the best device present, and a dtype that is fast there.
+    compile: decode with torch.compile, see CompiledDecoder; then one answer runs at a time. Raises UserError
+    (CheckpointError) in one sentence for what cannot be loaded.
     """
     name = get_model_name_from_path(str(model_path))
     loaded = open_model(
@@ -51,7 +52,8 @@ def load(
         load_4bit=load_4bit,
     )
     chosen, _ = pick_conv_mode(template, name, loaded.model.config)
-    return Assistant(loaded, conv_templates[chosen])
+    decoder = CompiledDecoder(loaded.model, loaded.image_processor) if compile else None
+    return Assistant(loaded, conv_templates[chosen], decoder)
 
 
 class Assistant:
@@ -59,12 +61,14 @@ class Assistant:
 
     Settings of an answer (temperature, top_p, top_k, num_beams, max_new_tokens, seed, stop) are keywords; see
     SamplingParams for their ranges and defaults. A second question about the picture before costs only its
-    own tokens.
+    own tokens. `decoder`: one that serves all questions and sessions, an answer at a time (default: as many
+    as there are answers at a time).
     """
 
-    def __init__(self, loaded: LoadedModel, template: Conversation) -> None:
+    def __init__(self, loaded: LoadedModel, template: Conversation, decoder: Decoder | None = None) -> None:
         self.tokenizer, self.model, self.image_processor, self.context_len = loaded
         self.template = template
+        self._shared = decoder
         self._idle: list[Decoder] = []
 
     def __repr__(self) -> str:
@@ -90,16 +94,23 @@ class Assistant:
         self, session: ChatSession, pieces: Generator[str, None, None]
     ) -> Generator[str, None, None]:
         """Yield an answer's pieces from an idle decoder, which serves the next question afterwards."""
-        if self._idle:
+        if self._idle and self._shared is None:
             session.decoder = self._idle.pop()
         try:
             yield from pieces
         finally:
-            self._idle.append(session.decoder)
+            if self._shared is None:
+                self._idle.append(session.decoder)
 
     def session(self) -> ChatSession:
         """Return a new conversation that remembers: `.ask(text, images)`, `.stream(text, images)`."""
-        return ChatSession(self.tokenizer, self.model, self.image_processor, template=self.template)
+        return ChatSession(
+            self.tokenizer,
+            self.model,
+            self.image_processor,
+            template=self.template,
+            decoder=self._shared,
+        )
 
     def batch(
         self,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from PIL import Image
@@ -12,7 +11,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
-from llava.inference.prompt import encode_prompt, read_question, stop_strings
+from llava.inference.prompt import Images, encode_prompt, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
 from llava.utils import UserError
@@ -54,7 +53,7 @@ class ChatSession:
     def ask(
         self,
         text: str,
-        images: Sequence[Image.Image | str | Path] = (),
+        images: Images = (),
         params: SamplingParams | None = None,
     ) -> str:
         """Return the answer to a question; see `stream`."""
@@ -63,7 +62,7 @@ class ChatSession:
     def stream(
         self,
         text: str,
-        images: Sequence[Image.Image | str | Path] = (),
+        images: Images = (),
         params: SamplingParams | None = None,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer; closing it, or Ctrl-C meanwhile, ends the answer.

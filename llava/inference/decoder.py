@@ -32,6 +32,7 @@ class Decoder:
     def __init__(self, model: Any, image_processor: Any = None) -> None:
         self.model = model
         self.image_processor = image_processor
+        self.n_prompts = 0  # by which an answer sees that another one has begun
         self.forget()
 
     def forget(self) -> None:
@@ -50,6 +51,7 @@ class Decoder:
         ids: the prompt's, IMAGE_TOKEN_INDEX once for each image. Raises UserError for a prompt that leaves no
         position for an answer.
         """
+        self.n_prompts += 1
         keys = self.keys_of(ids, images)
         kept = self._keep(keys)
         return self._extend(keys[kept:])

@@ -24,6 +24,9 @@ from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
+# Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
+Images = Sequence[Image.Image | str | Path] | Image.Image | str | Path
+
 
 def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
     """Return the question with one image token for each of its `n_images` images.
@@ -46,7 +49,7 @@ def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
 
 
 def read_question(
-    text: str, images: Sequence[Image.Image | str | Path], config: object, *, has_tower: bool
+    text: str, images: Images, config: object, *, has_tower: bool
 ) -> tuple[str, list[Image.Image]]:
     """Return a question with its image tokens in place, and its images opened.
 
@@ -69,7 +72,7 @@ def read_question(
 def open_dialog(
     template: Conversation,
     text: str,
-    images: Sequence[Image.Image | str | Path],
+    images: Images,
     config: object,
     *,
     has_tower: bool,

@@ -7,7 +7,7 @@ from watching import tower_calls
 
 import llava
 from llava.conversation import conv_templates
-from llava.inference import Assistant, ChatSession, Dialog, SamplingParams, open_model
+from llava.inference import Assistant, ChatSession, CompiledDecoder, Dialog, SamplingParams, open_model
 from llava.utils import UserError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 10}
@@ -246,3 +246,28 @@ def test_pictures_that_cannot_be_used_are_told_and_the_model_goes_on(assistant, 
     with pytest.raises(UserError, match="the question is a NoneType"):
         assistant.chat(None, [picture], **GREEDY)
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
+
+
+def test_a_shared_decoder_serves_one_answer_at_a_time(load_family, picture):
+    loaded, template = load_family("llama")
+    decoder = CompiledDecoder(loaded.model, loaded.image_processor, backend=None)
+    shared = Assistant(loaded, conv_templates[template], decoder)
+    assert shared.chat("What is this?", [picture], **GREEDY) == expected(shared, "What is this?", [picture])
+    session = shared.session()
+    assert session.decoder is decoder
+    with tower_calls(loaded.model) as calls:
+        assert session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+    assert not calls
+    first = shared.stream("Hello", **GREEDY)
+    next(first)
+    assert shared.chat("Why?", **GREEDY) == expected(shared, "Why?")
+    with pytest.raises(UserError, match="another answer has begun on the same decoder"):
+        list(first)
+    assert shared.chat("Hello", **GREEDY) == expected(shared, "Hello")
+
+
+def test_load_compiles_on_request_and_says_where_it_cannot(checkpoints):
+    model = llava.load(checkpoints / "llava-tiny-v1.5", device="cpu", compile=True)
+    assert isinstance(model.session().decoder, CompiledDecoder)
+    with pytest.raises(UserError, match="cannot be compiled"):
+        llava.load(checkpoints / "llava-tiny-mpt", device="cpu", compile=True)
