@@ -10,12 +10,15 @@ import copy
 import types
 import warnings
 from functools import wraps
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import StoppingCriteriaList
 
+import llava
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -293,6 +296,20 @@ def test_a_keyword_ends_a_short_answer(kit):
         assert len(stopped) == index + 1
         return
     pytest.fail("no answer token to stop at; take another seed")
+
+
+def test_the_criteria_go_into_transformers_own_list(kit):
+    ids = tokenizer_image_token(
+        "USER: Hello ASSISTANT:", kit.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
+    )
+    criteria = KeywordsStoppingCriteria([kit.stop_str], kit.tokenizer, ids[None])
+    new = kit.model.generate(ids[None], stopping_criteria=StoppingCriteriaList([criteria]), **kit.kwargs)
+    assert torch.equal(new, kit.model.generate(ids[None], **kit.kwargs))
+
+
+def test_the_package_has_a_path():
+    """VLMEvalKit looks into the package's folder to tell the project's versions apart."""
+    assert (Path(llava.__path__[0]) / "model" / "builder.py").is_file()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
