@@ -21,6 +21,7 @@ from convert_folders import (
 )
 from PIL import Image
 from text_data import make_image
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -144,7 +145,7 @@ def test_pixel_values_are_llavas(key: str, aspect: str, exports: Exports, tmp_pa
         folder = tmp_path / "hf"
         to_hf(str(source), folder, parity=None)
     processor, _, (_, model, image_processor, _) = load_both(exports, key)
-    theirs = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
     model.config.image_aspect_ratio = aspect
     for mode in ("RGB", "L", "RGBA"):
         for width, height in SIZES:

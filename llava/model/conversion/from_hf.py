@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _write(
         values = {**files.read_json(generation), "pad_token_id": content["pad_token_id"]}
         write_json(folder / "generation_config.json", values)
 
-    named = ((name, value) for name, value in _named(source) if in_checkpoint or not files.is_tower_key(name))
+    named = _named(source, lambda name: in_checkpoint or not files.is_tower_key(name))
     found = weights.write_weights(
         weights.with_rows(named, keep=rows, total=rows), folder, dtype=dtype, max_bytes=max_bytes
     )
@@ -160,11 +161,9 @@ def _write(
     weights.check_shapes(found, expected, source, tied=bool(content.get("tie_word_embeddings")))
 
 
-def _named(source: str) -> weights.Named:
-    """Yield the weights of a llava-hf folder under LLaVA's names."""
-    for name, value in weights.stored(source):
-        if files.is_recomputed(name):
-            continue
+def _named(source: str, wanted: Callable[[str], bool]) -> weights.Named:
+    """Yield the weights of a llava-hf folder under LLaVA's names; `wanted` tells by the stored name."""
+    for name, value in weights.stored(source, lambda one: wanted(one) and not files.is_recomputed(one)):
         try:
             yield from_hf_name(name), value
         except KeyError as error:
@@ -184,8 +183,7 @@ def _write_tower(source: str, config: dict[str, Any], folder: Path, dtype: torch
     write_json(folder / PROCESSOR_FILE, {**kept, "image_processor_type": "CLIPImageProcessor"})
     tower = (
         ("vision_model." + name.removeprefix(TOWER_PREFIX), value)
-        for name, value in _named(source)
-        if files.is_tower_key(name)
+        for name, value in _named(source, files.is_tower_key)
     )
     weights.write_weights(tower, folder, dtype=dtype, max_bytes=1 << 40)
     return folder

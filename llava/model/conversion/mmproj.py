@@ -55,10 +55,8 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     writer.add_file_type(_FTYPES[dtype])
     count = 0
     try:
-        for name, value in weights.stored(source):
-            ours = from_hf_name(name) if not files.is_recomputed(name) else ""
-            if not ours.startswith((TOWER_PREFIX, "model.mm_projector.", "model.image_newline")):
-                continue
+        for name, value in weights.stored(source, _is_vision):
+            ours = from_hf_name(name)
             layer = _LAYER.search(ours)
             if "post_layernorm." in ours or (layer and int(layer.group(1)) >= layers):
                 continue
@@ -73,6 +71,11 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     finally:
         partial.unlink(missing_ok=True)
     return count
+
+
+def _is_vision(name: str) -> bool:
+    parts = ("vision_tower.", "multi_modal_projector.", "image_newline")
+    return any(part in name for part in parts) and not files.is_recomputed(name)
 
 
 def _add_fields(writer: Any, config: dict[str, Any], kind: str, source: str) -> int:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
+
+# at the top of transformers 5.17 it is a stand-in that asks for torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,19 +26,22 @@ _PADDING_VARIANCE = 1e-5  # of new rows, in units of the covariance of the old o
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def stored(path: str | Path) -> Named:
-    """Yield the weights of a folder as they are stored; safetensors one by one, `.bin` by file."""
+def stored(path: str | Path, wanted: Callable[[str], bool] = bool) -> Named:
+    """Yield the weights of a folder as they are stored; safetensors one by one, `.bin` by file.
+
+    wanted: tells by its name whether a weight is read; all are by default.
+    """
     found = files.weight_files(path)
     if not found:
         raise CheckpointError(f"{path} holds no weights; looked for {', '.join(files.WEIGHT_FILES)}.")
     for file in found:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
-                for name in content.keys():  # noqa: SIM118
+                for name in filter(wanted, content.keys()):
                     yield name, content.get_tensor(name)
         else:
             content = files.read_tensors(file)
-            for name in list(content):
+            for name in filter(wanted, list(content)):
                 yield name, content.pop(name)
 
 
