@@ -90,16 +90,27 @@ def _turn_faults(turns: Sequence[object]) -> Iterator[Fault]:
         if not isinstance(turn["value"], str):
             reason = f"the value of turn {number} is a JSON {kind_of(turn['value'])}; expected text"
             yield Fault("not_text", reason)
+        elif not _has_characters_only(turn["value"]):
+            reason = f"the value of turn {number} holds half a character (a lone surrogate such as \\ud83d)"
+            yield Fault("not_text", reason)
         if speaker is not None and speaker == before:
             reason = f"turns {number - 1} and {number} are both from {speaker!r}; they must alternate"
             yield Fault("role_order", reason)
         before = speaker
 
 
+def _has_characters_only(text: str) -> bool:
+    """Tell whether a text can be written; JSON may hold one half of a pair that stands for a character."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fault]:
     """Yield faults of `image`; its marks are counted when the turns are without fault."""
     names = image_paths(record)
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
         reason = f"'image' is {record['image']!r:.80}; expected a file name or a list of file names"
         yield Fault("bad_image_name", reason)
         return

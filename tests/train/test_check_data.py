@@ -55,6 +55,8 @@ PLANTED: list[tuple[str, str, Any]] = [
     ),
     ("image_corrupt", "empty.png", with_turns(ASK, ANSWER, image="empty.png")),
     ("bad_image_name", "'image' is 3", with_turns(ASK, ANSWER, image=3)),
+    ("bad_image_name", "expected a file name", with_turns(ASK, ANSWER, image="a\0b.png")),
+    ("not_text", "half a character", with_turns(ASK, ("gpt", "\ud83d, or so"))),
 ]
 # and those that it takes
 TOKEN_FAULTS: list[tuple[str, str, Any]] = [
