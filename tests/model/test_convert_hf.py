@@ -291,6 +291,15 @@ def test_start_and_end_tokens(exports: Exports, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_token_without_a_stored_row(exports: Exports, tmp_path: Path) -> None:
+    """The loader draws such a row at random; here it lies at the mean, and is not compared."""
+    source = changed_copy(exports.source("v15")[0], tmp_path / "llava", mm_use_im_patch_token=True)
+    report = to_hf(str(source), tmp_path / "hf")
+    assert report is not None and report.passed
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["image_token_index"] == 1001
+
+
+@pytest.mark.slow
 def test_cls_features(exports: Exports, tmp_path: Path) -> None:
     source = changed_copy(exports.source("v15")[0], tmp_path / "llava", mm_vision_select_feature="cls_patch")
     report = to_hf(str(source), tmp_path / "hf")

@@ -162,6 +162,7 @@ def compare(
     own_template: bool,
     start_end: bool = False,
     square: bool = False,
+    rows: int | None = None,
 ) -> Report:
     """Ask both models about a picture, one after the other, and compare all that goes in and comes out.
 
@@ -178,7 +179,7 @@ def compare(
     theirs = _ask_hf(hf_path, prompt, turns, picture, settings)
     shown = prompt if own_template else theirs.prompt
     ours = _ask_llava(llava, shown, picture, theirs.image_id, settings)
-    rows = min(ours.logits.shape[-1], theirs.logits.shape[-1])  # without the padding rows
+    rows = min(rows or ours.logits.shape[-1], ours.logits.shape[-1], theirs.logits.shape[-1])
     if ours.logits.shape[0] == theirs.logits.shape[0]:
         difference = float((ours.logits[:, :rows] - theirs.logits[:, :rows]).abs().max())
         same = torch.equal(ours.logits[:, :rows].argmax(-1), theirs.logits.argmax(-1))

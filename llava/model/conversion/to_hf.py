@@ -64,7 +64,9 @@ def to_hf(
     size = weights.stored_bytes(plan.source)
     with weights.new_folder(Path(target), overwrite=overwrite, needs_bytes=size) as folder:
         start_end = MultimodalConfig.of(llava_config(plan.config)).use_im_start_end
-        _write(plan, folder, conversation, rounded, exact_tower=dtype is None, max_bytes=max_shard_bytes)
+        rows = _write(
+            plan, folder, conversation, rounded, exact_tower=dtype is None, max_bytes=max_shard_bytes
+        )
         if parity is None:
             return None
         report = proof.compare(
@@ -74,6 +76,7 @@ def to_hf(
             settings=parity,
             own_template=True,
             start_end=start_end,
+            rows=rows,
         )
         if not report.passed:
             raise proof.ParityError(report)
@@ -113,8 +116,8 @@ def _write(
     *,
     exact_tower: bool,
     max_bytes: int,
-) -> None:
-    """Write all files of the folder."""
+) -> int:
+    """Write all files of the folder; returns how many rows of the vocabulary are the checkpoint's own."""
     config = llava_config(plan.config)
     settings = MultimodalConfig.of(config)
     tower = build_vision_tower(config, delay_load=True)
@@ -135,14 +138,22 @@ def _write(
     write_json(folder / SOURCE_FILE, plan.config)
     write_json(folder / "generation_config.json", _generation_config(plan.source, content))
 
-    named = weights.with_rows(_llava_weights(plan, rounded, exact_tower=exact_tower), keep=known, total=total)
-    renamed = ((to_hf_name(name), value) for name, value in named)
+    named = weights.with_rows(_llava_weights(plan, rounded), keep=known, total=total)
+    renamed = ((_hf_name(name, plan.path), value) for name, value in named)
     # the tower is stored in its own dtype, which usually is another than the LLM's
     found = weights.write_weights(
         renamed, folder, dtype=None if exact_tower else rounded, max_bytes=max_bytes
     )
     shapes = {from_hf_name(name): shape for name, shape in found.items()}
     weights.check_shapes(shapes, expected_shapes(content), plan.path, tied=content["tie_word_embeddings"])
+    return min(known, plan.config.get("vocab_size", known))
+
+
+def _hf_name(name: str, path: str) -> str:
+    try:
+        return to_hf_name(name)
+    except KeyError as error:
+        raise CheckpointError(f"{path} has a weight {name}, which no LLaVA has.") from error
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -175,7 +186,7 @@ def _generation_config(path: str, content: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- LLaVA's side
 
 
-def _llava_weights(plan: LoadPlan, rounded: torch.dtype | None, *, exact_tower: bool) -> weights.Named:
+def _llava_weights(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
     """Yield the weights of a checkpoint under LLaVA's names, tower included."""
     settings = MultimodalConfig.of(llava_config(plan.config))
     own_tower = False
