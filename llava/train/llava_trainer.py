@@ -82,7 +82,18 @@ class LLaVATrainer(LossByModality):
             self.memory.load(Path(resume_from_checkpoint))
             if self.trains_projector_only and self.is_deepspeed_enabled:
                 load_projector(self.model, Path(resume_from_checkpoint))  # DeepSpeed keeps what trains only
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._end_progress_bars()
+
+    def _end_progress_bars(self) -> None:
+        """End the lines of progress bars, so that the error of a run that fails has a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            for name in ("training_bar", "prediction_bar"):
+                bar = getattr(callback, name, None)
+                if bar is not None:
+                    bar.close()
 
     @property
     def trains_projector_only(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from recorded_training import Run, flags, recorded, run_train
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import load_weights, read_config, read_tensors
+from llava.train.llava_trainer import LLaVATrainer
 from llava.utils import UserError
 
 RECORDED = recorded("runs.json")
@@ -262,6 +264,18 @@ def test_going_on_from_a_llava_checkpoint(
     with caplog.at_level("WARNING", logger="llava"):
         train_on("mlp2x_gelu --mm_vision_select_layer -1")
     assert "was trained with --mm_vision_select_layer -2, this run has -1" in caplog.text
+
+
+def test_a_run_that_fails_ends_its_progress_bar() -> None:
+    """Or the error would stand on the bar's line."""
+    closed = []
+    bar = SimpleNamespace(close=lambda: closed.append(True))
+    trainer: Any = object.__new__(LLaVATrainer)
+    trainer.callback_handler = SimpleNamespace(
+        callbacks=[SimpleNamespace(training_bar=bar, prediction_bar=None), object()]
+    )
+    trainer._end_progress_bars()
+    assert closed == [True]
 
 
 def test_checkpoint_without_training_state_is_not_resumed(
