@@ -150,6 +150,62 @@ def test_tokens_behind_the_image_token_keep_their_ids(tmp_path: Path) -> None:
     assert len(back) == 2003
 
 
+def changed_model(folder: Path, kind: str, change: Any) -> Path:
+    """A tokenizer folder whose tokenizer.model is changed by `change(model)`."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    tokenizer_folder(folder, kind)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    change(model)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    return folder
+
+
+def no_space(model: Any) -> None:
+    model.normalizer_spec.add_dummy_prefix = False
+
+
+def own_pieces(model: Any) -> None:
+    for index, text in ((700, "<|im_start|>"), (701, "<|im_end|>")):
+        model.pieces[index].piece, model.pieces[index].type = text, 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("tiny_tokenizer", no_space), ("tiny_tokenizer_legacy", no_space), ("tiny_tokenizer", own_pieces)],
+)
+def test_other_models_of_llamas_kind(kind: str, change: Any, tmp_path: Path) -> None:
+    """As Yi has them, the language model of LLaVA-1.6-34B."""
+    ours = load_tokenizer(changed_model(tmp_path / "llava", kind, change))
+    save_for_hf(add_image_tokens(load_tokenizer(tmp_path / "llava")), tmp_path, "")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*TEXTS, *mixed_texts(600), "<|im_start|>user\n<image>\na  b<|im_end|><|im_start|>assistant\n"]
+    assert not different(ours, theirs, 2000, [text for text in texts if text not in LONE])
+    (tmp_path / "back").mkdir()
+    back = from_hf_tokenizer(str(tmp_path), tmp_path / "back", 2000)
+    assert not different(ours, back, 2000, [text for text in texts if "<image>" not in text])
+
+
+def test_added_tokens_inside_the_vocabulary_come_back(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path / "llava")
+    file = tmp_path / "llava" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    piece = load_tokenizer(tmp_path / "llava").convert_ids_to_tokens(500)
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    named = {str(index): {"content": text, **plain} for index, text in enumerate(("<unk>", "<s>", "</s>"))}
+    config["added_tokens_decoder"] = {**named, "500": {"content": piece, **plain}}
+    file.write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path / "llava")
+    save_for_hf(add_image_tokens(load_tokenizer(tmp_path / "llava")), tmp_path, "")
+    (tmp_path / "back").mkdir()
+    back = from_hf_tokenizer(str(tmp_path), tmp_path / "back", 2000)
+    assert back.added_tokens_decoder.keys() == ours.added_tokens_decoder.keys()
+    text = f"a{piece}b {piece} c"
+    assert back(text).input_ids == ours(text).input_ids
+
+
 def test_other_kinds_of_tokenizer_model_are_refused(tmp_path: Path) -> None:
     from sentencepiece import sentencepiece_model_pb2
 

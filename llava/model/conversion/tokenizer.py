@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,24 @@ from llava.constants import (
 from llava.model import checkpoint as files
 from llava.model.checkpoint import CheckpointError
 from llava.model.mm_config import MultimodalConfig
-from llava.model.tokenizer import CONFIG_FILE, FAST_FILE, MODEL_FILE, SPACE, LlamaTokenizer, load_tokenizer
+from llava.model.tokenizer import (
+    CONFIG_FILE,
+    FAST_FILE,
+    MODEL_FILE,
+    SPACE,
+    SPECIAL_FILE,
+    LlamaTokenizer,
+    load_tokenizer,
+)
 from llava.utils import import_optional
 
 PAD_TOKEN = "<pad>"
-_NORMAL, _BYTE, _BPE = 1, 6, 2  # numbers of sentencepiece's model file (sentencepiece_model.proto)
+_NORMAL, _USER_DEFINED, _BYTE, _BPE = (
+    1,
+    4,
+    6,
+    2,
+)  # types of sentencepiece_model.proto
 
 
 def llava_tokenizer(path: str, config: Any) -> Any:
@@ -92,7 +106,7 @@ def fast_tokenizer(tokenizer: LlamaTokenizer) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, processors
     from tokenizers.models import BPE
 
-    pieces = _pieces(tokenizer)
+    pieces, adds_space = _pieces(tokenizer)
     vocabulary = {piece.piece: index for index, piece in enumerate(pieces)}
     model = BPE(
         vocab=vocabulary,
@@ -103,7 +117,10 @@ def fast_tokenizer(tokenizer: LlamaTokenizer) -> Any:
     )
     fast = Tokenizer(model)
     added = sorted(tokenizer.added_tokens_decoder.items())
-    fast.normalizer = _normalizer(tokenizer, [token.content for _, token in added])
+    whole = [piece.piece for piece in pieces if piece.type == _USER_DEFINED]
+    fast.normalizer = _normalizer(tokenizer, [*whole, *(token.content for _, token in added)], adds_space)
+    if whole:  # sentencepiece never cuts them
+        fast.add_tokens([AddedToken(text, normalized=True) for text in whole])
     for index, token in added:
         same = AddedToken(
             token.content,
@@ -134,8 +151,11 @@ def fast_tokenizer(tokenizer: LlamaTokenizer) -> Any:
     return fast
 
 
-def _pieces(tokenizer: LlamaTokenizer) -> list[Any]:
-    """Read the pieces of a tokenizer.model; raises CheckpointError for a kind that Llama's is not."""
+def _pieces(tokenizer: LlamaTokenizer) -> tuple[list[Any], bool]:
+    """Read the pieces of a tokenizer.model, and whether it puts a space in front of a text.
+
+    Raises CheckpointError for a kind that Llama's is not.
+    """
     import_optional("google.protobuf", needed_for="writing a tokenizer.json", install="protobuf")
     from sentencepiece import sentencepiece_model_pb2
 
@@ -146,15 +166,16 @@ def _pieces(tokenizer: LlamaTokenizer) -> list[Any]:
         "a unigram model": trainer.model_type != _BPE,
         "no byte fallback": not trainer.byte_fallback,
         "a normalisation of its own": bool(normalizer.precompiled_charsmap),
-        "no space in front of texts": not normalizer.add_dummy_prefix,
         "spaces removed": normalizer.remove_extra_whitespaces,
+        "pieces of the user with legacy spaces": tokenizer.legacy
+        and any(piece.type == _USER_DEFINED for piece in model.pieces),
     }
     if any(found.values()):
         kinds = ", ".join(name for name, is_so in found.items() if is_so)
         raise CheckpointError(
             f"The {MODEL_FILE} has {kinds}; only tokenizers of Llama's kind can be written as {FAST_FILE}."
         )
-    return list(model.pieces)
+    return list(model.pieces), normalizer.add_dummy_prefix
 
 
 def _merges(pieces: list[Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
@@ -172,17 +193,18 @@ def _merges(pieces: list[Any], vocabulary: dict[str, int]) -> list[tuple[str, st
     return [pair for _, pair in sorted(ranked)]
 
 
-def _normalizer(tokenizer: LlamaTokenizer, added: list[str]) -> Any:
+def _normalizer(tokenizer: LlamaTokenizer, added: list[str], adds_space: bool) -> Any:
     """Put the space pieces where LLaVA's tokenizer has them.
 
-    Legacy: in front of every text between added tokens. Else at the start of the prompt and after `<image>`,
-    which begin texts that are encoded one by one, unless a special token follows.
+    Legacy: in front of every text between added tokens, if the model does so (`adds_space`). Else at the
+    start of the prompt and after `<image>`, which begin texts that are encoded one by one, unless a special
+    token follows.
     """
     from tokenizers import Regex, normalizers
 
     spaces = normalizers.Replace(" ", SPACE)
     if tokenizer.legacy:
-        return normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+        return normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if adds_space else spaces
     special = _any([*tokenizer.all_special_tokens, DEFAULT_IMAGE_TOKEN])
     image = re.escape(DEFAULT_IMAGE_TOKEN)
     # added tokens are normalised as well, to be found in normalised texts: alone they have to stay as they
@@ -214,10 +236,9 @@ def from_hf_tokenizer(path: str, folder: Path, image_token_id: int) -> Any:
     """
     config_file = files.find_file(path, CONFIG_FILE)
     config = files.read_json(config_file) if config_file else {}
-    if files.find_file(path, MODEL_FILE) is not None:
-        tokenizer = _from_model_file(path, config, image_token_id)
-        tokenizer.save_pretrained(folder)
-        return tokenizer
+    model_file = files.find_file(path, MODEL_FILE)
+    if model_file is not None:
+        return _from_model_file(model_file, path, folder, config, image_token_id)
     fast_file = files.find_file(path, FAST_FILE)
     if fast_file is None:
         raise CheckpointError(f"{path} has no tokenizer: looked for {MODEL_FILE} and {FAST_FILE}.")
@@ -245,31 +266,39 @@ def from_hf_tokenizer(path: str, folder: Path, image_token_id: int) -> Any:
 _NAMED = ("bos_token", "eos_token", "unk_token")
 
 
-def _from_model_file(path: str, config: dict[str, Any], image_token_id: int) -> LlamaTokenizer:
-    tokenizer = LlamaTokenizer(
-        vocab_file=str(files.find_file(path, MODEL_FILE)),
-        legacy=config.get("legacy"),
-        add_bos_token=config.get("add_bos_token", True) is not False,
-        add_eos_token=bool(config.get("add_eos_token", False)),
-        model_max_length=config.get("model_max_length"),
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-        **{name: _text(config[name]) for name in _NAMED if config.get(name)},
-    )
+def _from_model_file(model_file: Path, path: str, folder: Path, config: dict[str, Any], image: int) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
     stored = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
-    added_file = files.find_file(path, "added_tokens.json")
+    added_file, special_file = (files.find_file(path, name) for name in ("added_tokens.json", SPECIAL_FILE))
     if not stored and added_file:
         texts = files.read_json(added_file)
         stored = {index: {"content": text, "special": True} for text, index in texts.items()}
-    pieces = len(tokenizer)
-    last = _last_kept(stored, pieces, image_token_id)
-    for index, token in sorted(stored.items()):
-        if pieces <= index <= last:
-            tokenizer.add_tokens([token["content"]], special_tokens=bool(token.get("special")))
-    padding = _text(config.get("pad_token"))
-    known = padding is not None and padding in tokenizer.get_vocab()
-    tokenizer.pad_token = padding if known else tokenizer.unk_token
+    pieces = SentencePieceProcessor(model_file=str(model_file))
+    last = _last_kept(stored, len(pieces), image)
+    kept = {str(index): {**token, "normalized": False} for index, token in stored.items() if index <= last}
+    special = {**(files.read_json(special_file) if special_file else {}), **config}
+    padding = _text(special.get("pad_token"))
+    known = padding in {token["content"] for token in kept.values()} or padding in (
+        pieces.id_to_piece(index) for index in range(len(pieces))
+    )
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": kept,
+        **{name: config[name] for name in _SETTINGS if config.get(name) is not None},
+        **{name: _text(special[name]) for name in _NAMED if special.get(name)},
+        "pad_token": padding if known else _text(special.get("unk_token")) or "<unk>",
+    }
+    shutil.copyfile(model_file, folder / MODEL_FILE)
+    _write_json(folder / CONFIG_FILE, settings)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.save_pretrained(folder)  # with the files that older versions look for
     return tokenizer
+
+
+_SETTINGS = ("legacy", "add_bos_token", "add_eos_token", "model_max_length")
 
 
 def _text(token: Any) -> Any:
