@@ -188,9 +188,10 @@ def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: A
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
     rates = [own.get("initial_lr") for own in settings]
-    if not hasattr(scheduler, "lr_lambdas") or None in rates or rates == scheduler.base_lrs:
+    if not hasattr(scheduler, "lr_lambdas") or None in rates:
         return
     scheduler.base_lrs = rates
+    # also for other numbers of steps, which change the place in the schedule
     now = [rate * part(scheduler.last_epoch) for rate, part in zip(rates, scheduler.lr_lambdas, strict=True)]
     scheduler._last_lr = now
     for group, rate in zip(optimizer.param_groups, now, strict=True):

@@ -74,6 +74,15 @@ def test_changed_rates_and_decay_count(argv: list[str], tmp_path: Path) -> None:
     assert [rates[3], rates[4]] == pytest.approx([8e-3 * 2 / 4, 8e-3 * 1 / 4])  # a line down to 0
 
 
+def test_more_steps_continue_the_longer_schedule(argv: list[str], tmp_path: Path) -> None:
+    """The checkpoint may stand at the end of its schedule, where the rate is 0."""
+    run_train([*argv, "--max_steps", "3", "--save_steps", "1"])
+    run_train([*argv, "--max_steps", "6", "--save_steps", "1", "--logging_steps", "1"])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    rates = {one["step"]: one["learning_rate"] for one in history if "learning_rate" in one}
+    assert [rates[step] for step in (4, 5, 6)] == pytest.approx([1e-3 * left / 6 for left in (3, 2, 1)])
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
