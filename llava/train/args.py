@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
@@ -284,7 +285,14 @@ def check_args(
     _choose_evaluation(data_args, training_args)
     if training_args.use_liger_kernel:
         check_liger(training_args)
+    batch_size = training_args.per_device_train_batch_size
+    if batch_size < 1:
+        raise UserError(f"--per_device_train_batch_size is {batch_size}; expected at least 1")
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
+    try:
+        get_reporting_integration_callbacks(training_args.report_to)
+    except ValueError as error:
+        raise UserError(f"--report_to: {error}") from error
     for name in training_args.report_to or []:
         if name in packages:
             needed = f"--report_to {name} (drop it with --report_to none)"

@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.train.bad_samples import MAX_IN_A_ROW, SkipLog
 from llava.train.record_table import RecordTable, load_records
@@ -116,7 +116,7 @@ class DataCollatorForSupervisedDataset:
     def __call__(self, instances: Sequence[Sample]) -> dict[str, Any]:
         """Pad on the right and cut at the tokenizer's length.
 
-        Returns input_ids, labels, attention_mask (n, length), and for images in the order of their marks
+        Returns input_ids, labels, attention_mask (n, length), and for images whose marks are not cut off
         `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes.
         """
         limit = self.tokenizer.model_max_length
@@ -132,12 +132,26 @@ class DataCollatorForSupervisedDataset:
             "attention_mask": input_ids.ne(pad),
         }
         if "image" in instances[0]:
-            images = [tensor for one in instances for tensor in _as_list(one["image"])]
+            kept = [_marks_left(one["input_ids"][:limit]) for one in instances]
+            images = [
+                tensor
+                for one, count in zip(instances, kept, strict=True)
+                for tensor in _as_list(one["image"])[:count]
+            ]
             same = all(tensor.shape == images[0].shape for tensor in images)
             batch["images"] = torch.stack(images) if same else images
         if "image_sizes" in instances[0]:
-            batch["image_sizes"] = [size for one in instances for size in one["image_sizes"]]
+            batch["image_sizes"] = [
+                size
+                for one, count in zip(instances, kept, strict=True)
+                for size in one["image_sizes"][:count]
+            ]
         return batch
+
+
+def _marks_left(ids: torch.Tensor) -> int:
+    """Count the images of a cut sample: one for each mark that is left, and a stand-in where none is."""
+    return max(1, int((ids == IMAGE_TOKEN_INDEX).sum()))
 
 
 def _as_list(image: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

@@ -91,6 +91,19 @@ def test_collator_cuts_at_the_limit(tokenizer: Any) -> None:
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(8, 2), (5, 1), (2, 1)])
+def test_images_whose_marks_are_cut_off_go_with_them(limit: int, kept: int) -> None:
+    """One is left as a stand-in for a row without marks, as a text has one."""
+    ids = torch.tensor([1, 5, 6, IMAGE_TOKEN_INDEX, 7, IMAGE_TOKEN_INDEX, 8, 9])
+    pictures = [torch.full((3, 2, 2), float(number)) for number in range(2)]
+    sample = {"input_ids": ids, "labels": ids, "image": pictures, "image_sizes": [(1, 1), (2, 2)]}
+    batch = DataCollatorForSupervisedDataset(SimpleNamespace(model_max_length=limit, pad_token_id=0))(
+        [sample]
+    )
+    assert batch["images"][:, 0, 0, 0].tolist() == [0, 1][:kept]
+    assert batch["image_sizes"] == [(1, 1), (2, 2)][:kept]
+
+
 def test_several_images_keep_their_places(
     training_data: Path, tokenizer: Any, processor: Any, tmp_path: Path
 ) -> None:
