@@ -66,6 +66,7 @@ class LossByModality(Trainer):
         super().__init__(*args, **kwargs)
         self._training_losses = LossMeter()
         self._eval_losses = LossMeter()
+        self._learned: torch.Tensor | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -78,6 +79,8 @@ class LossByModality(Trainer):
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
+        # learned tokens of each sample, (samples,); image tokens may have pushed some out
+        self._learned = getattr(outputs, "loss_counts", None)
         if model.training and has_image is not None and labels is not None:
             sums: Any = getattr(outputs, "loss_sums", None)
             if sums is None:  # an LLM without image input: every sample is text

@@ -140,7 +140,11 @@ class LLaVATrainer(LossByModality):
         names = inputs.pop(BATCH_KEY, [])
         self.lost.note(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.guard.check(loss, inputs, names, self.state.global_step + 1)
+        learned = None if self._learned is None else self._learned.tolist()
+        if learned is not None:
+            self.lost.note_learned(names, learned)
+        if learned is None or any(learned):  # a loss over no token is no fault of the numbers
+            self.guard.check(loss, inputs, names, self.state.global_step + 1)
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

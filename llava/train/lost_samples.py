@@ -24,7 +24,7 @@ REPORT_FILE = "lost_samples.json"
 NAMES_SHOWN = 100
 CAUSES = (
     "their text confuses the counts of the reference (--label_masks spans does not count), the answers are "
-    "empty, or they lie beyond --model_max_length"
+    "empty, or they lie beyond --model_max_length (tokens of images count)"
 )
 
 
@@ -71,6 +71,11 @@ class LostSamples(TrainerCallback):
     def note(self, batch: dict[str, Any]) -> None:
         """Take the names that LostMarks has added out of a batch."""
         self._new.update(batch.pop(LOST_KEY, ()))
+
+    def note_learned(self, names: Sequence[int | str], learned: Sequence[float]) -> None:
+        """Take the numbers of tokens that were learned of a batch's samples, cut at the model's length."""
+        if len(names) == len(learned):
+            self._new.update(name for name, count in zip(names, learned, strict=True) if not count)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find out how many samples the run reads; a resumed run goes on counting."""

@@ -14,7 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from recorded_training import Run, flags, run_train
 
+from llava.conversation import conv_templates
+from llava.model.tokenizer import load_tokenizer
 from llava.train.lost_samples import LOST_KEY, REPORT_FILE, LostMarks, LostSamples
+from llava.train.preprocess import preprocess
 from llava.utils import UserError
 
 LOST = {5, 40}
@@ -79,6 +82,24 @@ def test_batch_without_labels_leaves_the_run_intact(
     run = _run(checkpoints, training_data, lost_data, tmp_path, more, order=[0, 1, 5, 40, 3, 4])
     assert [math.isfinite(loss) for loss in run.loss] == [True, False, True]
     assert run.grad_norm[1] == 0
+    assert all(bool(param.isfinite().all()) for param in run.trainer.model.parameters())
+
+
+@pytest.mark.parametrize("texts", [0, 2])
+def test_answers_that_image_tokens_push_out_count(
+    texts: int, checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    """Before they become 16 tokens each, images leave room for the answers; a batch of such has no loss."""
+    question = {"from": "human", "value": "<image>\nWhat is it?"}
+    turns = [question, {"from": "gpt", "value": "A cat."}]
+    tokenizer = load_tokenizer(checkpoints / "vicuna-tiny")
+    limit = len(preprocess([turns], tokenizer, True, conv_templates["v1"])["input_ids"][0])
+    seen = {"image": "pic_000.png", "conversations": turns}
+    read = {"conversations": [{**question, "value": "What?"}, turns[1]]}
+    (tmp_path / "data.json").write_text(json.dumps([seen, seen, *[read] * texts]))
+    more = f"--model_max_length {limit} --max_lost_samples 1 --max_steps 1"
+    run = _run(checkpoints, training_data, tmp_path / "data.json", tmp_path / "out", more)
+    assert set(run.trainer.lost.names) == {0, 1}
     assert all(bool(param.isfinite().all()) for param in run.trainer.model.parameters())
 
 
