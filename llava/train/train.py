@@ -30,6 +30,7 @@ from llava.model.checkpoint import read_config
 from llava.model.families import family_of, is_llava, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.loading import check_loading, from_pretrained, load_tower
+from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
 from llava.train import adapters, distributed
 from llava.train.adapters import find_all_linear_names
@@ -144,6 +145,19 @@ def _start_logging(training_args: TrainingArguments) -> None:
     """Let the library's messages appear on the first process, warnings on all."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("llava").setLevel(logging.INFO if training_args.should_log else logging.WARNING)
+
+
+def _check_start(path: str) -> None:
+    """Raise UserError (CheckpointError) for a folder that training cannot start from."""
+    if not Path(path).is_dir():  # a hub name: its files show when they are loaded
+        return
+    found = look_into(path)
+    if found.needs_base:
+        if found.kind == "projector":
+            remedy = "a projector; give its base model, and the projector as --pretrain_mm_mlp_adapter"
+        else:
+            remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
+        raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
 
 
 def _load_llm(
@@ -315,6 +329,7 @@ def train(attn_implementation: str | None = None) -> None:
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)
 
+    _check_start(model_args.model_name_or_path)
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
         model_args.model_name_or_path,

@@ -233,6 +233,28 @@ def test_images_without_a_tower_are_refused(checkpoints: Path, training_data: Pa
         run_train(argv[:place] + argv[place + 2 :])
 
 
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("tiny-clip", "is an image encoder"),
+        ("llava-tiny-pretrain", "holds only a projector; give its base model"),
+        ("llava-tiny-v1.5-lora", "holds only adapters; merge them"),
+    ],
+)
+def test_folders_that_training_cannot_start_from(
+    checkpoints: Path, training_data: Path, tmp_path: Path, base: str, message: str
+) -> None:
+    argv = flags(
+        checkpoints,
+        training_data,
+        tmp_path / "out",
+        "--version v1 --data_path {data}/finetune.json",
+        base=base,
+    )
+    with pytest.raises(UserError, match=message):
+        run_train(argv)
+
+
 def test_llava_checkpoint_without_a_tower_is_refused(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
