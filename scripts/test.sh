@@ -38,12 +38,14 @@ step() {
     }
 }
 
-# run_tests TITLE MARKS DIST: the tests with these marks, dealt out to workers the DIST way of pytest-xdist; pytest's exit code 5 (no test left by a -k) is no failure
+# run_tests TITLE MARKS DIST MORE: the tests with these marks, dealt out the DIST way of pytest-xdist to as many workers as there are
+# cores and MORE; pytest's exit code 5 (no test left by a -k) is no failure
 run_tests() {
     local workers code=0
     workers="$("$python" -c 'import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')"
+    workers=$((workers + $4))
     printf '\n== %s\n' "$1"
-    "$python" -m pytest -q -n "$workers" --dist "$3" -m "$2" ${pytest_arguments[@]+"${pytest_arguments[@]}"} || code=$?
+    "$python" -m pytest -q -n "$workers" --dist $3 -m "$2" ${pytest_arguments[@]+"${pytest_arguments[@]}"} || code=$?
     if [ "$code" = 5 ] && [ "${#pytest_arguments[@]}" -gt 0 ]; then
         return
     fi
@@ -58,6 +60,8 @@ if [ "$oldest" = no ]; then
     step "ruff format --check" "$python" -m ruff format --check .
     step "mypy" "$python" -m mypy
 fi
-run_tests "fast tests" "not slow" worksteal
-[ "$fast" = yes ] || run_tests "slow tests" "slow" loadfile # the tests of a file share their runs of training
+run_tests "fast tests" "not slow" worksteal 0
+# the tests of a file share their runs of training; they wait for other processes, which leaves room for a worker more; in the
+# order of their names the longest file, that of the documentation's commands, is among the first
+[ "$fast" = yes ] || run_tests "slow tests" "slow" "loadfile --no-loadscope-reorder" 1
 printf '\ntest.sh: all passed in %s s\n' "$((SECONDS - started))"
