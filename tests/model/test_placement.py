@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import folders
 import pytest
 import tiny
 import torch
+from packaging import version
 from PIL import Image
 
 from llava.model import placement
@@ -161,6 +163,10 @@ def test_one_name_for_many_parts(disk: str, family: str, folder_of: Any, tmp_pat
     spread = {"": "disk"} if disk == "everything" else {stem: "disk", "lm_head": "cpu"}
     if family == "mpt" and disk == "body":
         spread["lm_head"] = "disk"  # tied to the embeddings
+    if set(spread.values()) == {"disk"} and version.parse(accelerate.__version__) < version.parse("1.15"):
+        with pytest.raises(CheckpointError, match="offload the whole model to the disk"):
+            load(folder_of(family), device_map=spread, offload_folder=str(tmp_path))
+        return
     split = load(folder_of(family), device_map=spread, offload_folder=str(tmp_path))[1]
     assert {value.device.type for value in in_memory(split)} == {"cpu"}
     for _ in range(2):
