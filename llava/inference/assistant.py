@@ -14,6 +14,7 @@ from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder
 from llava.inference.decoder import Decoder
 from llava.inference.loading import LoadedModel, open_model
+from llava.inference.model_inputs import device_of
 from llava.inference.prompt import Images, open_dialog, pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.inference.sharded import generate_sharded
@@ -72,8 +73,9 @@ class Assistant:
         self._idle: list[Decoder] = []
 
     def __repr__(self) -> str:
-        device = self.model.get_input_embeddings().weight.device
-        return f"<{type(self.model).__name__} on {device} in {self.model.dtype}, for llava.load>"
+        return (
+            f"<{type(self.model).__name__} on {device_of(self.model)} in {self.model.dtype}, for llava.load>"
+        )
 
     def chat(self, text: str, images: Images = (), **settings: Any) -> str:
         """Return the answer to one question; see `stream`."""
@@ -94,7 +96,7 @@ class Assistant:
         self, session: ChatSession, pieces: Generator[str, None, None]
     ) -> Generator[str, None, None]:
         """Yield an answer's pieces from an idle decoder, which serves the next question afterwards."""
-        if self._idle and self._shared is None:
+        if self._idle:
             session.decoder = self._idle.pop()
         try:
             yield from pieces

@@ -82,12 +82,12 @@ def generate_batch(
     params = params or SamplingParams()
     prompts = _read_dialogs(tokenizer, model, image_processor, dialogs, params)
     answers: dict[int, Answer] = {}
-    for bucket in _buckets(prompts, 1 if params.num_beams > 1 else batch_size):
-        if params.num_beams > 1:
-            answered = _one_by_one(tokenizer, model, image_processor, bucket, params)
-        else:
-            answered = _answer_bucket(tokenizer, model, image_processor, bucket, params)
-        for index, answer in answered:
+    if params.num_beams > 1:
+        run, buckets = _one_by_one, iter([prompts])
+    else:
+        run, buckets = _answer_bucket, _buckets(prompts, batch_size)
+    for bucket in buckets:
+        for index, answer in run(tokenizer, model, image_processor, bucket, params):
             answers[index] = answer
             if on_answer is not None:
                 on_answer(index, answer)
@@ -210,10 +210,12 @@ class _LeftPadded:
 
     def __init__(self, model: Any, image_processor: Any, prompts: Sequence[_Prompt]) -> None:
         self.model = model
-        pictures = {digest_of(image): image for one in prompts for image in one.images}
+        images = [image for one in prompts for image in one.images]
+        digests = [digest_of(image) for image in images]
+        pictures = dict(zip(digests, images, strict=True))  # each picture once
         encoded = encode_images(model, image_processor, list(pictures.values()))
         features = dict(zip(pictures, encoded, strict=True))
-        in_order = [features[digest_of(image)] for one in prompts for image in one.images]
+        in_order = [features[digest] for digest in digests]
         padded = pad_rows(splice_prompts(model, [one.ids for one in prompts], in_order), side="left")
         self.embeds = padded.embeds  # (B, L, C)
         self.mask = padded.attention_mask.long()  # (B, cached + new)
