@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from llava._pictures import expand2square
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.images import expand2square
 from llava.utils import UserError
 
 # Background of a padded picture; training pads with the processor's mean colour, which is the same for CLIP.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from llava._pictures import ImageError, expand2square, load_image, load_image_from_base64
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.images import ImageError, expand2square, load_image, load_image_from_base64
 from llava.utils import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ python scripts/extract_mm_projector.py --model-path ./checkpoints/llava-v1.5-7b 
 
 import argparse
 
-from llava.model.extract import extract_projector
+from llava.model.tools.extract import extract_projector
 from llava.utils import run_program
 
 

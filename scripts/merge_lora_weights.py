@@ -7,7 +7,7 @@ python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lo
 import argparse
 
 from llava.mm_utils import get_model_name_from_path
-from llava.model.extract import merge_lora
+from llava.model.tools.extract import merge_lora
 from llava.utils import run_program
 
 

@@ -24,7 +24,7 @@ from llava.inference.model_inputs import (
 from llava.inference.prompt import encode_prompt, stop_strings
 from llava.inference.sampling import NextToken, SamplingParams, choose_rows
 from llava.inference.streaming import TextStream
-from llava.model.splice import pad_rows
+from llava.model.multimodal.splice import pad_rows
 from llava.utils import UserError
 
 DEFAULT_BATCH_SIZE = 8

@@ -10,8 +10,8 @@ from PIL import Image
 
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import process_images
-from llava.model.mm_config import MultimodalConfig
-from llava.model.splice import Row, count_features, splice_rows
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.splice import Row, count_features, splice_rows
 from llava.utils import UserError
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from llava._pictures import as_picture
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -18,8 +17,9 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates
+from llava.images import as_picture
 from llava.mm_utils import tokenizer_image_token
-from llava.model.mm_config import MultimodalConfig
+from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)

@@ -21,14 +21,11 @@ from llava.model import (
     LlavaLlamaForCausalLM,
     LlavaMistralForCausalLM,
     LlavaMptForCausalLM,
-    loading,
-    placement,
-    quantization,
 )
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
-from llava.model.families import family_of, llava_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints import files, loading, offloading, quantization
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.language_model.registry import family_of, llava_config
+from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.tokenizer import load_tokenizer
 from llava.utils import UserError, import_optional
@@ -248,15 +245,15 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
 def _settle(plan: LoadPlan, model: Any) -> None:
     """Put right what quantisation and a split over devices leave to do after loading."""
     if plan.source != plan.path:
-        placement.refuse_offloading(model, f"{plan.path} is put together with its base {plan.source}")
-    placement.hold_inputs(model, plan.source)
+        offloading.refuse_offloading(model, f"{plan.path} is put together with its base {plan.source}")
+    offloading.hold_inputs(model, plan.source)
     quantization.settle_layers(model)
 
 
 def _resize(model: Any, rows: int) -> None:
     """Give the embeddings and the head that many rows."""
     if model.get_input_embeddings().weight.shape[0] != rows:
-        placement.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
+        offloading.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
         model.resize_token_embeddings(rows, mean_resizing=False)
 
 

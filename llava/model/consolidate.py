@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 
-from llava.model.deltas import load_for_delta
+from llava.model.checkpoints.writing import whole_folder
 from llava.model.tokenizer import load_tokenizer
+from llava.model.tools.deltas import load_for_delta
 from llava.model.utils import auto_upgrade
-from llava.model.writing import whole_folder
 from llava.utils import run_program
 
 logger = logging.getLogger(__name__)

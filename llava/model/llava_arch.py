@@ -17,15 +17,15 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model import splice
-from llava.model.checkpoint import CheckpointError, part_of, read_tensors
-from llava.model.loss import SupervisedOutput, losses_of_samples
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
+from llava.model.checkpoints.gather import whole
+from llava.model.checkpoints.saving import save_whole_model
+from llava.model.multimodal import splice
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples
+from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.saving import save_whole_model
-from llava.model.sharding import whole
-from llava.model.splice import Row, unpad_image
 from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
@@ -426,7 +426,7 @@ class LlavaMetaForCausalLM(_LLM):
             embeddings[-new:] = stored[-new:].to(embeddings)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save as transformers does, under the reference's key names; see `llava.model.saving`."""
+        """Save as transformers does, under the reference's key names; see checkpoints.saving."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)
 
 

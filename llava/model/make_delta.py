@@ -7,9 +7,9 @@ import logging
 
 import torch
 
-from llava.model.deltas import combine, load_for_delta
+from llava.model.checkpoints.writing import refuse_input_as_target, whole_folder
 from llava.model.tokenizer import load_tokenizer
-from llava.model.writing import refuse_input_as_target, whole_folder
+from llava.model.tools.deltas import combine, load_for_delta
 from llava.utils import run_program
 
 logger = logging.getLogger(__name__)

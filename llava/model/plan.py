@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
-from llava.model.families import family_of, is_llava
-from llava.model.foreign import foreign_config, foreign_file, foreign_folder
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.foreign import foreign_config, foreign_file, foreign_folder
+from llava.model.language_model.registry import family_of, is_llava
 
 logger = logging.getLogger(__name__)
 

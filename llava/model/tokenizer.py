@@ -20,7 +20,7 @@ from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils import cached_file
 
-from llava.model.checkpoint import CheckpointError, find_file, refuse_pointer
+from llava.model.checkpoints.files import CheckpointError, find_file, refuse_pointer
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from llava.model.checkpoint import CONFIG_FILE, find_file, read_json
-from llava.model.writing import explained_write
+from llava.model.checkpoints.files import CONFIG_FILE, find_file, read_json
+from llava.model.checkpoints.writing import explained_write
 
 
 def auto_upgrade(config: str) -> None:

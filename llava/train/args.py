@@ -16,9 +16,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
-from llava.train.bad_samples import POLICIES as BAD_SAMPLE_POLICIES
-from llava.train.liger import check_liger
-from llava.train.masks import LABEL_MASKS
+from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
+from llava.train.labels.masks import LABEL_MASKS
+from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)

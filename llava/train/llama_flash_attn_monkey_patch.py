@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from llava.train.attention import FLASH
+from llava.train.setup.attention import FLASH
 
 logger = logging.getLogger(__name__)
 

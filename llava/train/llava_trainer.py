@@ -9,19 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from llava.model.checkpoint import NON_LORA_FILE, PROJECTOR_FILE
-from llava.train.adapters import RATE_FLAGS, own_rate
-from llava.train.evaluation import LossByModality
-from llava.train.lost_samples import LostMarks, LostSamples
-from llava.train.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
-from llava.train.resume import RunMemory, flag_settings, put_back
-from llava.train.sampler import (
-    LengthGroupedSampler,
-    get_length_grouped_indices,
-    get_modality_length_grouped_indices,
-    split_to_even_chunks,
-)
-from llava.train.saving import (
+from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
+from llava.train.callbacks.evaluation import LossByModality
+from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
+from llava.train.callbacks.unsupervised import LostMarks, LostSamples
+from llava.train.checkpointing.resume import RunMemory, flag_settings, put_back
+from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     leave_out_frozen,
     load_projector,
@@ -31,7 +24,14 @@ from llava.train.saving import (
     save_checkpoint,
     save_projector,
 )
-from llava.train.streaming import StreamingDataset, stream_loader
+from llava.train.data.sampler import (
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    get_modality_length_grouped_indices,
+    split_to_even_chunks,
+)
+from llava.train.data.streaming import StreamingDataset, stream_loader
+from llava.train.setup.trainable import RATE_FLAGS, own_rate
 from llava.utils import UserError
 
 __all__ = [

@@ -26,29 +26,32 @@ from llava.model import (
     LlavaMptConfig,
     LlavaMptForCausalLM,
 )
-from llava.model.checkpoint import read_config
-from llava.model.families import family_of, is_llava, llava_config
+from llava.model.checkpoints.files import read_config
+from llava.model.checkpoints.loading import check_loading, from_pretrained, load_tower
+from llava.model.language_model.registry import family_of, is_llava, llava_config
 from llava.model.llava_arch import average_new_rows
-from llava.model.loading import check_loading, from_pretrained, load_tower
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
-from llava.train import adapters, distributed
-from llava.train.adapters import find_all_linear_names
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
-from llava.train.attention import select_attention
-from llava.train.bad_samples import report_skipped
-from llava.train.dataset import (
+from llava.train.checkpointing.manifest import make_manifest
+from llava.train.checkpointing.resume import OutputLock, choose_checkpoint, open_run
+from llava.train.checkpointing.saving import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+    safe_save_model_for_hf_trainer,
+    save_trained_model,
+)
+from llava.train.data.dataset import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
     make_supervised_data_module,
 )
-from llava.train.determinism import seed_everything
-from llava.train.dry_run import report_dry_run
-from llava.train.liger import use_liger
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.manifest import make_manifest
-from llava.train.packing import use_packing
-from llava.train.preprocess import (
+from llava.train.data.samples import choose_tile_grids
+from llava.train.data.skipped import report_skipped
+from llava.train.dry_run.report import report_dry_run
+from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
     _mask_targets,
@@ -61,16 +64,13 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
-from llava.train.resume import OutputLock, choose_checkpoint, open_run
-from llava.train.samples import choose_tile_grids
-from llava.train.saving import (
-    get_mm_adapter_state_maybe_zero_3,
-    get_peft_state_maybe_zero_3,
-    get_peft_state_non_lora_maybe_zero_3,
-    maybe_zero_3,
-    safe_save_model_for_hf_trainer,
-    save_trained_model,
-)
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.setup import distributed, trainable
+from llava.train.setup.attention import select_attention
+from llava.train.setup.determinism import seed_everything
+from llava.train.setup.liger import use_liger
+from llava.train.setup.packing import use_packing
+from llava.train.setup.trainable import find_all_linear_names
 from llava.utils import UserError, run_program
 
 __all__ = [
@@ -171,14 +171,14 @@ def _load_llm(
         raise UserError(f"{path} is a LLaVA checkpoint; name its tower with --vision_tower")
     model_class = family_of(config).model_class if wants_vision else AutoModelForCausalLM
     arguments: dict[str, Any] = {
-        "dtype": adapters.weight_dtype(model_args, training_args),
+        "dtype": trainable.weight_dtype(model_args, training_args),
         "cache_dir": training_args.cache_dir,
         "attn_implementation": select_attention(
             requested_attention,
             half_precision=training_args.bf16 or training_args.fp16,
             supports_sdpa=config.get("model_type") not in ("mpt", "llava_mpt"),
         ),
-        **adapters.quantization_arguments(training_args),
+        **trainable.quantization_arguments(training_args),
     }
     if is_llava(config):
         _compare_with_checkpoint(config, model_args)
@@ -226,11 +226,11 @@ def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args:
     if model_args.freeze_backbone:
         model.base_model.requires_grad_(False)
     if training_args.bits != 16:
-        model = adapters.prepare_quantized(model, training_args)
+        model = trainable.prepare_quantized(model, training_args)
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
     if training_args.lora_enable:
-        model = adapters.add_lora(model, training_args)
+        model = trainable.add_lora(model, training_args)
     return model
 
 
@@ -268,7 +268,7 @@ def _attach_vision(
         model_args=model_args, fsdp=distributed.uses_fsdp_1(training_args)
     )
     tower = model.get_vision_tower()
-    tower.to(dtype=adapters.tower_dtype(training_args), device=training_args.device)
+    tower.to(dtype=trainable.tower_dtype(training_args), device=training_args.device)
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
 
@@ -292,14 +292,14 @@ def _attach_vision(
         model_args.tune_mm_mlp_adapter and not model_args.unfreeze_mm_vision_tower
     )
     if model_args.tune_mm_mlp_adapter:
-        adapters.freeze_for_stage_1(model)
+        trainable.freeze_for_stage_1(model)
     config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
     if training_args.freeze_mm_mlp_adapter:
         model.get_model().mm_projector.requires_grad_(False)
 
     config.mm_use_im_start_end = data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     if model_args.unfreeze_mm_vision_tower:
-        adapters.unfreeze_tower(model, training_args)
+        trainable.unfreeze_tower(model, training_args)
         config.unfreeze_mm_vision_tower = True  # loaders take the tower from the checkpoint
         config.mm_vision_tower_lr = training_args.mm_vision_tower_lr
 
@@ -357,9 +357,9 @@ def train(attn_implementation: str | None = None) -> None:
     if model_args.vision_tower is not None:
         _attach_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.bits != 16:
-        adapters.cast_quantized(model, training_args)
-    adapters.keep_trained_in_float32(model, training_args)
-    adapters.log_trainable(model, training_args)
+        trainable.cast_quantized(model, training_args)
+    trainable.keep_trained_in_float32(model, training_args)
+    trainable.log_trainable(model, training_args)
     distributed.split_by_layers(model, training_args)
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data_module)

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.model.tokenizer import load_tokenizer
-from llava.train.preprocess import preprocess
+from llava.train.labels.preprocess import preprocess
 from playground.digits.data import dialog_record
 from playground.digits.questions import (
     CAPTIONS,

@@ -88,7 +88,7 @@ def measure_json(path: Path) -> dict[str, Any]:
 
 def measure_table(path: Path, workers: int) -> dict[str, Any]:
     """Open the file as training does; with workers, read some batches through a DataLoader."""
-    from llava.train.record_table import load_records
+    from llava.train.data.table import load_records
 
     before = memory(psutil.Process())
     begin, cpu = time.perf_counter(), time.process_time()

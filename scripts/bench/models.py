@@ -12,8 +12,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model import checkpoint as files
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints import files
 from llava.model.tokenizer import load_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]

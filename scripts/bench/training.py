@@ -30,7 +30,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.train.packing import use_packing
+from llava.train.setup.packing import use_packing
 
 VOCABULARY = 32000
 PATCHES = 576

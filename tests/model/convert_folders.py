@@ -11,7 +11,7 @@ from typing import Any
 import recorded
 import torch
 
-from llava.model import checkpoint as files
+from llava.model.checkpoints import files
 from llava.model.conversion.parity import Report
 from llava.model.convert_hf import to_hf
 

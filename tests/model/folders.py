@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import CheckpointError, load_weights, save_tensors
+from llava.model.checkpoints.files import CheckpointError, load_weights, save_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.model",

@@ -11,7 +11,7 @@ import torch
 from recorded import MODELS, RECORDED, check_close
 
 from llava.model.builder import load_pretrained_model, make_plan
-from llava.model.checkpoint import load_weights
+from llava.model.checkpoints.files import load_weights
 
 TEXTS = ["What do you see?", "The red cat sleeps.</s>USER: Where is it?", "two  spaces\n\nand lines 42"]
 TEXTS += ["caf\u00e9 \u732b"]
@@ -249,7 +249,7 @@ def test_projectors_and_towers_come_back_as_configured(tmp_path, checkpoints, fi
 
 def test_projector_with_start_and_end_rows(tmp_path, checkpoints):
     """Stage 1 with mm_use_im_start_end stores the embeddings; they replace the base's."""
-    from llava.model.checkpoint import save_tensors
+    from llava.model.checkpoints.files import save_tensors
 
     base = checkpoints / "vicuna-tiny"
     sizes = {"hidden_size": 64, "intermediate_size": 112, "num_key_value_heads": 4, "vocab_size": 1002}

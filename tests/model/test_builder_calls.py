@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from llava.model.builder import best_device, best_dtype, load_pretrained_model
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints.files import CheckpointError
 from llava.utils import UserError
 
 

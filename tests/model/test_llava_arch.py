@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from llava.model.checkpoint import CheckpointError, save_tensors
+from llava.model.checkpoints.files import CheckpointError, save_tensors
 from llava.utils import UserError
 
 ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from text_data import DATA, KINDS, cases, tokenizer_folder
 from transformers.tokenization_python import Trie
 
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints.files import CheckpointError
 from llava.model.tokenizer import AddedTokenSplitter, load_tokenizer
 
 TEXTS = json.loads((DATA / "tokenizer_ids.json").read_text(encoding="utf-8"))["texts"]

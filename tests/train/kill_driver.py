@@ -22,8 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 import llava.train.train as train_module
-from llava.model.checkpoint import load_weights, read_tensors
-from llava.train.checkpoints import find_checkpoints
+from llava.model.checkpoints.files import load_weights, read_tensors
+from llava.train.checkpointing.folders import find_checkpoints
 from llava.train.llava_trainer import LLaVATrainer
 
 WEIGHTS = ("mm_projector.bin", "model.safetensors", "adapter_model.safetensors", "non_lora_trainables.bin")

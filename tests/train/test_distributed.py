@@ -15,7 +15,7 @@ from recorded_training import dialog, flags
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import load_weights, read_config, read_tensors
+from llava.model.checkpoints.files import load_weights, read_config, read_tensors
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.train.saving import draw_loss_curve
+from llava.train.checkpointing.saving import draw_loss_curve
 
 HISTORY = [{"step": step, "loss": 5.0 / step} for step in range(1, 200)]
 
@@ -31,7 +31,7 @@ def test_missing_matplotlib_is_announced(
 ) -> None:
     for name in ("matplotlib.backends.backend_agg", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    with caplog.at_level("INFO", logger="llava.train.saving"):
+    with caplog.at_level("INFO", logger="llava.train.checkpointing.saving"):
         assert not draw_loss_curve(HISTORY, tmp_path / "loss.png")
     assert "matplotlib is not installed" in caplog.text
 

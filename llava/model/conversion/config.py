@@ -10,9 +10,9 @@ from transformers import CLIPVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.mm_utils import parse_grid_pinpoints
-from llava.model.checkpoint import CheckpointError
-from llava.model.families import FAMILIES, family_of, llava_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.language_model.registry import FAMILIES, family_of, llava_config
+from llava.model.multimodal.config import MultimodalConfig
 
 FLAT, NEXT = "llava", "llava_next"  # model types of transformers: LLaVA 1.5 and LLaVA 1.6
 ARCHITECTURES = {FLAT: "LlavaForConditionalGeneration", NEXT: "LlavaNextForConditionalGeneration"}

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import FLAT, check_hf, llava_fields, vision_config
@@ -27,7 +27,7 @@ from llava.model.conversion.to_hf import (
     write_json,
 )
 from llava.model.conversion.tokenizer import from_hf_tokenizer
-from llava.model.families import llava_config
+from llava.model.language_model.registry import llava_config
 
 logger = logging.getLogger(__name__)
 

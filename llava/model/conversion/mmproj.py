@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import weights
 from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name

@@ -24,10 +24,10 @@ from llava.constants import (
 )
 from llava.conversation import Conversation
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.loading import from_pretrained
 from llava.model.conversion.config import ARCHITECTURES
-from llava.model.loading import from_pretrained
 
 logger = logging.getLogger(__name__)
 

@@ -15,18 +15,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.conversation import Conversation, choose_template, conv_templates
 from llava.mm_utils import get_model_name_from_path
-from llava.model import checkpoint as files
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind
 from llava.model.conversion.keys import from_hf_name, to_hf_name
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
-from llava.model.families import llava_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.language_model.registry import llava_config
+from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.saving import repair_generation_config
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
     DEFAULT_IMAGE_TOKEN,
 )
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.multimodal.config import MultimodalConfig
 from llava.model.tokenizer import (
     CONFIG_FILE,
     FAST_FILE,

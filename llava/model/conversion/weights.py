@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from llava.model import checkpoint as files
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VOCABULARY_WEIGHTS
 
 Named = Iterator[tuple[str, torch.Tensor]]

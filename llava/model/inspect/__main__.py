@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from llava.model.inspection import Part, Report, inspect_checkpoint
+from llava.model.tools.inspection import Part, Report, inspect_checkpoint
 from llava.utils import run_program
 
 SHOWN = 8  # names of each list of weights

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava.model.checkpoint import read_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints.files import read_config
+from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2
 from llava.utils import UserError

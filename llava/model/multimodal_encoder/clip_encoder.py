@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava.model import loading
-from llava.model.checkpoint import find_file, read_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoints import loading
+from llava.model.checkpoints.files import find_file, read_config
+from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.model.mm_config import MultimodalConfig
+from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
 
 

@@ -1,0 +1,1 @@
+"""Everything on disk: safe reading, loading, saving, atomic writing, quantisation, foreign files."""

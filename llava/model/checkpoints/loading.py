@@ -1,0 +1,301 @@
+"""Steps that loaders share: weights with every key accounted for, tower, projector, adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError, first_line
+from llava.utils import import_optional
+
+logger = logging.getLogger(__name__)
+
+# what adapter and projector-only folders bring themselves, on top of a base that lacks it
+BROUGHT_LATER = files.PROJECTOR_NAMES
+
+
+@contextlib.contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Silence transformers' table of missing and unexpected keys: `check_loading` judges them."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    reporter.addFilter(is_other)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_other)
+
+
+def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
+    and mismatched keys, which `check_loading` judges.
+
+    On the device "meta" only names and shapes of the weights are read. Raises CheckpointError for missing
+    shards and damaged files.
+    """
+    if not files.weight_files(path):
+        looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
+        raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
+    source: str | None = path
+    if arguments.get("device_map") in ("meta", {"": "meta"}):
+        source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
+    try:
+        # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
+        with _without_loading_report(), torch.random.fork_rng(devices=[]):
+            # check_loading raises mismatches with the weight's name: transformers' own error has none
+            model, info = model_class.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:  # the last: no CUDA here
+        if "quantization_config" in arguments and "dispatched on the CPU or the disk" in str(error):
+            raise CheckpointError(
+                f"{path} does not fit into the devices' memory in 8 or 4 bit, and bitsandbytes cannot "
+                f"offload; free memory or raise max_memory, try load_4bit, or load it without, which can "
+                f"offload."
+            ) from error
+        raise CheckpointError(f"The weights of {path} cannot be loaded: {first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):
+            raise
+        raise CheckpointError(
+            f"A weight file of {path} is damaged or no weight file: {first_line(error)}"
+        ) from error
+    return model, info
+
+
+def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return class and arguments of a `from_pretrained` that gets weights without values from here."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = arguments.get("config")
+    if config is None:
+        config = (getattr(model_class, "config_class", None) or AutoConfig).from_pretrained(path)
+    if not hasattr(model_class, "config_class"):  # AutoModelForCausalLM wants a path to choose by
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    shapes = {"state_dict": files.load_weights(path, shapes_only=True), "device_map": {"": "meta"}}
+    return model_class, {**arguments, **shapes, "config": config}
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Weights that a checkpoint lacks, has no place for, or stores in another shape than its config says.
+
+    shapes: (name, shape stored, shape expected).
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+
+class UnfitWeightsError(CheckpointError):
+    """Weights are missing, left over or of another shape; `faults` lists them all."""
+
+    def __init__(self, message: str, faults: Faults) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
+def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: bool) -> Faults:
+    """Pick the faults among transformers' lists of keys; the arguments are those of `check_loading`."""
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if not files.is_recomputed(name)
+        and not files.is_tower_key(name)  # filled from the tower's own files
+        and not (projector_later and any(part in name for part in BROUGHT_LATER))
+    )
+    unexpected = sorted(
+        name
+        for name in info["unexpected_keys"]
+        if not files.is_recomputed(name) and (tower_is_built or not files.is_tower_key(name))
+    )
+    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
+    return Faults(missing, unexpected, shapes)
+
+
+def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
+    """Raise UnfitWeightsError that names a key which is missing, unexpected, or of another shape.
+
+    tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
+    projector and image_newline may be missing, because the next step fills them.
+    """
+    faults = find_faults(info, tower_is_built=tower_is_built, projector_later=projector_later)
+    message = ""
+    if shapes := faults.shapes:
+        name, stored, expected = shapes[0]
+        message = (
+            f"{path} holds {_count([one[0] for one in shapes])} of another shape than its config asks for: "
+            f"{name} has {stored}, expected {expected}."
+        )
+    elif missing := faults.missing:
+        message = f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}."
+    elif unexpected := faults.unexpected:
+        message = f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
+    if message:
+        raise UnfitWeightsError(message, faults)
+
+
+def _count(names: list[str]) -> str:
+    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+
+def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
+    """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
+    tower = model.get_vision_tower()
+    missing = [
+        name for name in info["missing_keys"] if files.is_tower_key(name) and not files.is_recomputed(name)
+    ]
+    if tower.is_loaded and missing:
+        stored = sum(1 for _ in tower.vision_tower.parameters()) - len(missing)
+        if stored > 0:
+            raise CheckpointError(
+                f"{path} holds only {stored} of the vision tower's weights; missing: "
+                f"{_some(sorted(missing))}."
+            )
+        logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
+        tower.is_loaded = False
+        del tower.vision_tower
+    tower.load_model(device_map="meta" if model.device.type == "meta" else None)
+    tower.requires_grad_(False)  # from_pretrained makes every weight trainable
+
+
+def place_tower(model: Any, dtype: torch.dtype | None) -> None:
+    """Move the tower to the device of the projector's output, and to `dtype` unless that is None."""
+    reference = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
+    model.get_vision_tower().to(device=reference.device, dtype=dtype)
+
+
+def fill_projector(model: Any, path: str) -> None:
+    """Fill projector (and embeddings, if stored) from the `mm_projector.bin` of a stage-1 folder."""
+    file = files.find_file(path, files.PROJECTOR_FILE)
+    if file is None:
+        raise CheckpointError(f"{path} has no {files.PROJECTOR_FILE}.")
+    weights = files.read_tensors(file, shapes_only=model.device.type == "meta")
+    model.get_model().load_projector(weights, str(file))
+    rest = {name: value for name, value in weights.items() if not any(part in name for part in BROUGHT_LATER)}
+    _load_by_name(model, rest, str(file))
+    if getattr(model.get_model(), "image_newline", None) is not None:
+        _require(["image_newline"], weights, str(file))
+
+
+def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
+    """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
+    file = files.find_file(path, files.NON_LORA_FILE)
+    if file is None:
+        if projector_missing:
+            raise CheckpointError(
+                f"{path} has no {files.NON_LORA_FILE}, and its base has no projector; copy the file that "
+                f"training wrote."
+            )
+        return
+    shapes_only = model.device.type == "meta"
+    weights = files.strip_adapter_prefix(files.read_tensors(file, shapes_only=shapes_only))
+    if projector_missing:
+        needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
+        _require(needed, weights, str(file))
+    _load_by_name(model, weights, str(file))
+
+
+def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:
+    missing = [name for name in needed if not any(stored.endswith(name) for stored in weights)]
+    if missing:
+        raise CheckpointError(f"{source} lacks {_some(missing)}; it would be random.")
+
+
+def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> None:
+    places = model.state_dict()
+    unknown = sorted(name for name in weights if name not in places)
+    if unknown:
+        raise CheckpointError(f"{source} has weights that the model has no place for: {_some(unknown)}.")
+    wrong = [name for name, value in weights.items() if value.shape != places[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(weights[name].shape)}, the model "
+            f"{tuple(places[name].shape)}; "
+            f"is this the right base model?"
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def merge_adapter(model: Any, path: str) -> Any:
+    """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model.
+
+    Raises CheckpointError when the adapter and the model do not cover the same modules.
+    """
+    return attach_adapter(model, path).merge_and_unload()
+
+
+def attach_adapter(model: Any, path: str) -> Any:
+    """Put the PEFT adapter of `path` on the model, as PEFT's wrapper of it. Raises as `merge_adapter`."""
+    shapes_only = model.device.type == "meta"
+    weights = _adapter_weights(path, shapes_only=shapes_only)
+    stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
+    modules = {name for name, _ in model.named_modules()}
+    strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
+    if strangers:
+        raise CheckpointError(
+            f"The adapter in {path} is for modules that the base lacks: {_some(strangers)}."
+        )
+    peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
+    config = peft.PeftConfig.from_pretrained(path)
+    has_tower = any(files.is_tower_key(name) for name in modules)
+    if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in stored):
+        # CLIP has layers called q_proj as well; peft would give them adapters of their own, then miss them
+        config.exclude_modules = r".*\bvision_tower\..*"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+        if shapes_only:
+            wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
+        else:
+            wrapped = _filled_adapter(peft, model, path, config)
+    places = {_adapter_name(n): value.shape for n, value in wrapped.state_dict().items() if ".lora_" in n}
+    missing = sorted(set(places) - set(stored))
+    if missing:
+        raise CheckpointError(f"The adapter in {path} lacks {_count(missing)}: {_some(missing)}.")
+    if other := [name for name in places if places[name] != stored[name]]:
+        raise CheckpointError(
+            f"The adapter in {path} does not fit its base: {other[0]} has {tuple(stored[other[0]])}, "
+            f"expected {tuple(places[other[0]])}."
+        )
+    return wrapped
+
+
+def _filled_adapter(peft: Any, model: Any, path: str, config: Any) -> Any:
+    try:
+        return peft.PeftModel.from_pretrained(model, path, config=config)
+    except RuntimeError as error:  # torch's list of shapes
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"The adapter in {path} does not fit its base: {reason}") from error
+
+
+def _adapter_name(name: str) -> str:
+    """Name of an adapter's weight without what peft puts around it in memory."""
+    return name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight")
+
+
+def _adapter_weights(path: str, *, shapes_only: bool) -> dict[str, torch.Tensor]:
+    for name in files.ADAPTER_FILES:
+        file = files.find_file(path, name)
+        if file is not None:
+            return files.read_tensors(file, shapes_only=shapes_only)
+    raise CheckpointError(
+        f"{path} has {files.ADAPTER_CONFIG_FILE} but none of {', '.join(files.ADAPTER_FILES)}."
+    )

@@ -1,0 +1,1 @@
+"""Tensor functions of the multimodal part, without a model: splicing, the loss, packed attention."""

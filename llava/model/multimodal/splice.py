@@ -1,0 +1,264 @@
+"""Tensor functions that turn image features and token ids into one batch of embeddings; no model in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.multimodal.config import MultimodalConfig
+from llava.utils import UserError
+
+# -------------------------------------------------------------------------------------- features of one image
+
+
+def unpad_image(tensor: torch.Tensor, original_size: Sequence[int]) -> torch.Tensor:
+    """Cut the rows or columns off a feature map (C, H, W) that padding to the grid's shape had added.
+
+    `original_size` is the picture's (width, height). Rounds as LLaVA 1.6 was trained: the border is the floor
+    of half the surplus on both sides, so an odd surplus leaves one padded line.
+    """
+    width, height = original_size
+    map_height, map_width = tensor.shape[1:]
+    if width / height > map_width / map_height:  # padded above and below
+        content = int(height * (map_width / width))
+        border = (map_height - content) // 2
+        return tensor[:, border : map_height - border, :]
+    content = int(width * (map_height / height))
+    border = (map_width - content) // 2
+    return tensor[:, :, border : map_width - border]
+
+
+def merge_tiles(
+    features: torch.Tensor,
+    image_size: Sequence[int] | None,
+    *,
+    settings: MultimodalConfig,
+    patches_per_side: int,
+    tile_size: int,
+    image_newline: torch.Tensor | None,
+    grid_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape,
+    unpad: Callable[..., torch.Tensor] = unpad_image,
+) -> torch.Tensor:
+    """Join the features (tiles, P, C) of one picture, overview first, into one sequence (length, C).
+
+    `image_size` is the picture's (width, height), `tile_size` the tower's input size in pixels. "flat" puts
+    tile after tile; "spatial" reads the tiles' patches line by line across the picture; "spatial_unpad" also
+    drops padding and ends each line with `image_newline`. Raises ValueError for another merge type,
+    NotImplementedError for spatial merges without anyres tiling. grid_of and unpad: the functions that find
+    the grid of tiles and drop the padding.
+    """
+    kind = settings.merge_type
+    if kind == "flat":
+        return features.flatten(0, 1)
+    if not kind.startswith("spatial"):
+        raise UserError(f"mm_patch_merge_type is {kind!r}; expected 'flat', 'spatial' or 'spatial_unpad'.")
+    newline = image_newline if "unpad" in kind else None
+    if "unpad" in kind and newline is None:
+        raise UserError(f"mm_patch_merge_type is {kind!r}, but the model has no image_newline.")
+    if features.shape[0] == 1:  # the overview alone
+        return features[0] if newline is None else torch.cat((features[0], newline[None].to(features)))
+    if settings.image_aspect_ratio != "anyres":
+        raise NotImplementedError(
+            f"mm_patch_merge_type {kind!r} needs image_aspect_ratio 'anyres', found "
+            f"{settings.image_aspect_ratio!r}."
+        )
+    if image_size is None:
+        raise UserError(
+            f"mm_patch_merge_type {kind!r} needs image_sizes, the (width, height) of every picture."
+        )
+    overview, tiles = features[0], features[1:]
+    width, height = (int(edge) for edge in image_size)
+    columns, rows = grid_of((width, height), settings.image_grid_pinpoints, tile_size)
+    if tiles.shape[0] != rows * columns or tiles.shape[1] != patches_per_side**2:
+        raise UserError(
+            f"A picture of {width} x {height} pixels needs {rows * columns} tiles of {patches_per_side**2} "
+            f"patches, "
+            f"found {tiles.shape[0]} of {tiles.shape[1]}; do image_sizes belong to these images?"
+        )
+    grid = tiles.view(rows, columns, patches_per_side, patches_per_side, -1)  # (rows, cols, h, w, C)
+    if newline is None:
+        return torch.cat((overview, grid.permute(0, 2, 1, 3, 4).reshape(-1, grid.shape[-1])))
+    plane = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # (C, rows * h, cols * w)
+    plane = unpad(plane, (width, height))
+    line_ends = newline[:, None, None].to(plane).expand(-1, plane.shape[1], 1)
+    plane = torch.cat((plane, line_ends), dim=-1)
+    return torch.cat((overview, plane.flatten(1, 2).transpose(0, 1)))
+
+
+def count_features(
+    image_size: Sequence[int],
+    *,
+    settings: MultimodalConfig,
+    patches_per_side: int,
+    extra: int,
+    tile_size: int,
+) -> int:
+    """Count the features that a picture of `image_size` (width, height) becomes, without computing any.
+
+    extra: features of a tile beside its patches (1 with "cls_patch"); the others are merge_tiles' settings.
+    """
+    patches = patches_per_side**2 + extra
+    if settings.image_aspect_ratio != "anyres":
+        return patches
+    width, height = (int(edge) for edge in image_size)
+    columns, rows = get_anyres_image_grid_shape((width, height), settings.image_grid_pinpoints, tile_size)
+    merged = merge_tiles(
+        torch.empty(1 + columns * rows, patches, 1),
+        (width, height),
+        settings=settings,
+        patches_per_side=patches_per_side,
+        tile_size=tile_size,
+        image_newline=torch.empty(1),
+    )
+    return len(merged)
+
+
+# --------------------------------------------------------------------------------------- one row of the batch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row after its image features stand among its text: embeddings (length, C) and labels (length,)."""
+
+    embeds: torch.Tensor
+    labels: torch.Tensor
+
+
+def assign_features(counts: Sequence[int], available: int) -> list[list[int]]:
+    """Say which features each row uses, given how many image tokens it has.
+
+    The reference lets a row without images consume one feature (the dummy picture of its text-only samples);
+    callers that leave the dummy out are understood as well. Raises UserError when neither count fits.
+    """
+    with_dummies = sum(max(1, count) for count in counts)
+    if available not in (with_dummies, sum(counts)):
+        raise UserError(
+            f"The batch has {sum(counts)} image tokens in {len(counts)} rows, but {available} images were "
+            f"given."
+        )
+    dummies = available == with_dummies
+    rows, start = [], 0
+    for count in counts:
+        used = max(1, count) if dummies else count
+        rows.append(list(range(start, start + used)))
+        start += used
+    return rows
+
+
+def splice_rows(
+    input_ids: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    features: Sequence[torch.Tensor],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+) -> list[Row]:
+    """Put image features where image tokens stand.
+
+    input_ids, labels: one 1-D tensor a row, without padding. features: one (length, C) an image. embed: token
+    ids (n,) to embeddings (n, C); called once for the whole batch. Image positions get label IGNORE_INDEX.
+    """
+    counts = [int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in input_ids]
+    assigned = assign_features(counts, len(features))
+    text = torch.cat([ids[ids != IMAGE_TOKEN_INDEX] for ids in input_ids])
+    text_embeds = embed(text).split([len(ids) - count for ids, count in zip(input_ids, counts, strict=True)])
+    rows = []
+    for ids, row_labels, embeds, indices in zip(input_ids, labels, text_embeds, assigned, strict=True):
+        used = [features[index].to(embeds) for index in indices]
+        rows.append(_splice_row(ids, row_labels, embeds, used))
+    return rows
+
+
+def _splice_row(
+    ids: torch.Tensor, labels: torch.Tensor, embeds: torch.Tensor, features: Sequence[torch.Tensor]
+) -> Row:
+    is_image = ids == IMAGE_TOKEN_INDEX
+    if not is_image.any():
+        # the empty slice keeps tower and projector in the graph of a text-only row, on every rank alike
+        return Row(torch.cat([embeds, *(feature[:0] for feature in features)]), labels)
+    positions = is_image.nonzero().flatten().tolist()
+    lengths = torch.diff(torch.tensor([-1, *positions, len(ids)])).sub(1).tolist()  # text between images
+    text_parts = embeds.split(lengths)
+    label_parts = labels[~is_image].split(lengths)
+    embed_parts, spliced_labels = [text_parts[0]], [label_parts[0]]
+    for feature, text, text_labels in zip(features, text_parts[1:], label_parts[1:], strict=True):
+        embed_parts += [feature, text]
+        spliced_labels += [labels.new_full((feature.shape[0],), IGNORE_INDEX), text_labels]
+    return Row(torch.cat(embed_parts), torch.cat(spliced_labels))
+
+
+# ------------------------------------------------------------------------------------------------ whole batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded to one length: embeds (B, L, C), labels, attention_mask (bool) and position_ids (B, L)."""
+
+    embeds: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
+    """Pad rows with zeros on the `side` ("left" or "right"); labels with IGNORE_INDEX, positions with 0."""
+    if side not in ("left", "right"):
+        raise UserError(f"tokenizer_padding_side is {side!r}; expected 'left' or 'right'.")
+    longest = max(row.embeds.shape[0] for row in rows)
+    first = rows[0]
+    labels = first.labels.new_full((len(rows), longest), IGNORE_INDEX)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=first.labels.device)
+    positions = torch.zeros(len(rows), longest, dtype=torch.long, device=first.labels.device)
+    embeds = []
+    for index, row in enumerate(rows):
+        length = row.embeds.shape[0]
+        padding = row.embeds.new_zeros(longest - length, row.embeds.shape[1])
+        embeds.append(torch.cat((padding, row.embeds) if side == "left" else (row.embeds, padding)))
+        place = slice(longest - length, longest) if side == "left" else slice(0, length)
+        labels[index, place] = row.labels
+        mask[index, place] = True
+        positions[index, place] = torch.arange(length, device=positions.device)
+    return Batch(torch.stack(embeds), labels, mask, positions)
+
+
+def padded_left(
+    embeds: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Move the padding of embeds (B, L, C) to the left of each row: new tokens go on at its right end.
+
+    mask (B, L) tells what is padding; without one, or without padding at the right, nothing changes.
+    positions (B, L) move along. Returns the three.
+    """
+    if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
+        return embeds, mask, positions
+    order = mask.long().argsort(dim=1, stable=True)  # (B, L): padding first, tokens in their order
+    embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+    return (
+        embeds,
+        mask.gather(1, order),
+        None if positions is None else positions.expand_as(order).gather(1, order),
+    )
+
+
+def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put rows one after the other: embeds (1, L, C), labels (1, L) and position_ids (1, L).
+
+    Positions start again at 0 with each row, by which attention (without a mask and without a cache) tells
+    rows apart. A row's first label is IGNORE_INDEX: the token before it belongs to another row.
+    """
+    labels = []
+    for row in rows:
+        own = row.labels.clone()
+        own[:1] = IGNORE_INDEX
+        labels.append(own)
+    positions = [torch.arange(len(row.labels), device=row.labels.device) for row in rows]
+    embeds = torch.cat([row.embeds for row in rows])
+    return embeds[None], torch.cat(labels)[None], torch.cat(positions)[None]
+
+
+def per_image(images: Any) -> list[torch.Tensor]:
+    """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
+    return [image[None] if image.ndim == 3 else image for image in images]

@@ -1,0 +1,1 @@
+"""What the weight tools stand on: deltas, extraction, inspection."""

@@ -1,0 +1,71 @@
+"""What apply_delta and make_delta share: one weight at a time, base against LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from llava.model.checkpoints import files, loading
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.saving import repair_generation_config
+from llava.model.language_model.registry import family_of, llava_config
+from llava.model.plan import look_into
+
+# weights that a text base cannot have; a delta carries them whole
+NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
+
+
+def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
+    """Load a LLaVA or a text model to the CPU, with no weight missing, fit to be saved."""
+    found = look_into(path)
+    if found.needs_base:
+        raise CheckpointError(
+            f"{path} is not a whole model (it is of the kind {found.kind!r}); give one that is."
+        )
+    config = found.config
+    if found.kind == "full":
+        model_class, arguments = family_of(config).model_class, {"config": llava_config(config)}
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model_class, arguments = AutoModelForCausalLM, {}
+    model, info = loading.from_pretrained(model_class, path, dtype=dtype, **arguments)
+    tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
+    built = tower is not None and tower.is_loaded
+    loading.check_loading(info, path, tower_is_built=built, projector_later=False)
+    repair_generation_config(model)
+    return model
+
+
+def combine(
+    model: Any,
+    base: Mapping[str, torch.Tensor],
+    operation: Callable[[torch.Tensor, torch.Tensor], Any],
+    *,
+    source: str,
+) -> None:
+    """Apply the in-place `operation(weight, base weight)` to every weight of `model` that the base has.
+
+    A larger embedding matrix is combined over the base's rows. Raises CheckpointError for a weight that has
+    no counterpart, or one of another shape; `source` is named in it.
+    """
+    for name, weight in model.state_dict().items():
+        if name not in base:
+            if any(part in name for part in NOT_IN_BASE):
+                continue
+            raise CheckpointError(f"{source}: the base has no {name}; is it the right base model?")
+        rows = base[name].shape[0] if base[name].ndim else None
+        part = weight if weight.shape == base[name].shape else weight[:rows]
+        if part.shape != base[name].shape or (weight.shape != base[name].shape and not _has_token_rows(name)):
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(weight.shape)}, in the base {tuple(base[name].shape)}; "
+                f"is it the "
+                f"right base model?"
+            )
+        operation(part, base[name])
+
+
+def _has_token_rows(name: str) -> bool:
+    return name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))

@@ -1,0 +1,63 @@
+"""Takes parts out of checkpoints, and merges adapters into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints import files
+from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.saving import repair_generation_config
+from llava.model.checkpoints.writing import explained_write, refuse_input_as_target, whole_folder
+from llava.model.plan import look_into
+
+
+def extract_projector(model_path: str, output: str) -> list[str]:
+    """Write the projector's weights of a LLaVA (whole, LoRA or stage 1) to the file `output`; returns their
+    names.
+
+    Reads only the files that hold them. Raises CheckpointError when there are none.
+    """
+    kind = look_into(model_path).kind
+    place = Path(output)
+    sources = files.weight_files(model_path)
+    if kind in ("lora", "projector"):
+        names = (files.NON_LORA_FILE, files.PROJECTOR_FILE)
+        sources = [file for name in names if (file := files.find_file(model_path, name))]
+    if place.is_dir() or any(place.resolve() == file.resolve() for file in sources):
+        what = "a folder" if place.is_dir() else "what the projector is read from"
+        raise CheckpointError(f"{output} is {what}; give the name of a new file, e.g. mm_projector.bin.")
+    wanted = {}
+    for file in sources:
+        wanted.update(files.read_tensors(file, only=files.PROJECTOR_NAMES))
+    if not wanted:
+        name = files.PROJECTOR_NAMES[0]
+        raise CheckpointError(f"{model_path} holds no projector (no weight named {name}*).")
+    wanted = files.strip_adapter_prefix(wanted)
+    with explained_write(output):
+        files.save_tensors(wanted, output)
+    return sorted(wanted)
+
+
+def merge_lora(
+    model_path: str, model_base: str | None, save_path: str, model_name: str, *, dtype: str = "float16"
+) -> None:
+    """Merge the adapter in `model_path` into its base; write the whole model and tokenizer to `save_path`.
+
+    dtype: of the merged weights; "auto" is that of the adapter's config. Raises CheckpointError when
+    `model_path` is no adapter, or `save_path` is one of the folders that are read.
+    """
+    found = look_into(model_path)
+    if found.kind not in ("lora", "text_lora"):
+        raise CheckpointError(
+            f"{model_path} has no adapter ({files.ADAPTER_CONFIG_FILE}), so there is nothing to merge; give "
+            f"the folder that LoRA training wrote."
+        )
+    refuse_input_as_target(save_path, (model_path, model_base, found.recorded_base))
+    tokenizer, model, _, _ = load_pretrained_model(
+        model_path, model_base, model_name, device_map="cpu", dtype=dtype
+    )
+    repair_generation_config(model)
+    with whole_folder(save_path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

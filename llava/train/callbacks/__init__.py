@@ -1,0 +1,1 @@
+"""What watches the steps: losses that are not finite, samples without supervised tokens, evaluation."""

@@ -1,0 +1,267 @@
+"""Checkpoints on disk: written aside and renamed when whole, judged before use, limited in number.
+
+Layout of --output_dir: checkpoint-N (whole), tmp-checkpoint-N (being written; left there by a crash).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.model.checkpoints.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILES,
+    CONFIG_FILE,
+    PROJECTOR_FILE,
+    WEIGHT_FILES,
+    WEIGHT_INDEXES,
+    CheckpointError,
+    first_line,
+)
+from llava.model.checkpoints.writing import sync, sync_tree, write_failure
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint-"
+STAGING_PREFIX = "tmp-"
+STATE_FILE = "trainer_state.json"
+# Names and sizes of all files of a checkpoint, written last: a copy of it that was cut off is told by this.
+INDEX_FILE = "checkpoint_files.json"
+# What is needed to go on with training but not to load the model.
+TRAINING_FILES = (
+    STATE_FILE,
+    INDEX_FILE,
+    "optimizer*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "run_memory*",
+    "training_args.bin",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+    "pytorch_model_fsdp*",
+)
+# Their presence makes a folder look like a model, so they come last and go first.
+MARKERS = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder and what it is good for.
+
+    state: "whole" (training can go on from it), "weights" (a model without training state) or "incomplete".
+    reason: what is missing, unless it is whole.
+    """
+
+    path: Path
+    step: int
+    state: str
+    reason: str = ""
+
+
+# ---- judging ----
+
+
+def find_checkpoints(output_dir: str | Path) -> list[Checkpoint]:
+    """List the checkpoint-N folders of an output folder by step, each judged."""
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX}*"):
+        if re.fullmatch(rf"{PREFIX}\d+", path.name) and path.is_dir():
+            found.append(judge(path))
+    return sorted(found, key=lambda one: one.step)
+
+
+def judge(folder: str | Path) -> Checkpoint:
+    """Find out what a checkpoint folder is good for."""
+    path = Path(folder)
+    number = path.name.rpartition("-")[2]
+    step = int(number) if number.isdigit() else -1
+    fault = _missing_file(path)
+    if fault:
+        return Checkpoint(path, step, "incomplete", fault)
+    if not _has_weights(path):
+        return Checkpoint(path, step, "incomplete", "it holds no weights")
+    lacking = _missing_state(path)
+    if lacking:
+        return Checkpoint(path, step, "weights", f"it holds weights, but no {lacking}")
+    try:
+        json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Checkpoint(path, step, "incomplete", f"{STATE_FILE} cannot be read ({first_line(error)})")
+    return Checkpoint(path, step, "whole")
+
+
+def _missing_file(path: Path) -> str:
+    """Compare a folder with its list of files; a folder without one has only its empty files counted."""
+    index = path / INDEX_FILE
+    if not index.is_file():
+        empty = [one.name for one in path.iterdir() if one.is_file() and not one.stat().st_size]
+        return f"{empty[0]} is empty" if empty else ""
+    try:
+        sizes: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{INDEX_FILE} cannot be read"
+    if not (path / STATE_FILE).exists():
+        return ""  # thinned out (`rotate`), or on the way to it
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes of {size}"
+    return ""
+
+
+def _has_weights(path: Path) -> bool:
+    names = (*WEIGHT_FILES, *WEIGHT_INDEXES, *ADAPTER_FILES, PROJECTOR_FILE)
+    return any((path / name).is_file() for name in names) or any(
+        one.is_dir() for one in path.glob("global_step*")
+    )
+
+
+def _missing_state(path: Path) -> str:
+    """Name a part of the training state that a folder lacks; empty if it has all."""
+    deepspeed = any(one.is_dir() for one in path.glob("global_step*"))
+    if not (path / STATE_FILE).is_file():
+        return STATE_FILE
+    if not deepspeed and not any(path.glob("optimizer*")):
+        return "state of the optimizer"
+    if not deepspeed and not (path / "scheduler.pt").is_file():
+        return "scheduler.pt"
+    return "" if any(path.glob("rng_state*")) else "state of the random numbers"
+
+
+# ---- writing ----
+
+
+def staging_folder(target: str | Path) -> Path:
+    """Return the folder beside `target` in which it is written first."""
+    target = Path(target)
+    return target.with_name(f"{STAGING_PREFIX}{target.name}")
+
+
+def start_staging(staging: Path) -> None:
+    """Make an empty staging folder; what a crash left there is removed."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+
+def commit(staged: Path, target: Path) -> None:
+    """Turn a written checkpoint into `target` in one step; it is on the disk before it gets its name.
+
+    staged: `staging_folder(target) / target.name`. An older folder of the same name is replaced.
+    """
+    sizes = {
+        str(file.relative_to(staged)): file.stat().st_size for file in staged.rglob("*") if file.is_file()
+    }
+    (staged / INDEX_FILE).write_text(json.dumps({"files": sizes}, indent=1, sort_keys=True), encoding="utf-8")
+    sync_tree(staged)
+    if target.exists():
+        os.replace(target, staged.with_name("replaced"))
+    os.replace(staged, target)
+    sync(target.parent)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move the files of a written model into `target`, which may hold other files.
+
+    A crash in between leaves a folder without config.json, or without adapter_config.json: no model.
+    """
+    sync_tree(staging)
+    target.mkdir(parents=True, exist_ok=True)
+    files = sorted(staging.iterdir(), key=lambda one: one.name in MARKERS and MARKERS.index(one.name) + 1)
+    for name in reversed(MARKERS):
+        if (staging / name).exists():
+            (target / name).unlink(missing_ok=True)
+    for file in files:
+        place = target / file.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        if file.name == files[-1].name:
+            sync(target)  # all others are there before the one that completes the model
+        os.replace(file, place)
+    sync(target)
+    staging.rmdir()
+
+
+@contextlib.contextmanager
+def explained_failure(what: str, output_dir: Path, staging: Path) -> Iterator[None]:
+    """Turn a failure to write into a CheckpointError of one sentence, and remove what was written.
+
+    what: the name of what is being written. Other errors pass unchanged; the partial folder goes as well.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = write_failure(error, output_dir)
+        shutil.rmtree(staging, ignore_errors=True)
+        if not reason:
+            raise
+        whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
+        kept = f"{whole[-1].path.name} is kept" if whole else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"{what} could not be written to {output_dir}: {reason}. What was written of it is removed, "
+            f"{kept}; free some space, then give the same command again"
+        ) from error
+
+
+# ---- removing ----
+
+
+def rotate(output_dir: Path, limit: int | None, *, best: str | None = None, thin: bool = False) -> None:
+    """Keep the newest `limit` whole checkpoints (and the best one); None or 0 keeps all.
+
+    thin: take only the training state out of the others, and leave their weights and config (stage 1, whose
+    checkpoints are small and which the reference keeps all).
+    """
+    if not limit or limit < 0:
+        return
+    whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
+    for one in whole[:-limit]:
+        if best is not None and one.path.resolve() == Path(best).resolve():
+            continue
+        if thin:
+            take_out_training_state(one.path)
+        else:
+            remove(one.path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; it loses its name first, so that a crash leaves no half of it."""
+    doomed = folder.with_name(f"{STAGING_PREFIX}removed-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def take_out_training_state(folder: Path) -> None:
+    """Delete what a checkpoint holds for going on with training; model and config stay."""
+    for pattern in TRAINING_FILES:  # trainer_state.json goes first: from then on it holds weights only
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def clear_leftovers(output_dir: Path) -> list[str]:
+    """Delete what runs left that ended while they were writing or deleting; returns the names."""
+    names = []
+    for path in sorted(output_dir.glob(f"{STAGING_PREFIX}*")):
+        if path.is_dir() and re.fullmatch(rf"{STAGING_PREFIX}((removed-)?{PREFIX}\d+|final)", path.name):
+            replaced = path / "replaced"
+            target = output_dir / path.name.removeprefix(STAGING_PREFIX)
+            if replaced.is_dir() and not target.exists():
+                os.replace(replaced, target)  # the crash came between giving up the old and naming the new
+            shutil.rmtree(path, ignore_errors=True)
+            names.append(path.name)
+    return names

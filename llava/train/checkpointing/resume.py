@@ -1,0 +1,273 @@
+"""Going on with a run: which checkpoint, what has changed, and what an exact continuation needs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from llava.model.checkpoints.files import CheckpointError
+from llava.train.checkpointing.folders import (
+    Checkpoint,
+    clear_leftovers,
+    explained_failure,
+    find_checkpoints,
+    judge,
+)
+from llava.train.checkpointing.manifest import (
+    MANIFEST_FILE,
+    changes,
+    other_shards,
+    other_weights,
+    read_manifest,
+    write_manifest,
+)
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".running"
+AUTO, NEVER = "auto", "never"
+MEMORY_FILE = "run_memory_{rank}.json"
+# Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
+FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
+
+
+class OutputLock:
+    """Keeps a second run out of an output folder, where each would delete what the other writes.
+
+    The operating system releases it when the process ends, however that happens.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock, where there are locks. Raises UserError when another process has it."""
+        self._path = folder / LOCK_FILE
+        try:
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: Any = self._path.open("w")
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another run is writing to {folder}; wait for its end, or choose another --output_dir"
+            ) from error
+        except (ImportError, OSError):  # Windows, some network disks; what cannot be written is said later
+            self._file = None
+
+    def release(self) -> None:
+        """Give the folder free."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+
+
+# ---- which checkpoint ----
+
+
+def choose_checkpoint(training_args: Any) -> Path | None:
+    """Return the checkpoint that --resume means, None to start anew; all ranks call this.
+
+    auto: the newest whole checkpoint of the output folder, if it has any. Incomplete ones are named and left
+    out. Raises CheckpointError for a PATH that cannot be gone on from, and where only weights are left.
+    """
+    wanted = training_args.resume
+    if wanted == AUTO and training_args.resume_from_checkpoint:
+        wanted = training_args.resume_from_checkpoint
+    if wanted == AUTO and training_args.overwrite_output_dir:
+        wanted = NEVER
+    output_dir = Path(training_args.output_dir)
+    first = training_args.should_save and not training_args.dry_run  # which leaves files as they are
+    if first and output_dir.is_dir():
+        for name in clear_leftovers(output_dir):
+            logger.warning("removed %s: an earlier run ended while it wrote or deleted it", output_dir / name)
+    if wanted == NEVER:
+        if first:
+            _set_aside(output_dir)
+        return None
+    return _newest(output_dir) if wanted == AUTO else _named(Path(wanted))
+
+
+def _newest(output_dir: Path) -> Path | None:
+    found = find_checkpoints(output_dir)
+    for one in found:
+        if one.state == "incomplete":
+            logger.warning("%s is incomplete (%s); it is not used", one.path, one.reason)
+    whole = [one for one in found if one.state == "whole"]
+    if whole:
+        logger.info("going on from %s", whole[-1].path)
+        return whole[-1].path
+    weights = [one for one in found if one.state == "weights"]
+    if weights:
+        raise CheckpointError(
+            f"{output_dir} has {weights[-1].path.name}: {weights[-1].reason} to go on from. Choose "
+            "another --output_dir, or start anew with --resume never"
+        )
+    return None
+
+
+def _named(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
+    found: Checkpoint = judge(path)
+    if found.state == "whole":
+        logger.info("going on from %s", path)
+        return path
+    inside = [one.path for one in find_checkpoints(path) if one.state == "whole"]
+    remedy = f"; name {inside[-1]}" if inside else ""
+    raise CheckpointError(f"--resume {path} cannot be gone on from: {found.reason}{remedy}")
+
+
+def _set_aside(output_dir: Path) -> None:
+    """Move checkpoints of an earlier run out of the way of a new one, whose steps count from 1 again."""
+    found = find_checkpoints(output_dir)
+    if not found:
+        return
+    folder = output_dir / f"before-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(exist_ok=True)
+    for one in found:
+        os.replace(one.path, folder / one.path.name)
+    logger.warning("starting anew; the %d checkpoint(s) of before are now in %s", len(found), folder)
+
+
+# ---- what has changed ----
+
+
+def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | None) -> dict[str, Any]:
+    """Report what differs from the run that wrote `checkpoint`, and write the manifest to the output folder.
+
+    Returns the manifest, complete with where the run goes on from and the runs before it. Raises
+    CheckpointError when the checkpoint holds optimizer states of other weights, or in other shards.
+    """
+    before = read_manifest(checkpoint) if checkpoint is not None else None
+    manifest = {**manifest, "resumed_from": None if checkpoint is None else str(checkpoint)}
+    if before is not None:
+        others = other_weights(before, manifest)
+        if others:
+            raise CheckpointError(
+                f"{checkpoint} is of a run that trained other weights: {'; '.join(others)}. Give its flags, "
+                "choose another --output_dir, or start anew with --resume never"
+            )
+        unfit = other_shards(before, manifest)
+        if unfit:
+            raise CheckpointError(
+                f"{checkpoint} cannot be gone on from: {unfit}. Start as it was started, choose another "
+                "--output_dir, or start anew with --resume never"
+            )
+        found = changes(before, manifest)
+        for one in found:
+            logger.warning("going on with a change: %s", one)
+        earlier = {name: before.get(name) for name in ("command", "started", "host", "resumed_from", "git")}
+        manifest["changes"] = found
+        manifest["earlier_runs"] = [*before.get("earlier_runs", []), earlier]
+    elif checkpoint is not None:
+        logger.warning("%s has no manifest; what has changed since it was written is not known", checkpoint)
+    if training_args.should_save:
+        folder = Path(training_args.output_dir)
+        with explained_failure(MANIFEST_FILE, folder, folder / "tmp-manifest"):
+            write_manifest(manifest, folder)
+    return manifest
+
+
+def flag_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Return what the flags have set in each group of an optimizer, before a checkpoint is loaded into it."""
+    return [
+        {name: group[name] for name in FLAG_SETTINGS if name in group} for group in optimizer.param_groups
+    ]
+
+
+def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: Any) -> None:
+    """Let flags that have changed since the checkpoint count; nothing happens to a run without changes."""
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    rates = [own.get("initial_lr") for own in settings]
+    if not hasattr(scheduler, "lr_lambdas") or None in rates:
+        return
+    scheduler.base_lrs = rates
+    # also for other numbers of steps, which change the place in the schedule
+    now = [rate * part(scheduler.last_epoch) for rate, part in zip(rates, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = now
+    for group, rate in zip(optimizer.param_groups, now, strict=True):
+        group["lr"] = rate
+
+
+# ---- what a checkpoint has to keep beside transformers' own state ----
+
+
+class RunMemory(TrainerCallback):
+    """Keeps what an exact continuation needs and transformers' checkpoints lack.
+
+    The random numbers at the start of the epoch, from which the order of its samples follows, and the sum of
+    the losses that are not logged yet.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._epoch = -1
+        self._epoch_rng: str | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    # -- saving --
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's memory into a checkpoint."""
+        trainer = self._trainer
+        content: dict[str, Any] = {
+            "epoch": self._epoch,
+            "epoch_rng": self._epoch_rng,
+            "rng": _torch_rng(),
+            "dropped_steps": trainer.guard.dropped,
+        }
+        if hasattr(trainer, "_tr_loss"):
+            content["loss_since_log"] = float(trainer._tr_loss).hex()
+            content["step_of_last_log"] = trainer._globalstep_last_logged
+        self._file(folder).write_text(json.dumps(content), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Read this rank's memory; it is put in place when training begins."""
+        file = self._file(folder)
+        if not file.is_file():
+            logger.warning("%s has no %s: the order of samples may differ from before", folder, file.name)
+            return
+        try:
+            self._loaded = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+
+    def _file(self, folder: Path) -> Path:
+        return folder / MEMORY_FILE.format(rank=self._trainer.args.process_index)
+
+    # -- events of the trainer --
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up the losses that were not logged yet."""
+        if self._loaded is None:
+            return
+        trainer = self._trainer
+        trainer.guard.dropped[:] = self._loaded["dropped_steps"]
+        unfinished = state.global_step < state.max_steps
+        if unfinished and "loss_since_log" in self._loaded and hasattr(trainer, "_tr_loss"):
+            trainer._tr_loss += float.fromhex(self._loaded["loss_since_log"])
+            trainer._globalstep_last_logged = self._loaded["step_of_last_log"]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the random numbers that the epoch starts from; in a resumed epoch, put them back first."""
+        epoch = int(state.epoch or 0)
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            # after the last step of an epoch the next one starts from where the random numbers are
+            rng = loaded["epoch_rng"] if loaded["epoch"] == epoch else loaded["rng"]
+            if rng is not None:
+                torch.set_rng_state(torch.frombuffer(bytearray.fromhex(rng), dtype=torch.uint8))
+        self._epoch, self._epoch_rng = epoch, _torch_rng()
+
+
+def _torch_rng() -> str:
+    return torch.get_rng_state().numpy().tobytes().hex()

@@ -1,0 +1,247 @@
+"""Records as Arrow tables: converted once per machine, then memory-mapped by every process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import mmap
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava.train.data.readers import Row, read_rows
+from llava.train.data.records import DataError, find_fault, has_images, stray_marks
+from llava.train.data.sources import Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+# Smaller inputs are converted in memory at every start; it takes less than a second.
+IN_MEMORY_BYTES = 16 * 1024 * 1024
+BATCH_CHARACTERS = 8 * 1024 * 1024
+CACHE_FOLDER = ".llava_cache"
+HOME_CACHE = Path("~/.cache/llava")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An Arrow table, and the file and mapping that it lies in; neither for a table in memory."""
+
+    arrow: pa.Table
+    path: Path | None = None
+    pages: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Unmap the pages that were read; they stay in the machine's cache and are mapped again when needed.
+
+        Without this, each process would seem to own a copy of the whole table after an epoch.
+        """
+        if self.pages is not None and hasattr(self.pages, "madvise"):
+            self.pages.madvise(mmap.MADV_DONTNEED)
+
+
+def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
+    """Return the records of a source as a table.
+
+    Columns: record (JSON text), words, images (counts), stray (image mark without image), fault (null when
+    there is none), file (number of the file within the source). The table is kept in `cache_dir`, by default
+    in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    """
+    sizes = [_stat(path) for path in source.files]
+    total = sum(size for size, _ in sizes)
+    if total <= IN_MEMORY_BYTES and cache_dir is None:
+        import pyarrow
+
+        batches = list(_batches(source, lambda count: None))
+        return Table(pyarrow.Table.from_batches(batches, schema=_schema()))
+    name = _cache_name(source, sizes)
+    folders = _cache_folders(source, cache_dir)
+    for folder in folders:
+        path = folder / name
+        table = map_table(path)
+        if table is not None:
+            return table
+    path = _writable(folders) / name
+    with _one_process(path, source.name):
+        table = map_table(path)  # another process may have been first
+        if table is None:
+            _convert(source, path, total)
+            if [_stat(one) for one in source.files] != sizes:
+                path.unlink(missing_ok=True)
+                raise DataError(f"{source.name} changed while it was read; start again when it is complete")
+            table = map_table(path)
+    if table is None:
+        raise DataError(f"the table {path} vanished or is damaged; choose another --data_cache_dir")
+    return table
+
+
+def map_table(path: Path) -> Table | None:
+    """Map a table into memory without reading it; None when there is none, or it is damaged."""
+    import pyarrow
+
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        options = pyarrow.ipc.IpcReadOptions(use_threads=False)
+        buffer = pyarrow.py_buffer(pages)  # the table's columns point into the mapping
+        return Table(pyarrow.ipc.open_file(buffer, options=options).read_all(), path, pages)
+    except (pyarrow.ArrowInvalid, OSError, ValueError) as error:  # ValueError: an empty file
+        logger.warning("the table %s cannot be used and is made anew: %s", path, error)
+        return None
+
+
+def _schema() -> pa.Schema:
+    import pyarrow
+
+    return pyarrow.schema(
+        [
+            ("record", pyarrow.string()),
+            ("words", pyarrow.int32()),
+            ("images", pyarrow.int16()),
+            ("stray", pyarrow.bool_()),
+            ("fault", pyarrow.string()),
+            ("file", pyarrow.int32()),
+        ]
+    )
+
+
+# ---- conversion ----
+
+
+def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.RecordBatch]:
+    """Read all files of a source and yield their records in batches of a few megabytes."""
+    import pyarrow
+
+    schema = _schema()
+    rows: list[tuple[Any, ...]] = []
+    characters = 0
+    for number, path in enumerate(source.files):
+        for row in read_rows(path, advance):
+            rows.append((row.text, *_columns(row), number))
+            characters += len(row.text)
+            if characters >= BATCH_CHARACTERS:
+                yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
+                rows, characters = [], 0
+    if rows:
+        yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
+
+
+def _columns(row: Row) -> tuple[int, int, bool, str | None]:
+    """Return words, images, stray and fault of a record."""
+    record = row.record
+    fault = row.fault or find_fault(record)
+    if not fault:
+        images = 0
+        if has_images(record):
+            images = len(record["image"]) if isinstance(record["image"], list) else 1
+        words = sum(len(turn["value"].split()) for turn in record["conversations"])
+        return words, images, images == 0 and stray_marks(record), None
+    with_image = isinstance(record, dict) and has_images(record)
+    return 1, int(with_image), False, fault
+
+
+def _convert(source: Source, path: Path, total: int) -> None:
+    """Write the table of a source: under another name first, so that a crash leaves none that looks whole."""
+    import pyarrow
+    from tqdm.auto import tqdm
+
+    mine = f"{path.name}.{re.sub('[^A-Za-z0-9]', '-', socket.gethostname())}-"
+    for left in path.parent.glob(f"{mine}*.part"):  # by a process that was killed; the lock is ours
+        left.unlink(missing_ok=True)
+    part = path.with_name(f"{mine}{os.getpid()}.part")
+    logger.info("converting %s (%.0f MB) to the table %s; this is done once", source.name, total / 1e6, path)
+    count = 0
+    try:
+        # no bar where nobody sees it, such as a log file
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"reading {source.name}", disable=None)
+        with bar, part.open("wb") as file:
+            with pyarrow.ipc.new_file(file, _schema()) as writer:
+                for batch in _batches(source, bar.update):
+                    writer.write_batch(batch)
+                    count += len(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the table {path}: {error.strerror or error}; it needs about {total / 1e6:.0f} MB, "
+            "choose another folder with --data_cache_dir"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    logger.info("%s: %d records converted", source.name, count)
+
+
+@contextlib.contextmanager
+def _one_process(path: Path, name: str) -> Iterator[None]:
+    """Let one process at a time past, on file systems that have locks."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path) + ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process converts %s; waiting for it", name)
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        # each process then converts for itself, and the last rename wins: slower, and as safe
+        logger.warning("no file lock in %s (%s); processes may convert %s twice", path.parent, error, name)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+# ---- where tables are kept ----
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file. Raises DataError."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the data file {path}: {error.strerror or error}; check --data_path"
+        ) from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _cache_name(source: Source, sizes: Sequence[tuple[int, int]]) -> str:
+    """Name a table after what it was made from: paths, sizes and times of change."""
+    files = [[str(path.resolve()), *size] for path, size in zip(source.files, sizes, strict=True)]
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, files]).encode()).hexdigest()
+    return f"{source.files[0].stem}-{digest[:20]}.arrow"
+
+
+def _cache_folders(source: Source, cache_dir: str | Path | None) -> list[Path]:
+    """Return where the table of a source may be, the best place first."""
+    if cache_dir is not None:
+        return [Path(cache_dir).expanduser()]
+    return [source.files[0].resolve().parent / CACHE_FOLDER, HOME_CACHE.expanduser()]
+
+
+def _writable(folders: Sequence[Path]) -> Path:
+    """Return the first folder that can be made and written to. Raises DataError."""
+    reason: object = "no permission to write"
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    places = " or ".join(map(str, folders))
+    raise DataError(f"cannot write to {places} ({reason}); name a folder for tables with --data_cache_dir")

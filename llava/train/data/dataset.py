@@ -1,0 +1,178 @@
+"""Samples and batches for training: one record becomes ids, labels and pixels when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation
+from llava.train.data.records import DataError
+from llava.train.data.samples import Sample, SampleMaker
+from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
+from llava.train.data.streaming import StreamingDataset
+from llava.train.data.table import RecordTable, load_records
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+# What an image adds to a sample's length when samples are grouped; the reference's number.
+IMAGE_LENGTH = 128
+
+
+class LazySupervisedDataset(Dataset[Sample]):
+    """Records of --data_path, prepared one by one when they are read.
+
+    data_args: what SampleMaker needs, and optionally data_cache_dir and on_bad_sample. conv: the template; by
+    default conversation.default_conversation at the time of reading.
+    """
+
+    def __init__(
+        self, data_path: str, tokenizer: Any, data_args: Any, conv: Conversation | None = None
+    ) -> None:
+        """Open and check all records. Raises DataError."""
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.data_args = data_args
+        self.maker = SampleMaker(tokenizer, data_args, conv)
+        skips = getattr(data_args, "on_bad_sample", "error") == "skip"
+        self.skipped = SkipLog() if skips else None
+        self.list_data_dict: RecordTable = load_records(
+            data_path, cache_dir=getattr(data_args, "data_cache_dir", None), keep_faulty=skips
+        )
+
+    def split(self, fraction: float) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
+        """Hold out a part of the records, the same in every run; returns the rest and the part."""
+        both = copy(self), copy(self)
+        for dataset, table in zip(both, self.list_data_dict.split(fraction), strict=True):
+            dataset.list_data_dict = table
+        return both
+
+    def __len__(self) -> int:
+        return len(self.list_data_dict)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rough length of each sample, words and 128 for its image: (records,)."""
+        return self.list_data_dict.words + IMAGE_LENGTH * self.list_data_dict.with_images
+
+    @property
+    def modality_lengths(self) -> np.ndarray:
+        """Words of each sample, negative when it has no image: (records,)."""
+        table = self.list_data_dict
+        return np.where(table.with_images, table.words, -table.words)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Prepare sample `i`: input_ids and labels (length,), and `image`, see SampleMaker.make.
+
+        Raises DataError naming the record; with on_bad_sample "skip", the next good sample of the same
+        modality takes the place of a bad one.
+        """
+        if self.skipped is None:
+            return self._read(i)
+        for candidate in self._replacements(i):
+            try:
+                return self._read(candidate)
+            except DataError as error:
+                self.skipped.add(self.list_data_dict.name(candidate), str(error))
+        raise DataError(
+            f"{self.list_data_dict.name(i)} and the samples after it cannot be used, {MAX_IN_A_ROW} in a row "
+            "or all there are; see the reasons above, and check --image_folder"
+        )
+
+    def _replacements(self, i: int) -> Iterator[int]:
+        """Yield `i`, then the indices after it of the same modality, so that batches keep their shape."""
+        yield i
+        with_images = self.list_data_dict.with_images
+        order = (np.arange(1, len(with_images)) + i) % len(with_images)
+        same = order[with_images[order] == with_images[i]]
+        yield from same[: MAX_IN_A_ROW - 1].tolist()
+
+    def _read(self, i: int) -> Sample:
+        record = self.list_data_dict[i]
+        try:
+            fault = self.list_data_dict.fault(i)
+            if fault:
+                raise DataError(fault)
+            return self.maker.make(record, image_folder=self.list_data_dict.image_folder(i))
+        except UserError as error:
+            raise DataError(f"{self.list_data_dict.name(i)}: {error}") from error
+
+
+@dataclass
+class DataCollatorForSupervisedDataset:
+    """Pads samples to a batch."""
+
+    tokenizer: Any
+
+    def __call__(self, instances: Sequence[Sample]) -> dict[str, Any]:
+        """Pad on the right and cut at the tokenizer's length.
+
+        Returns input_ids, labels, attention_mask (n, length), and for images whose marks are not cut off
+        `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes.
+        """
+        limit = self.tokenizer.model_max_length
+        pad = self.tokenizer.pad_token_id
+        input_ids = pad_sequence([one["input_ids"] for one in instances], batch_first=True, padding_value=pad)
+        labels = pad_sequence(
+            [one["labels"] for one in instances], batch_first=True, padding_value=IGNORE_INDEX
+        )
+        input_ids = input_ids[:, :limit]
+        batch: dict[str, Any] = {
+            "input_ids": input_ids,
+            "labels": labels[:, :limit],
+            "attention_mask": input_ids.ne(pad),
+        }
+        if "image" in instances[0]:
+            kept = [_marks_left(one["input_ids"][:limit]) for one in instances]
+            images = [
+                tensor
+                for one, count in zip(instances, kept, strict=True)
+                for tensor in _as_list(one["image"])[:count]
+            ]
+            same = all(tensor.shape == images[0].shape for tensor in images)
+            batch["images"] = torch.stack(images) if same else images
+        if "image_sizes" in instances[0]:
+            batch["image_sizes"] = [
+                size
+                for one, count in zip(instances, kept, strict=True)
+                for size in one["image_sizes"][:count]
+            ]
+        return batch
+
+
+def _marks_left(ids: torch.Tensor) -> int:
+    """Count the images of a cut sample: one for each mark that is left, and a stand-in where none is."""
+    return max(1, int((ids == IMAGE_TOKEN_INDEX).sum()))
+
+
+def _as_list(image: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return image if isinstance(image, list) else [image]
+
+
+def make_supervised_data_module(
+    tokenizer: Any, data_args: Any, conv: Conversation | None = None
+) -> dict[str, Any]:
+    """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator."""
+    kind = StreamingDataset if getattr(data_args, "streaming", False) else LazySupervisedDataset
+    training: Any = kind(data_args.data_path, tokenizer, data_args, conv)
+    held_out: Any = None
+    if getattr(data_args, "eval_data_path", None):
+        held_out = LazySupervisedDataset(data_args.eval_data_path, tokenizer, data_args, conv)
+        held_out.skipped = training.skipped  # one report of all that was skipped
+    elif getattr(data_args, "eval_split", 0):
+        training, held_out = training.split(data_args.eval_split)
+        logger.info("%d records train, %d are held out for evaluation", len(training), len(held_out))
+    return {
+        "train_dataset": training,
+        "eval_dataset": held_out,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
+    }

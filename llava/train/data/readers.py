@@ -1,0 +1,221 @@
+"""Readers of record files (JSON list, JSON lines, parquet) that hold a few records at a time."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from json.decoder import JSONDecodeError
+from pathlib import Path
+from typing import IO, Any
+
+from llava.train.data.records import DataError, Record, kind_of
+
+CHUNK_BYTES = 4 * 1024 * 1024
+# An error this close to the end of what has been read may only say that the rest is missing.
+CUT_CHARACTERS = 16
+PARQUET_ROWS = 1024
+
+Advance = Callable[[int], object]  # told how many bytes have been read
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as it stands in its file: its JSON text, its value, and why it cannot be read, if so."""
+
+    text: str
+    record: Any
+    fault: str = ""
+
+
+def read_rows(path: Path, advance: Advance) -> Iterator[Row]:
+    """Yield the records of a .jsonl or .parquet file, or of any other file as a JSON list.
+
+    Raises DataError when the file cannot be read, or is not of its kind.
+    """
+    readers = {".jsonl": _read_lines, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower(), _read_list)
+    try:
+        yield from reader(path, advance)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"cannot read the data file {path}: {reason}; check --data_path") from error
+
+
+# ---- JSON lists ----
+
+
+class _Window:
+    """The part of a text file that is being read: decoded text that moves forward through the file."""
+
+    def __init__(self, file: IO[bytes], path: Path, advance: Advance) -> None:
+        self.path = path
+        self.text = ""
+        self.position = 0
+        self._file = file
+        self._advance = advance
+        self._line = 1  # of the first character of `text`
+        self._offset = 0  # bytes handed to the decoder
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def extend(self) -> bool:
+        """Drop what lies behind, read more; returns False at the end of the file."""
+        data = self._file.read(max(CHUNK_BYTES, len(self.text) - self.position))
+        pending = len(self._decoder.getstate()[0])
+        try:
+            more = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            place = self._offset - pending + error.start
+            raise DataError(
+                f"{self.path} is not UTF-8 text ({error.reason} at byte {place}); expected a JSON list"
+            ) from error
+        if self._offset == 0:
+            more = more.removeprefix("\ufeff")  # the mark that some editors begin a file with
+        self._line += self.text.count("\n", 0, self.position)
+        self.text, self.position = self.text[self.position :] + more, 0
+        self._offset += len(data)
+        self._advance(len(data))
+        return bool(data)
+
+    def next_character(self) -> str:
+        """Go to the next character that is no white space and return it; "" at the end of the file."""
+        while True:
+            match = _SPACE.match(self.text, self.position)
+            self.position = match.end() if match else self.position
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.extend():
+                return ""
+
+    def value(self) -> Row:
+        """Read the JSON value that begins here. Raises DataError."""
+        while True:
+            try:
+                record, end = _JSON.raw_decode(self.text, self.position)
+            except JSONDecodeError as error:
+                cut = error.pos >= len(self.text) - CUT_CHARACTERS or error.msg.startswith("Unterminated")
+                if cut and self.extend():
+                    continue
+                raise self.broken(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self.broken("nested too deeply", self.position) from error
+            if end == len(self.text) and self.extend():
+                continue  # a number may go on
+            text = self.text[self.position : end]
+            self.position = end
+            return Row(text, record)
+
+    def broken(self, message: str, position: int) -> DataError:
+        line = self._line + self.text.count("\n", 0, position)
+        return DataError(
+            f"{self.path} is not valid JSON ({message}, line {line}); expected a list of records"
+        )
+
+
+def _read_list(path: Path, advance: Advance) -> Iterator[Row]:
+    """Yield the elements of a JSON list. Raises DataError."""
+    with path.open("rb") as file:
+        window = _Window(file, path, advance)
+        if window.next_character() != "[":
+            raise _not_a_list(window)
+        window.position += 1
+        if window.next_character() == "]":
+            window.position += 1
+        else:
+            yield from _elements(window)
+        if window.next_character():
+            raise window.broken("Extra data", window.position)
+
+
+def _elements(window: _Window) -> Iterator[Row]:
+    while True:
+        window.next_character()
+        yield window.value()
+        following = window.next_character()
+        if following not in (",", "]"):
+            raise window.broken("Expecting ',' delimiter", window.position)
+        window.position += 1
+        if following == "]":
+            return
+
+
+def _not_a_list(window: _Window) -> DataError:
+    kind = kind_of(window.value().record)
+    if window.next_character() == "{":
+        return DataError(
+            f"{window.path} holds one JSON {kind} after the other; expected a list of records. "
+            "If each line is one record, let its name end in .jsonl"
+        )
+    if window.next_character():
+        return window.broken("Extra data", window.position)
+    return DataError(f"{window.path} holds a JSON {kind}; expected a list of records")
+
+
+# ---- JSON lines ----
+
+
+def _read_lines(path: Path, advance: Advance) -> Iterator[Row]:
+    """Yield one record a line; a line that is not JSON is a row with a fault, an empty one is skipped."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            advance(len(line))
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield Row(text, json.loads(text))
+            except UnicodeDecodeError as error:
+                yield Row("null", None, f"line {number} is not UTF-8 text ({error.reason})")
+            except (JSONDecodeError, RecursionError) as error:
+                message = getattr(error, "msg", "nested too deeply")
+                yield Row("null", None, f"line {number} is not valid JSON ({message})")
+
+
+# ---- parquet ----
+
+
+def _read_parquet(path: Path, advance: Advance) -> Iterator[Row]:
+    """Yield the rows of a parquet file with columns `conversations` and, optionally, `image` and others."""
+    size = path.stat().st_size
+    for record, share in parquet_records(path):
+        advance(int(size * share))
+        if _holds_bytes(record.get("image")):
+            raise DataError(
+                f"{path} holds the bytes of its images; read it with --streaming True, or store file names"
+            )
+        yield Row(json.dumps(record, ensure_ascii=False, default=str), record)
+
+
+def parquet_records(path: Path | str, filesystem: Any = None) -> Iterator[tuple[Record, float]]:
+    """Yield (record, its share of the file). Raises DataError when it is not a parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path, filesystem=filesystem)
+        rows = max(table.metadata.num_rows, 1)
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+            for row in batch.to_pylist():
+                yield _clean(row), 1 / rows
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+
+
+def _clean(row: Record) -> Record:
+    """Drop empty columns, which parquet has in every row, and read a dialog that is stored as JSON text."""
+    record = {name: value for name, value in row.items() if value is not None}
+    turns = record.get("conversations")
+    if isinstance(turns, str):
+        with contextlib.suppress(JSONDecodeError):  # else reported as what it is, a text and no list
+            record["conversations"] = json.loads(turns)
+    return record
+
+
+def _holds_bytes(image: object) -> bool:
+    one = image[0] if isinstance(image, list) and image else image
+    return isinstance(one, (bytes, dict))

@@ -1,0 +1,110 @@
+"""What --data_path may name: a file, a folder or pattern of shards, or a YAML mixture of them."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.train.data.records import DataError
+from llava.utils import import_optional
+
+FORMATS = (".json", ".jsonl", ".parquet")
+MIXTURES = (".yaml", ".yml")
+ENTRY_KEYS = ("path", "image_folder", "weight", "max_samples")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of records that belong together, and how much of them is used.
+
+    weight: how often each record appears in an epoch; 0.5 takes every second one, by chance but the same in
+    every run. max_samples: how many records are used at most, before the weight.
+    """
+
+    name: str  # what the user wrote, for messages
+    files: tuple[Path, ...]
+    image_folder: str | None = None
+    weight: float = 1.0
+    max_samples: int | None = None
+
+
+def find_sources(data_path: str | Path, image_folder: str | None = None) -> list[Source]:
+    """Find the files behind --data_path. Raises DataError when there are none, or a mixture is not one."""
+    path = Path(data_path)
+    if path.suffix.lower() in MIXTURES:
+        return _read_mixture(path, image_folder)
+    return [Source(str(data_path), _find_files(str(data_path)), image_folder)]
+
+
+def _find_files(name: str) -> tuple[Path, ...]:
+    """Return the files that a path, a folder or a pattern means, in the order of their names."""
+    path = Path(name)
+    if path.is_dir():
+        found = [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix.lower() in FORMATS]
+        kinds = sorted({one.suffix.lower() for one in found})
+        if len(kinds) > 1:
+            raise DataError(
+                f"the folder {name} holds {', '.join(kinds)} files, which may be the same records twice; "
+                f"name one kind with a pattern such as {path / ('*' + kinds[0])}"
+            )
+    elif not path.exists() and any(mark in name for mark in "*?["):
+        found = [Path(one) for one in sorted(glob.glob(name, recursive=True))]
+        if not found:
+            raise DataError(f"no file matches {name}; check --data_path")
+    else:
+        found = [path]
+    if not found:
+        raise DataError(f"the folder {name} has no {', '.join(FORMATS)} files; check --data_path")
+    for file in found:
+        if file.suffix.lower() == ".tar":
+            raise DataError(
+                f"{file} is an archive of samples; it is read with --streaming True --max_steps N"
+            )
+    return tuple(found)
+
+
+def _read_mixture(path: Path, image_folder: str | None) -> list[Source]:
+    yaml = import_optional("yaml", needed_for=f"the mixture {path}", install="pyyaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check --data_path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and set(content) == {"datasets"}:
+        content = content["datasets"]
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{path} is not a mixture; expected a list of entries, each with a 'path'")
+    return [_read_entry(path, number, entry, image_folder) for number, entry in enumerate(content)]
+
+
+def _read_entry(mixture: Path, number: int, entry: Any, image_folder: str | None) -> Source:
+    """Check one entry; its paths are relative to the mixture's folder."""
+    where = f"{mixture}: entry {number}"
+    if isinstance(entry, str):
+        entry = {"path": entry}
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+        raise DataError(f"{where} is {entry!r:.80}; expected a mapping with a 'path'")
+    for key in entry:
+        if key not in ENTRY_KEYS:
+            close = difflib.get_close_matches(str(key), ENTRY_KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(ENTRY_KEYS)}"
+            raise DataError(f"{where} has the key {key!r}; {hint}")
+    weight, limit, folder = entry.get("weight", 1.0), entry.get("max_samples"), entry.get("image_folder")
+    numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not numeric or not math.isfinite(weight) or weight <= 0:
+        raise DataError(f"{where}: 'weight' is {weight!r}; expected a number above 0 (1 is each record once)")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise DataError(f"{where}: 'max_samples' is {limit!r}; expected a whole number above 0")
+    if folder is not None and not isinstance(folder, str):
+        raise DataError(f"{where}: 'image_folder' is {folder!r}; expected a folder name")
+    name = str(mixture.parent / entry["path"])
+    if Path(name).suffix.lower() in MIXTURES:
+        raise DataError(f"{where} names another mixture, {name}; list its entries here")
+    own_folder = image_folder if folder is None else str(mixture.parent / folder)
+    return Source(name, _find_files(name), own_folder, float(weight), limit)

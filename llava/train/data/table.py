@@ -1,0 +1,271 @@
+"""RecordTable: all records behind --data_path as one read-only sequence; load_records opens and checks it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.train.data.arrow_cache import map_table, open_table
+from llava.train.data.records import DataError, Record, name_record
+from llava.train.data.sources import Source, find_sources
+
+logger = logging.getLogger(__name__)
+
+READS_BEFORE_RELEASE = 1000  # each may map 64 kB
+
+
+class _Part:
+    """The records of one source, and which of them are used in which order."""
+
+    def __init__(self, source: Source, cache_dir: str | Path | None, seed: int) -> None:
+        self.source = source
+        self._table = open_table(source, cache_dir)
+        if not len(self.table):
+            raise DataError(f"{source.name} holds an empty list; there is nothing to train on")
+        self.picks = _pick(len(self.table), source, seed)  # None: all, as they stand
+        self._reads = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker process maps the file again instead of getting a copy
+        return {**self.__dict__, "_table": self._table.path or self._table}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._table, Path):
+            path, mapped = self._table, map_table(self._table)
+            if mapped is None:
+                raise DataError(f"the table {path} is gone; it must stay while training runs")
+            self._table = mapped
+
+    @property
+    def table(self) -> Any:
+        """The Arrow table."""
+        return self._table.arrow
+
+    def text(self, index: int) -> str:
+        """Return the JSON text of a record."""
+        self._reads += 1
+        if self._reads % READS_BEFORE_RELEASE == 0:
+            self._table.release()
+        return self.table.column("record")[self.row(index)].as_py()
+
+    def __len__(self) -> int:
+        return len(self.table) if self.picks is None else len(self.picks)
+
+    def rows(self) -> np.ndarray:
+        """Return the places in the table of the records in use, each once: (rows,)."""
+        return np.arange(len(self.table)) if self.picks is None else np.unique(self.picks)
+
+    def split(self, held_out: np.ndarray) -> tuple[_Part, _Part]:
+        """Return this part without the records at places `held_out`, and one of those, each once."""
+        picks = self.rows() if self.picks is None else self.picks
+        rest, held = copy(self), copy(self)
+        rest.picks, held.picks = picks[~np.isin(picks, held_out)], np.sort(held_out)
+        return rest, held
+
+    def row(self, index: int) -> int:
+        """Return the place in the table of the record at `index`."""
+        return index if self.picks is None else int(self.picks[index])
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column of numbers in the order of use: (records,)."""
+        values = self.table.column(name).to_numpy()
+        return values if self.picks is None else values[self.picks]
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """Return the file that a record is from, and its number within that file."""
+        row = self.row(index)
+        files = self.table.column("file").to_numpy() if len(self.source.files) > 1 else None
+        if files is None:
+            return self.source.files[0], row
+        return self.source.files[files[row]], row - int(np.searchsorted(files, files[row]))
+
+
+def _pick(count: int, source: Source, seed: int) -> np.ndarray | None:
+    """Choose the records of a source that its max_samples and weight ask for; None for all of them once."""
+    chosen = range(count)
+    order = random.Random(seed)
+    picks = np.arange(count)
+    if source.max_samples is not None and source.max_samples < count:
+        picks = np.sort(np.array(order.sample(chosen, source.max_samples)))
+    elif source.weight == 1:
+        return None
+    whole = int(source.weight)
+    rest = round((source.weight - whole) * len(picks))
+    extra = np.sort(np.array(order.sample(range(len(picks)), rest), dtype=np.int64))
+    return np.concatenate([np.tile(picks, whole), picks[extra]])
+
+
+class RecordTable(Sequence[Record]):
+    """Read-only sequence of records; each is built from its JSON text when it is asked for.
+
+    Its memory is the pages of a mapped file, which all processes of a machine share.
+    """
+
+    def __init__(self, sources: Sequence[Source], cache_dir: str | Path | None = None) -> None:
+        """Open the tables of all sources, converting them if need be. Raises DataError."""
+        self._take([_Part(source, cache_dir, seed) for seed, source in enumerate(sources)])
+        if not len(self):
+            names = ", ".join(source.name for source in sources)
+            raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
+
+    def _take(self, parts: list[_Part]) -> None:
+        self._parts = parts
+        self._starts = [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + len(part))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[RecordTable, RecordTable]:
+        """Hold out a part of the records, at least one; returns the rest and the part.
+
+        No record is in both, also when a mixture uses it several times; the part has it once. Raises
+        DataError when nothing would be left.
+        """
+        order = np.random.default_rng(seed)
+        rows = [part.rows() for part in self._parts]
+        places = np.concatenate([np.stack([np.full(len(own), k), own], 1) for k, own in enumerate(rows)])
+        count = max(1, round(fraction * len(places)))
+        if count >= len(places):
+            raise DataError(f"{count} of {len(places)} records would be held out; none is left to train on")
+        held = places[order.permutation(len(places))[:count]]
+        parts = [part.split(held[held[:, 0] == k, 1]) for k, part in enumerate(self._parts)]
+        tables = RecordTable.__new__(RecordTable), RecordTable.__new__(RecordTable)
+        for table, own in zip(tables, zip(*parts, strict=True), strict=True):
+            table._take(list(own))
+        return tables
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_parts": self._parts, "_starts": self._starts}  # without the columns, which are cheap
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _locate(self, index: int) -> tuple[_Part, int]:
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} was asked for; there are {len(self)}")
+        number = bisect_right(self._starts, index) - 1
+        return self._parts[number], index - self._starts[number]
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """Build the record at `index`; a slice becomes a list."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return json.loads(self.text(index))
+
+    def text(self, index: int) -> str:
+        """Return the JSON text of a record as it stood in its file."""
+        part, own = self._locate(index)
+        return part.text(own)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """Words in the turns of each record: (records,)."""
+        return np.concatenate([part.column("words") for part in self._parts]).astype(np.int64)
+
+    @cached_property
+    def with_images(self) -> np.ndarray:
+        """Whether each record has an image: (records,)."""
+        return np.concatenate([part.column("images") for part in self._parts]) > 0
+
+    def image_folder(self, index: int) -> str | None:
+        """Return the folder that the images of a record are relative to, if the mixture names one."""
+        return self._locate(index)[0].source.image_folder
+
+    def name(self, index: int) -> str:
+        """Name a record for a message; with its file when there are several."""
+        part, own = self._locate(index)
+        file, row = part.place(own)
+        several = len(self._parts) > 1 or len(part.source.files) > 1
+        return (f"{file}: " if several else "") + name_record(row, self[index])
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """Return the file that a record is from, and its number within that file."""
+        part, own = self._locate(index)
+        return part.place(own)
+
+    def first_with_images(self) -> list[int]:
+        """Return the first record with an image of each source that has any."""
+        found = []
+        for start, stop in zip(self._starts, self._starts[1:], strict=False):
+            own = np.flatnonzero(self.with_images[start:stop])
+            found.extend((own[:1] + start).tolist())
+        return found
+
+    def fault(self, index: int) -> str:
+        """Return what conversion found wrong with a record, or ""."""
+        part, own = self._locate(index)
+        faults = part.table.column("fault")
+        return faults[part.row(own)].as_py() or "" if faults.null_count < len(faults) else ""
+
+    def faulty(self) -> list[int]:
+        """Return the indices of records in which conversion found a fault."""
+        found: list[int] = []
+        for part, start in zip(self._parts, self._starts, strict=False):
+            faults = part.table.column("fault")
+            if faults.null_count < len(faults):
+                marks = faults.is_valid().to_numpy()
+                own = marks if part.picks is None else marks[part.picks]
+                found.extend(int(index) + start for index in np.flatnonzero(own))
+        return found
+
+    def warn_about_stray_marks(self) -> None:
+        """Warn about records without an image whose text holds the image mark; it is read as plain text."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            found = np.flatnonzero(part.column("stray"))
+            if len(found):
+                logger.warning(
+                    "%s: %d record(s) without an image have %s in their text, the first is %s; "
+                    "it is read as text",
+                    part.source.name,
+                    len(found),
+                    DEFAULT_IMAGE_TOKEN,
+                    self.name(start + int(found[0])),
+                )
+
+
+def load_records(
+    data_path: str | Path,
+    *,
+    image_folder: str | None = None,
+    cache_dir: str | Path | None = None,
+    keep_faulty: bool = False,
+    whole: bool = False,
+) -> RecordTable:
+    """Open all records behind --data_path: .json, .jsonl, .parquet, a folder, a pattern or a YAML mixture.
+
+    image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
+    `fault` says what is wrong, instead of raising. whole: for a check, take every record of a
+    mixture once and warn about none. Raises DataError naming file and record.
+    """
+    sources = find_sources(data_path, image_folder)
+    if whole:
+        sources = [replace(source, weight=1.0, max_samples=None) for source in sources]
+    table = RecordTable(sources, cache_dir)
+    faulty = [] if keep_faulty else table.faulty()
+    if faulty:
+        file, row = table.place(faulty[0])
+        raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
+    if not whole:
+        table.warn_about_stray_marks()
+    return table

@@ -1,0 +1,1 @@
+"""What is chosen before the first step: what trains and in which dtype, attention, kernels, processes."""

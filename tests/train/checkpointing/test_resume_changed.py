@@ -1,0 +1,133 @@
+"""Going on with other flags than before: those that count, and those with which it is impossible."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded_training import flags, run_train
+
+from llava.model.checkpoints.files import CheckpointError
+from llava.train.checkpointing.manifest import other_shards, other_weights
+from llava.train.checkpointing.resume import LOCK_FILE
+from llava.utils import UserError
+
+V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
+LORA = (
+    f"--version v1 --data_path {{data}}/finetune.json --image_aspect_ratio pad {V15} --lora_enable True "
+    "--lora_r 4 --learning_rate 1e-3 --mm_projector_lr 1e-4 --lr_scheduler_type linear --warmup_ratio 0"
+)
+STEPS = "--save_strategy steps --save_steps 2 --max_steps 4"
+
+
+@pytest.fixture(scope="module")
+def stopped(checkpoints: Path, training_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that ended after two of its four steps; copy it before writing."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    run_train(flags(checkpoints, training_data, out, f"{LORA} {STEPS}"), steps=2)
+    assert (out / "checkpoint-2").is_dir()
+    return out
+
+
+@pytest.fixture
+def argv(stopped: Path, checkpoints: Path, training_data: Path, tmp_path: Path) -> list[str]:
+    """Return the command line of `stopped`, for a copy of its folder."""
+    shutil.copytree(stopped, tmp_path / "out")
+    return flags(checkpoints, training_data, tmp_path / "out", f"{LORA} {STEPS}")
+
+
+def test_a_second_run_is_kept_out_of_the_folder(argv: list[str], tmp_path: Path) -> None:
+    """Another process holds the folder; when it is killed the folder is free again."""
+    out = tmp_path / "out"
+    code = "from pathlib import Path; from llava.train.checkpointing.resume import OutputLock; "
+    code += f"lock = OutputLock(Path({str(out)!r})); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        (out / "tmp-checkpoint-4").mkdir()  # that the other run is writing
+        with pytest.raises(UserError, match=f"another run is writing to {out}"):
+            run_train(argv)
+        assert (out / "tmp-checkpoint-4").is_dir()
+        other.kill()
+    assert (out / LOCK_FILE).exists()
+    assert len(run_train(argv).loss) == 2
+    assert not (out / LOCK_FILE).exists()
+
+
+def test_changed_rates_and_decay_count(argv: list[str], tmp_path: Path) -> None:
+    more = (
+        "--learning_rate 8e-3 --mm_projector_lr 4e-4 --weight_decay 0.25 --adam_beta2 0.9 --logging_steps 1"
+    )
+    run = run_train([*argv, *more.split()])
+    groups: list[dict[str, Any]] = run.trainer.optimizer.param_groups
+    assert sorted({group["initial_lr"] for group in groups}) == [4e-4, 8e-3]
+    assert {group["weight_decay"] for group in groups} == {0, 0.25}
+    assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.9)}
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    rates = {one["step"]: one["learning_rate"] for one in history if "learning_rate" in one}
+    assert [rates[3], rates[4]] == pytest.approx([8e-3 * 2 / 4, 8e-3 * 1 / 4])  # a line down to 0
+
+
+def test_more_steps_continue_the_longer_schedule(argv: list[str], tmp_path: Path) -> None:
+    """The checkpoint may stand at the end of its schedule, where the rate is 0."""
+    run_train([*argv, "--max_steps", "3", "--save_steps", "1"])
+    run_train([*argv, "--max_steps", "6", "--save_steps", "1", "--logging_steps", "1"])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    rates = {one["step"]: one["learning_rate"] for one in history if "learning_rate" in one}
+    assert [rates[step] for step in (4, 5, 6)] == pytest.approx([1e-3 * left / 6 for left in (3, 2, 1)])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--lora_enable False", "--lora_enable was true, is false"),
+        ("--lora_r 8", "--lora_r was 4, is 8"),
+        ("--freeze_mm_mlp_adapter True", "--freeze_mm_mlp_adapter was false, is true"),
+        ("--unfreeze_mm_vision_tower True", "--unfreeze_mm_vision_tower was false, is true"),
+    ],
+)
+def test_other_weights_are_refused_before_anything_is_loaded(
+    more: str, said: str, argv: list[str], tmp_path: Path
+) -> None:
+    before = (tmp_path / "out" / "run_manifest.json").read_text()
+    with pytest.raises(CheckpointError, match="trained other weights: ") as error:
+        run_train([*argv, *more.split()])
+    assert said in str(error.value) and "--resume never" in str(error.value)
+    assert (tmp_path / "out" / "run_manifest.json").read_text() == before
+
+
+def test_a_rate_of_its_own_makes_other_groups() -> None:
+    none, one, two = (
+        {"settings": {"model": {}, "training": {"mm_projector_lr": rate, "seed": 1}}}
+        for rate in (None, 1e-4, 0)
+    )
+    assert other_weights(none, one) == ["--mm_projector_lr was null, is 0.0001"]
+    assert other_weights(one, two) == other_weights({}, one) == []
+
+
+def test_states_in_other_shards_are_refused(argv: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "out" / "checkpoint-2" / "run_manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["sharding"] == "none"
+    file.write_text(json.dumps({**manifest, "sharding": "ZeRO-2"}))
+    sizes = tmp_path / "out" / "checkpoint-2" / "checkpoint_files.json"
+    sizes.unlink()  # or the edited file would count as damaged
+    with pytest.raises(CheckpointError, match="its sharding was ZeRO-2, is none"):
+        run_train(argv)
+
+
+@pytest.mark.parametrize(
+    ("sharding", "processes", "fits"),
+    [("ZeRO-2", 4, True), ("ZeRO-2", 2, False), ("ZeRO-3", 2, False), ("none", 2, True), ("FSDP", 2, True)],
+)
+def test_only_deepspeed_is_bound_to_its_number_of_processes(
+    sharding: str, processes: int, fits: bool
+) -> None:
+    before, now = ({"sharding": sharding, "world_size": size} for size in (4, processes))
+    assert (other_shards(before, now) == "") is fits
