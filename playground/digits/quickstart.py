@@ -191,7 +191,10 @@ def chat(work: Path, image: str, device: str, variant: Variant) -> dict[str, str
     if variant.base is not None:
         words += ["--model-base", str(work / variant.base)]
     words += ["--device", device, "--temperature", "0", "--max-new-tokens", "16"]
-    print(f"$ echo '{CHAT_QUESTION}' | python -m llava.serve.cli --model-path {work / variant.model} ...", flush=True)
+    print(
+        f"$ echo '{CHAT_QUESTION}' | python -m llava.serve.cli --model-path {work / variant.model} ...",
+        flush=True,
+    )
     run = subprocess.run(
         [sys.executable, *words],
         input=f"{CHAT_QUESTION}\n",

@@ -76,7 +76,9 @@ def _draw(axis: Axes, example: dict[str, Any], images: Path) -> None:
     for position, image in enumerate(opened):
         strip.paste(image, (position * (side + gap), 0))
     question = example["question"].replace("<image>", "").replace("First: \nSecond: \n", "").strip()
-    axis.text(0.5, 0.79, _wrap(question), fontsize=7.5, color=GREY, ha="center", va="bottom", linespacing=1.15)
+    axis.text(
+        0.5, 0.79, _wrap(question), fontsize=7.5, color=GREY, ha="center", va="bottom", linespacing=1.15
+    )
     frame = axis.inset_axes((0.08, 0.20, 0.84, 0.56))
     frame.imshow(ImageOps.expand(strip, border=4, fill=225), cmap="gray", vmin=0, vmax=255)
     frame.axis("off")

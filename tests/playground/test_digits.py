@@ -275,7 +275,9 @@ def test_texts_of_the_sheet_keep_to_their_places(made: Path) -> None:
     assert len(report._cut("a very long answer to a short question")) <= 15
 
 
-def test_a_step_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter(range(0, 1000, 2))  # each step takes two seconds
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     steps = progress.Progress("tower", 10)
