@@ -26,7 +26,7 @@ GREY = "#57606a"
 
 
 def choose_examples(answered: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Take evenly spaced questions of each kind, whatever was answered, and some mistakes: title -> questions."""
+    """Take evenly spaced questions of each kind, whatever was answered, and mistakes: title -> questions."""
     chosen: dict[str, list[dict[str, Any]]] = {}
     for offset, (kind, wanted) in enumerate(EXAMPLES.items()):
         of_kind = [one for one in answered if one["kind"] == kind][7 * offset :]
@@ -41,7 +41,7 @@ def choose_examples(answered: list[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 
 def picture_sheet(answered: list[dict[str, Any]], images: Path, path: Path) -> None:
-    """Draw test digits with question and answer, kind by kind; wrong answers are red and name the right one."""
+    """Draw test digits with question and answer by kind; wrong answers are red and name the right one."""
     sections = {title: examples for title, examples in choose_examples(answered).items() if examples}
     rows = -(-sum(map(len, sections.values())) // COLUMNS)
     height = CELL[1] * rows + HEAD
