@@ -56,8 +56,7 @@ def look_into(model_path: str) -> Contents:
     """Find out what `model_path`, a folder or hub name, holds. Raises CheckpointError when it is no model."""
     if Path(model_path).is_file():
         raise CheckpointError(foreign_file(Path(model_path)))
-    config_file = files.find_file(model_path, files.CONFIG_FILE)
-    config = files.read_json(config_file) if config_file else {}
+    config = files.read_config(model_path) if files.has_file(model_path, files.CONFIG_FILE) else {}
     if config and (foreign := foreign_config(config, model_path)):
         raise CheckpointError(foreign)
     llava = is_llava(config)
