@@ -29,6 +29,7 @@ LARGEST = {
     "projection_dim": 10**6,
     "mm_hidden_size": 10**7,
 }
+PAIRS = ("image_size", "patch_size")  # some towers write (height, width)
 # width and heads that have to divide it
 HEADS = (("hidden_size", "num_attention_heads"), ("d_model", "n_heads"))
 
@@ -42,7 +43,7 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
     place = f"{path}: config.json"
     for name, largest in LARGEST.items():
         value = config.get(name)
-        if value is None or isinstance(value, list):  # pairs, as (height, width); their own class checks them
+        if value is None or (name in PAIRS and isinstance(value, list)):  # their own class checks pairs
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
             raise CheckpointError(
