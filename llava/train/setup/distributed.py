@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def split_by_layers(model: Any, training_args: Any) -> None:
     if not training_args.fsdp:
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    present = {type(part).__name__ for part in model.modules() if not isinstance(part, CLIPVisionTower)}
+    present = {type(part).__name__ for part in model.modules() if not isinstance(part, VisionTower)}
     model._no_split_modules = [name for name in model._no_split_modules or () if name in present]
 
 
