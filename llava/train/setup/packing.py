@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from llava._compat import attention_of
 from llava.model.multimodal.packed_attention import use_samplewise_attention
 from llava.model.multimodal.splice import Row, pack_rows
 from llava.utils import UserError
@@ -24,7 +25,7 @@ def use_packing(model: Any) -> None:
             f"sample starts; it works for {', '.join(PACKABLE)}"
         )
     model.packs_samples = True
-    if model.config._attn_implementation == "sdpa":
+    if attention_of(model.config) == "sdpa":
         use_samplewise_attention(model.config)
 
 
