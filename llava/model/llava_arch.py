@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from llava._compat import no_split_modules, set_no_split_modules
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -69,7 +70,7 @@ class LlavaMetaModel(_LLM):
         if settings.vision_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             # device_map="auto" puts a tower on one device; the head's class collects the names from here
-            self._no_split_modules = {*(self._no_split_modules or ()), *tower_class_names()}
+            set_no_split_modules(self, [*no_split_modules(self), *tower_class_names()])
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))

@@ -26,9 +26,9 @@ register_tower(CLIPVisionTower, "clip", "clip_vision_model")
 register_tower(SiglipVisionTower, "siglip", "siglip_vision_model")
 
 
-def tower_class_names() -> set[str]:
+def tower_class_names() -> list[str]:
     """Return the names of all tower classes, which a device map keeps whole."""
-    return {one.__name__ for tower in TOWERS.values() for one in (tower, multi_scale(tower))}
+    return sorted({one.__name__ for tower in TOWERS.values() for one in (tower, multi_scale(tower))})
 
 
 def tower_class(config: Mapping[str, Any], name: str) -> type[VisionTower]:
