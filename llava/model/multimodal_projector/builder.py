@@ -68,7 +68,7 @@ PROJECTORS: dict[str, tuple[str, ProjectorFactory]] = {
 
 
 def find_projector(name: str) -> tuple[ProjectorFactory, re.Match[str]]:
-    """Return the factory that a `mm_projector_type` names, and its match. Raises UserError for an unknown one."""
+    """Return the factory that a `mm_projector_type` names, and its match. Raises UserError if unknown."""
     for pattern, (_, factory) in PROJECTORS.items():
         match = re.fullmatch(pattern, name)
         if match:
