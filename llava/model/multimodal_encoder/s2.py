@@ -85,8 +85,13 @@ class MultiScale(VisionTower):
         return super().hidden_size * len(self.s2_scales)
 
 
-@cache
 def multi_scale(tower_class: type[VisionTower]) -> type[MultiScale]:
     """Return the class of a tower at several scales: `CLIPVisionTower` gives `CLIPVisionTowerS2`."""
+    key: Any = tower_class  # the cache asks for a Hashable, which mypy does not see in a class
+    return _multi_scale(key)
+
+
+@cache
+def _multi_scale(tower_class: type[VisionTower]) -> type[MultiScale]:
     names = {"__module__": tower_class.__module__, "__doc__": f"{tower_class.__name__} at several scales."}
     return type(f"{tower_class.__name__}S2", (MultiScale, tower_class), names)
