@@ -22,7 +22,7 @@ from llava.model.checkpoints.gather import whole
 from llava.model.checkpoints.saving import save_whole_model
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples
+from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -61,6 +61,8 @@ class LlavaMetaModel(_LLM):
     """Adds `vision_tower`, `mm_projector` and `image_newline` to the LLM's model, the part without head."""
 
     vision_tower: Any  # the tower, or a list that hides it from FSDP
+    # positions, counted through (B, L), that go on to the head, as one row; None: all, as rows
+    positions_for_head: torch.Tensor | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -72,6 +74,17 @@ class LlavaMetaModel(_LLM):
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
                 with torch.no_grad():  # for a model built from scratch
                     self.image_newline.normal_(std=config.hidden_size**-0.5)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the LLM's model; while a loss is computed, only labelled positions (1, n, C) leave it.
+
+        So the LLM's own head, with its scalings, caps and biases, computes no logits for the others.
+        """
+        output = super().forward(*args, **kwargs)
+        if self.positions_for_head is not None:
+            states = output.last_hidden_state  # (B, L, C)
+            output.last_hidden_state = states.flatten(0, 1)[self.positions_for_head.to(states.device)][None]
+        return output
 
     def get_vision_tower(self) -> Any:
         """Return the vision tower, None if the model has none."""
@@ -328,15 +341,27 @@ class LlavaMetaForCausalLM(_LLM):
     def _supervised_output(
         self, labels: torch.Tensor, count: int, inputs: dict[str, Any]
     ) -> SupervisedOutput:
-        """Run the LLM without its head, and the head only where labels are; count: samples in the batch."""
-        output = self.get_model()(**{**inputs, "return_dict": True})
+        """Run the LLM's own forward, its head only where labels are; count: samples in the batch."""
+        positions, targets = supervised_positions(labels)
         if len(labels) == count:
             samples = torch.arange(count, device=labels.device)[:, None].expand_as(labels)
         else:  # packed: positions start again with each sample
             samples = (inputs["position_ids"] == 0).cumsum(1) - 1
+        body = self.get_model()
+        body.positions_for_head = positions
+        try:
+            output = super().forward(**{**inputs, "return_dict": True})
+        finally:
+            body.positions_for_head = None
+        logits = output.logits  # (1, n, V); (B, L, V) from a class whose model stands before the mixin
+        if logits.shape[:2] != (1, len(positions)):
+            logits = logits.flatten(0, 1)[positions.to(logits.device)]
         loss, sums, counts = losses_of_samples(
-            output.last_hidden_state, labels, self.get_output_embeddings(), samples, count
+            logits.flatten(0, -2), targets, samples.flatten()[positions], count
         )
+        balance = getattr(output, "aux_loss", None)  # of a mixture of experts that is asked for it
+        if isinstance(balance, torch.Tensor):
+            loss = loss + self.router_aux_loss_coef * balance.to(loss.device)
         return SupervisedOutput(
             loss=loss,
             loss_sums=sums,
