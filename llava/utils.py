@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llava._compat import semaphore_value
 from llava.constants import LOGDIR
 
 logger = logging.getLogger(__name__)
@@ -210,4 +211,4 @@ def pretty_print_semaphore(semaphore: Any) -> str:
     """Describe an asyncio semaphore (or None) for a log line."""
     if semaphore is None:
         return "None"
-    return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
+    return f"Semaphore(value={semaphore_value(semaphore)}, locked={semaphore.locked()})"

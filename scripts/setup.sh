@@ -49,6 +49,17 @@ make_venv() {
     fi
 }
 
+# alive WORDS COMMAND...: runs a command and says every ten seconds that it is still running
+alive() {
+    local words="$1" began=$SECONDS teller code=0
+    shift
+    (while sleep 10 >/dev/null 2>&1; do say "$words ($((SECONDS - began)) s)"; done) &
+    teller=$!
+    "$@" || code=$?
+    kill "$teller" 2>/dev/null && wait "$teller" 2>/dev/null || true
+    return "$code"
+}
+
 # install ARGUMENT...: with uv, which takes a fraction of pip's time, or with pip where uv cannot be had
 install() {
     if [ -x "$VENV/bin/uv" ]; then
@@ -85,12 +96,12 @@ main() {
     touch "$MAKING"
     rm -f "$STAMP"
     say "installing llava[$EXTRAS] with the versions of $CONSTRAINTS (a minute or two, mostly downloads)"
-    if ! install_all; then
+    if ! alive "still installing" install_all; then
         say "the installation failed; once more, in a new $VENV"
         rm -rf "$VENV"
         make_venv
         touch "$MAKING"
-        install_all || fail "the packages could not be installed; the error stands above"
+        alive "still installing" install_all || fail "the packages could not be installed; the error stands above"
     fi
     rm -f "$MAKING"
     printf '%s\n%s\n' "$(digest)" "$((SECONDS - started))" >"$STAMP"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from llava import _compat
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "llava").rglob("*.py"))
 SOURCES = [
@@ -24,6 +26,7 @@ MAX_FUNCTION_LINES = 70
 
 # A room may import rooms of a lower number, and itself.
 FLOORS = {
+    "_compat": 0,
     "constants": 0,
     "utils": 1,
     "images": 2,
@@ -134,6 +137,80 @@ def test_only_checkpoint_unpickles() -> None:
     }
     assert offenders <= {"llava/model/checkpoints/files.py"}
     assert "weights_only=True" in (ROOT / "llava/model/checkpoints/files.py").read_text()
+
+
+# ---- private names of others ----
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@cache
+def _own_private_names() -> set[str]:
+    """Names with an underscore that llava itself gives: functions, classes, fields, attributes of self."""
+    own = {"_replace", "_asdict", "_fields"}  # the documented names of a namedtuple
+    for path in PACKAGE:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("self."):
+                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+    return own - {name for names in _compat.OVERRIDDEN.values() for name in names}
+
+
+def _private_names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and name of private names that are read, set, imported or passed, but for `super()._own`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            called = node.value.func if isinstance(node.value, ast.Call) else None
+            of_super = isinstance(called, ast.Name) and called.id == "super"
+            of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+            overridden = {one for names in _compat.OVERRIDDEN.values() for one in names}
+            if not ((of_super or of_self) and node.attr in overridden):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom):
+            parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from ((node.lineno, part) for part in parts if _is_private(part) and part != "_compat")
+        elif isinstance(node, ast.Call):
+            yield from ((node.lineno, key.arg) for key in node.keywords if key.arg and _is_private(key.arg))
+            if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "setattr"):
+                for value in node.args[1:2]:
+                    if isinstance(value, ast.Constant) and _is_private(str(value.value)):
+                        yield node.lineno, str(value.value)
+        yield from _private_names_used(node)
+
+
+def test_private_names_of_dependencies_are_used_in_compat_only() -> None:
+    faults = [
+        f"{_name(path)}:{line}: {name}; put it behind a function of llava/_compat.py"
+        for path in PACKAGE
+        if path.name != "_compat.py"
+        for line, name in _private_names_used(_tree(path))
+        if name not in _own_private_names()
+    ]
+    assert not faults
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "model._tp_plan",
+        "self._hf_peft_config_loaded",
+        "from torch._dynamo import config",
+        "from transformers.trainer import _is_peft_model",
+        "getattr(model, '_hf_hook', None)",
+        "cached_file(name, _commit_hash=None)",
+        "model._no_split_modules",
+    ],
+)
+def test_a_private_name_of_a_dependency_would_be_found(statement: str) -> None:
+    found = [name for _, name in _private_names_used(ast.parse(statement))]
+    assert found and not set(found) & _own_private_names()
 
 
 # ---- what an import loads ----

@@ -10,6 +10,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
+from llava._compat import can_compile_fullgraph, hook_of
 from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import context_of
 from llava.utils import UserError
@@ -124,9 +125,9 @@ def check_compilable(model: Any) -> None:
     """Raise UserError for a model that cannot decode compiled, with what to do instead."""
     check_compile_device(model.device.type)
     reason = None
-    if not getattr(model, "_can_compile_fullgraph", False):
+    if not can_compile_fullgraph(model):
         reason = f"{model.config.model_type} cannot be compiled: its attention takes no cache of fixed size"
-    elif hasattr(model, "_hf_hook"):
+    elif hook_of(model) is not None:
         reason = "a model that is spread over several devices cannot be compiled"
     if reason:
         raise UserError(f"{reason}; leave compile away")

@@ -24,7 +24,7 @@ from llava.model import (
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.language_model.registry import KERNELS, attention_of, family_of, llava_config
+from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.tokenizer import load_tokenizer
@@ -190,7 +190,7 @@ def _attention(use_flash_attn: bool, arguments: dict[str, Any], plan: LoadPlan) 
     wanted = "flash_attention_2" if use_flash_attn else arguments.pop("attn_implementation", None)
     if wanted is None:
         return {}
-    offered = attention_of(plan.config.get("model_type"))
+    offered = kernels_of(plan.config.get("model_type"))
     if wanted in KERNELS and wanted not in offered:
         kind = plan.config.get("model_type")
         logger.warning(

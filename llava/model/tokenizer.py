@@ -18,8 +18,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
-from transformers.utils import cached_file
 
+from llava._compat import added_tokens, cached_hub_file, trie_tokens
 from llava.model.checkpoints.files import CheckpointError, find_file, refuse_pointer
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _find(path: str | Path, name: str, hub: dict[str, Any]) -> str | None:
         found = find_file(path, name)
         return str(found) if found else None
     try:
-        return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **hub)
+        return cached_hub_file(str(path), name, **hub)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path} is no folder, and the hub did not give its {name}: {first}") from error
@@ -187,7 +187,7 @@ class LlamaTokenizer(SentencePieceBackend):
             legacy=True if legacy is None else bool(legacy),
             **kwargs,
         )
-        self.tokens_trie: Trie = AddedTokenSplitter(self.tokens_trie._tokens)
+        self.tokens_trie: Trie = AddedTokenSplitter(trie_tokens(self.tokens_trie))
         self._piece_ids = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.get_piece_size())}
         self._model_bytes = Path(vocab_file).read_bytes()
 
@@ -204,7 +204,7 @@ class LlamaTokenizer(SentencePieceBackend):
         """Return the id of a piece or the ids of a list of pieces."""
         if isinstance(tokens, str):
             return super().convert_tokens_to_ids(tokens)
-        added, pieces, unknown = self._added_tokens_encoder, self._piece_ids, self.sp_model.unk_id()
+        added, pieces, unknown = added_tokens(self), self._piece_ids, self.sp_model.unk_id()
         return [added[token] if token in added else pieces.get(token, unknown) for token in tokens]
 
     def build_inputs_with_special_tokens(
@@ -261,7 +261,7 @@ class LlamaTokenizer(SentencePieceBackend):
         named = {self.bos_token, self.eos_token, self.unk_token, self.pad_token}
         apart = {
             token
-            for token, index in self._added_tokens_encoder.items()
+            for token, index in added_tokens(self).items()
             if token not in special or (token not in named and index >= self.vocab_size)
         }
         parts: list[str] = []

@@ -16,6 +16,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
+from llava._compat import parser_actions
 from llava.model.language_model.family import KERNELS
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.labels.masks import LABEL_MASKS
@@ -252,7 +253,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
 def _unknown_flags(unknown: Sequence[str], parser: _Parser) -> str:
     """Say which part of the command line is not understood, with the closest known flags."""
     known = [
-        option for action in parser._actions for option in action.option_strings if "-" not in option[2:]
+        option
+        for action in parser_actions(parser)
+        for option in action.option_strings
+        if "-" not in option[2:]
     ]
     flag = next((part for part in unknown if part.startswith("--")), unknown[0])
     close = difflib.get_close_matches(flag.partition("=")[0], known, n=2)

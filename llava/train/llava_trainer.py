@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from llava._compat import train_batch_size
 from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
@@ -106,7 +107,7 @@ class LLaVATrainer(LossByModality):
         limit = getattr(self.processing_class, "model_max_length", None)
         named = LostMarks(NamedBatches(collator), limit)
         if isinstance(dataset, StreamingDataset):
-            return stream_loader(dataset, self.args, self._train_batch_size, named)
+            return stream_loader(dataset, self.args, train_batch_size(self), named)
         self.train_dataset, self.data_collator = NamedSamples(dataset), named
         try:
             return super().get_train_dataloader()

@@ -28,7 +28,7 @@ from llava.model import (
 )
 from llava.model.checkpoints.files import read_config
 from llava.model.checkpoints.loading import check_loading, from_pretrained, load_tower
-from llava.model.language_model.registry import attention_of, family_of, is_llava, llava_config
+from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
@@ -177,7 +177,7 @@ def _load_llm(
         "attn_implementation": select_attention(
             requested_attention,
             half_precision=training_args.bf16 or training_args.fp16,
-            offered=attention_of(config.get("model_type")),
+            offered=kernels_of(config.get("model_type")),
             flag=training_args.attn,
             model_type=str(config.get("model_type")),
         ),

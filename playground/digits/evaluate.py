@@ -17,6 +17,7 @@ from llava.conversation import choose_template, conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import best_dtype, load_pretrained_model
 from playground.digits.pictures import load_halves
+from playground.digits.progress import Progress
 from playground.digits.questions import KINDS, is_right
 
 BATCH_SIZE = 128
@@ -96,12 +97,14 @@ def answer_all(answerer: Answerer, questions: list[Question], image_folder: Path
         ids = answerer.prompt_ids(question["question"], len(question["images"]))
         groups[len(ids), len(question["images"])].append((ids, question))
     answered = []
+    progress = Progress("test questions", len(questions), "questions")
     for group in groups.values():
         for start in range(0, len(group), BATCH_SIZE):
             part = group[start : start + BATCH_SIZE]
             pictures = [[_open(image_folder / name) for name in one["images"]] for _, one in part]
             texts = answerer.answer([ids for ids, _ in part], pictures)
             answered += [{**one, "said": text} for (_, one), text in zip(part, texts, strict=True)]
+            progress.add(len(part))
     return sorted(answered, key=lambda one: one["id"])
 
 

@@ -21,6 +21,7 @@ from llava.conversation import conv_templates
 from llava.model.tokenizer import load_tokenizer
 from llava.train.labels.preprocess import preprocess
 from playground.digits.data import dialog_record
+from playground.digits.progress import Progress
 from playground.digits.questions import (
     CAPTIONS,
     Question,
@@ -201,15 +202,15 @@ def train_language_model(tokenizer: Any, recipe: LanguageRecipe) -> LlamaForCaus
             min(1.0, (step + 1) / recipe.warmup_steps) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
         ),
     )
-    for step, rows in enumerate(batches(tokenizer, recipe)):
+    progress = Progress("language model", recipe.steps)
+    for rows in batches(tokenizer, recipe):
         loss = model(**_batch(rows)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % max(1, recipe.steps // 5) == 0:
-            print(f"  llm: step {step + 1}/{recipe.steps}, loss {loss.item():.3f}", flush=True)
+        progress.add(note=f"loss {loss.item():.3f}")
     return model.eval()
 
 

@@ -191,7 +191,10 @@ def chat(work: Path, image: str, device: str, variant: Variant) -> dict[str, str
     if variant.base is not None:
         words += ["--model-base", str(work / variant.base)]
     words += ["--device", device, "--temperature", "0", "--max-new-tokens", "16"]
-    print(f"$ echo '{CHAT_QUESTION}' | python {' '.join(words)}", flush=True)
+    print(
+        f"$ echo '{CHAT_QUESTION}' | python -m llava.serve.cli --model-path {work / variant.model} ...",
+        flush=True,
+    )
     run = subprocess.run(
         [sys.executable, *words],
         input=f"{CHAT_QUESTION}\n",
@@ -233,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=ROOT / "runs" / "quickstart", help="folder (default: runs/quickstart)"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="delete what an earlier run left, and start anew"
+        "--fresh", action="store_true", help="delete what an earlier run left, and start over"
     )
     parser.add_argument(
         "--lora",

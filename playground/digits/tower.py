@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from playground.digits.pictures import Digits, distort, load_halves, render
+from playground.digits.progress import Progress
 from playground.digits.questions import WORDS
 
 SEED = 2023
@@ -109,7 +110,8 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
         ),
     )
     pictures, labels = tower_pictures(digits), torch.from_numpy(digits.labels)
-    for step in range(recipe.steps):
+    progress = Progress("vision tower", recipe.steps)
+    for _ in range(recipe.steps):
         rows = torch.randint(len(labels), (recipe.batch_size,), generator=generator)
         scores = model(distort(pictures[rows], generator))
         loss = F.cross_entropy(scores.flatten(0, 1), labels[rows].repeat(2))
@@ -119,8 +121,7 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
-        if (step + 1) % max(1, recipe.steps // 5) == 0:
-            print(f"  tower: step {step + 1}/{recipe.steps}, loss {loss.item():.3f}", flush=True)
+        progress.add(note=f"loss {loss.item():.3f}")
     kept = average.module
     assert isinstance(kept, Contrast)
     return kept.eval()
@@ -146,7 +147,9 @@ def make_tower(folder: Path, recipe: TowerRecipe | None = None, train: Digits | 
     """Train a tower on the training half, or on other digits, and write it to a folder."""
     train = train or load_halves()[0]
     model = train_tower(train, recipe or TowerRecipe())
-    print(f"  tower: {accuracy(model, train):.1%} of the training pictures find their word", flush=True)
+    print(
+        f"  vision tower: {accuracy(model, train):.1%} of the training pictures find their word", flush=True
+    )
     save_tower(model, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -82,9 +83,14 @@ def command(stage: str, work: Path, device: str, changed: Mapping[str, str] | No
 
 
 def train(stage: str, work: Path, device: str, changed: Mapping[str, str] | None = None) -> None:
-    """Run a stage; its progress bar goes to the terminal. Raises CalledProcessError when it fails."""
+    """Run a stage; its progress goes to the terminal, its command line to a file beside its folder.
+
+    Raises CalledProcessError when it fails.
+    """
     words = command(stage, work, device, changed)
-    print(f"$ python {' '.join(words[1:])}", flush=True)
+    file = work / f"{stage}.command.sh"
+    file.write_text(f"cd {shlex.quote(str(ROOT))} && {shlex.join(words)}\n".replace(" --", " \\\n    --"))
+    print(f"$ {' '.join(words[1:2])} with {len(words[2:]) // 2} flags: {file}", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     # transformers says of reference flags that they will be renamed one day: no news for a reader of this run
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")

@@ -21,7 +21,7 @@ from llava.train.args import parse_args
 from llava.train.data.records import find_fault
 from llava.train.labels.preprocess import preprocess
 from playground.digits import data as data_module
-from playground.digits import evaluate, language, quickstart, report, table, tower, training
+from playground.digits import evaluate, language, progress, quickstart, report, table, tower, training
 from playground.digits.pictures import distort, load_halves, render
 from playground.digits.questions import (
     KINDS,
@@ -260,6 +260,30 @@ def test_scores_table_and_sheet(made: Path, tmp_path: Path) -> None:
     text = table.table(accuracy, counts, 0.969)
     assert "0.9900" in text and "0.9690" in text and "899" in text
     chosen = report.choose_examples(answered)
-    assert sum(one["said"] == "?" for one in chosen) == report.MISTAKES + 1
+    assert [len(examples) for examples in chosen.values()] == [8, 4, 4, 4, 4, 8]
+    shown = [one for examples in chosen.values() for one in examples]
+    assert sum(one["said"] == "?" for one in shown) == 9 and len({one["id"] for one in shown}) == len(shown)
     report.picture_sheet(answered, made / "images", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").width > 800
+
+
+def test_texts_of_the_sheet_keep_to_their_places(made: Path) -> None:
+    questions = [one["question"].replace("<image>", "").strip() for one in _records(made, "test")]
+    for text in (*questions, "a question that never ends " * 20):
+        lines = report._wrap(text).split("\n")
+        assert len(lines) <= 3 and max(map(len, lines)) <= 26
+    assert len(report._cut("a very long answer to a short question")) <= 15
+
+
+def test_a_step_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 2))  # each step takes two seconds
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    steps = progress.Progress("tower", 10)
+    for _ in range(10):
+        steps.add(note="loss 1.0")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4  # every six seconds, and the last
+    assert "3/10 steps, loss 1.0" in lines[0] and "14 s left" in lines[0]
+    assert "10/10 steps" in lines[-1] and "left" not in lines[-1]

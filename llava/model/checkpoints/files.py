@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from llava._compat import cached_hub_file
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,9 @@ def find_file(path: str | Path, name: str) -> Path | None:
 def _hub_file(repository: str, name: str) -> Path | None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
-    from transformers.utils import cached_file
 
     try:
-        found = cached_file(repository, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_hub_file(repository, name)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"There is no folder {repository!r} here, and the hub did not give {name} of a repository of "

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava._compat import hook_of
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 
 
 def is_offloaded(model: nn.Module) -> bool:
     """Tell whether accelerate keeps weights of the model on the disk or the CPU until they are used."""
-    return hasattr(model, "_hf_hook") and any(value.is_meta for value in model.parameters())
+    return hook_of(model) is not None and any(value.is_meta for value in model.parameters())
 
 
 def refuse_offloading(model: nn.Module, why: str) -> None:
@@ -33,7 +34,7 @@ def hold_inputs(model: Any, source: str) -> None:
     source: folder of the weights. Does nothing to a model without hooks. Raises CheckpointError for a weight
     that the folder does not store.
     """
-    if not hasattr(model, "_hf_hook"):
+    if hook_of(model) is None:
         return
     _hold(model, model.get_input_embeddings(), source)
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
@@ -47,7 +48,7 @@ def hold_inputs(model: Any, source: str) -> None:
 def computes_on(module: nn.Module) -> torch.device:
     """Return the device that a module computes on, also where accelerate keeps its weights elsewhere."""
     for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        device = getattr(hook_of(part), "execution_device", None)
         if device is not None:
             return torch.device(device)
     return next((value.device for value in module.parameters()), torch.device("cpu"))

@@ -27,6 +27,6 @@ class ReadableByReference(PreTrainedConfig):
                 content["rope_scaling"] = {**rope, "type": rope["rope_type"]}
         if content.get("dtype") is not None:
             content["torch_dtype"] = content["dtype"]
-        if self._name_or_path:
-            content["_name_or_path"] = self._name_or_path
+        if self.name_or_path:
+            content["_name_or_path"] = self.name_or_path
         return content

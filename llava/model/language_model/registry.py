@@ -10,6 +10,7 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llava._compat import supported_attention
 from llava.model import language_model
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.foreign import foreign_config
@@ -19,10 +20,10 @@ __all__ = [
     "FAMILIES",
     "KERNELS",
     "Family",
-    "attention_of",
     "family_of",
     "find_family",
     "is_llava",
+    "kernels_of",
     "llava_config",
     "position_fields",
     "positions_of",
@@ -77,19 +78,19 @@ def llava_config(config: Mapping[str, Any]) -> Any:
 # ---- what can be asked of any LLM, with an entry or without ----
 
 
-def attention_of(model_type: str | None) -> tuple[str, ...]:
-    """Return the kernels that an LLM's classes offer: by its entry, else by what transformers says."""
+def kernels_of(model_type: str | None) -> tuple[str, ...]:
+    """Return the attention kernels that an LLM offers: by its entry, else by what transformers says of it."""
     if family := find_family(model_type):
         return family.attention
-    if model_type not in CONFIG_MAPPING:
-        return KERNELS
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
+    found = (
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
+        if model_type in CONFIG_MAPPING
+        else None
+    )
     if found is None:
         return KERNELS
-    model_class = found[0] if isinstance(found, tuple) else found
-    flags = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn", "eager": None}
-    offers = {name: flags.get(name, "_supports_flash_attn") for name in KERNELS}
-    return tuple(name for name, flag in offers.items() if flag is None or getattr(model_class, flag))
+    offers = supported_attention(found[0] if isinstance(found, tuple) else found)
+    return tuple(name for name in KERNELS if name.startswith((*offers, "eager")))
 
 
 def position_fields() -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from llava._compat import set_attention
+
 SAMPLEWISE = "samplewise"
 
 
@@ -21,7 +23,7 @@ def use_samplewise_attention(config: Any) -> None:
     """Replace SDPA by its sample by sample form; rows that are not packed are computed as before."""
     AttentionInterface.register(SAMPLEWISE, samplewise_attention)
     AttentionMaskInterface.register(SAMPLEWISE, samplewise_mask)
-    config._attn_implementation = SAMPLEWISE
+    set_attention(config, SAMPLEWISE)
 
 
 def samplewise_mask(*, allow_is_causal_skip: bool = True, **kwargs: Any) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from llava._compat import prepared_inputs
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.setup.packing import pack_texts
 
@@ -105,7 +106,7 @@ class LossByModality(Trainer):
         has_image = _with_images(inputs)
         if not prediction_loss_only or inputs.get("labels") is None or has_image is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepared_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums, counts = self._sample_losses(model, inputs)
         rows = torch.stack([has_image.to(sums), sums, counts], dim=1)  # (samples, 3)

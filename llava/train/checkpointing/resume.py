@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.folders import (
     Checkpoint,
@@ -193,7 +194,7 @@ def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: A
     scheduler.base_lrs = rates
     # also for other numbers of steps, which change the place in the schedule
     now = [rate * part(scheduler.last_epoch) for rate, part in zip(rates, scheduler.lr_lambdas, strict=True)]
-    scheduler._last_lr = now
+    set_last_rates(scheduler, now)
     for group, rate in zip(optimizer.param_groups, now, strict=True):
         group["lr"] = rate
 
@@ -225,9 +226,8 @@ class RunMemory(TrainerCallback):
             "rng": _torch_rng(),
             "dropped_steps": trainer.guard.dropped,
         }
-        if hasattr(trainer, "_tr_loss"):
-            content["loss_since_log"] = float(trainer._tr_loss).hex()
-            content["step_of_last_log"] = trainer._globalstep_last_logged
+        loss, step = unlogged_loss(trainer)
+        content["loss_since_log"], content["step_of_last_log"] = loss.hex(), step
         self._file(folder).write_text(json.dumps(content), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -253,9 +253,9 @@ class RunMemory(TrainerCallback):
         trainer = self._trainer
         trainer.guard.dropped[:] = self._loaded["dropped_steps"]
         unfinished = state.global_step < state.max_steps
-        if unfinished and "loss_since_log" in self._loaded and hasattr(trainer, "_tr_loss"):
-            trainer._tr_loss += float.fromhex(self._loaded["loss_since_log"])
-            trainer._globalstep_last_logged = self._loaded["step_of_last_log"]
+        if unfinished and "loss_since_log" in self._loaded:
+            loss = float.fromhex(self._loaded["loss_since_log"])
+            set_unlogged_loss(trainer, loss, self._loaded["step_of_last_log"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the random numbers that the epoch starts from; in a resumed epoch, put them back first."""

@@ -29,6 +29,7 @@ from llava.train.checkpointing.folders import (
     staging_folder,
     start_staging,
 )
+from llava.train.checkpointing.loss_curve import LOSS_CURVE_FILE, draw_loss_curve
 from llava.train.checkpointing.manifest import write_manifest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ NamedParams = Iterable[tuple[str, torch.Tensor]]
 
 PROJECTOR_KEYS = ("mm_projector", "vision_resampler", "image_newline")
 EMBEDDING_KEYS = ("embed_tokens", "embed_in")
-LOSS_CURVE_FILE = "loss_curve.png"
 
 
 # ---- gathering ----
@@ -313,43 +313,3 @@ def _save_state(trainer: Any, output_dir: Path) -> None:
     with explained_failure(STATE_FILE, output_dir, partial):
         trainer.state.save_to_json(str(partial))
         partial.replace(output_dir / STATE_FILE)
-
-
-# ---- the loss curve ----
-
-
-def draw_loss_curve(log_history: Sequence[dict[str, Any]], file: Path) -> bool:
-    """Draw training and evaluation loss over steps as a PNG; returns False, with a message, if impossible."""
-    points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    if not points:
-        return False
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.info("no loss curve is drawn: matplotlib is not installed (pip install matplotlib)")
-        return False
-    steps, losses = zip(*points, strict=True)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    window = max(1, len(losses) // 50)
-    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
-    if window > 1:
-        axes.plot(steps, _running_mean(losses, window), color="tab:blue", label=f"mean of {window} entries")
-    evaluated = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
-    if evaluated:
-        axes.plot(
-            *zip(*evaluated, strict=True), color="tab:orange", marker="o", markersize=4, label="eval loss"
-        )
-    axes.set(xlabel="step", ylabel="loss")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
-    logger.info("loss curve: %s", file)
-    return True
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Average each value with up to `window - 1` values before it."""
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]

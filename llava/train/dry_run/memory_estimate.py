@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from llava._compat import FakeTensor, FakeTensorMode, TorchDispatchMode, storage_key, tables_of
 from llava.train.setup.trainable import compute_dtype
 
 # Bytes that an optimizer keeps for each value it trains, by the beginning of --optim; else two float32.
@@ -51,11 +50,11 @@ class StorageMeter(TorchDispatchMode):
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """Leave a tensor's memory out for good, as that of a weight."""
-        self._seen[tensor.untyped_storage()._cdata] = tensor
+        self._seen[storage_key(tensor)] = tensor
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(tensor), storage.nbytes()
         if key not in self._seen:
             self._seen[key] = weakref.finalize(storage, self._free, key, size)
             self.now += size
@@ -99,8 +98,7 @@ def _shapes_only(model: nn.Module, meter: StorageMeter) -> Iterator[FakeTensorMo
         for linear in quantised:
             linear.forward = functools.partial(_quantised_forward, linear, mode)
         for module in model.modules():
-            tables: tuple[Any, ...] = (module._parameters, module._buffers)
-            for values in tables:
+            for values in tables_of(module):
                 for name, real in list(values.items()):
                     if real is not None:
                         before.append((values, name, real))

@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Any
 
+from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.utils import UserError, import_optional
 
@@ -56,7 +57,7 @@ def split_by_layers(model: Any, training_args: Any) -> None:
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     present = {type(part).__name__ for part in model.modules() if not isinstance(part, CLIPVisionTower)}
-    model._no_split_modules = [name for name in model._no_split_modules or () if name in present]
+    set_no_split_modules(model, [name for name in no_split_modules(model) if name in present])
 
 
 def uses_fsdp_1(training_args: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llava._compat import attention_of
 from llava.model.language_model.registry import FAMILIES, find_family
 from llava.model.multimodal.packed_attention import SAMPLEWISE, use_samplewise_attention
 from llava.model.multimodal.splice import Row, pack_rows
@@ -44,7 +44,7 @@ def use_packing(model: Any) -> None:
     packable = None if family is None else family.packable
     why = "whose attention does not know where a sample starts"
     if packable is None:
-        packable, why = keeps_samples_apart(base_type, config._attn_implementation)
+        packable, why = keeps_samples_apart(base_type, attention_of(config))
     if not packable:
         known = ", ".join(one.base_type for one in FAMILIES if one.packable)
         raise UserError(
@@ -52,7 +52,7 @@ def use_packing(model: Any) -> None:
             "others whose packed samples give what they give alone"
         )
     model.packs_samples = True
-    if config._attn_implementation == "sdpa":
+    if attention_of(config) == "sdpa":
         use_samplewise_attention(config)
 
 
@@ -76,18 +76,18 @@ def _small_model(model_type: str, attention: str | None) -> Any:
     config_class = CONFIG_MAPPING[model_type]
     names = {config_class.attribute_map.get(name, name): value for name, value in _SMALL.items()}
     known = vars(config_class())
-    config = config_class(**{name: value for name, value in names.items() if name in known})
     wanted = "sdpa" if attention in ("sdpa", SAMPLEWISE) else "eager"
+    config = config_class(
+        **{name: value for name, value in names.items() if name in known}, attn_implementation=wanted
+    )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    model_class = found[0] if isinstance(found, tuple) else found
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class._from_config(
-            copy.deepcopy(config), attn_implementation=wanted, dtype=torch.float32
-        )
+        # not through from_config, which under ZeRO-3 would shard it
+        model = (found[0] if isinstance(found, tuple) else found)(config)
         for value in model.parameters():  # initial values are too small to show a fault
             value.data.add_(torch.randn_like(value) * 0.1)
-    if model.config._attn_implementation == "sdpa":
+    if attention_of(model.config) == "sdpa":
         use_samplewise_attention(model.config)
     return model.eval()
 

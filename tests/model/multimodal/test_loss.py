@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.multimodal.loss import losses_of_samples, supervised_positions
@@ -124,8 +124,8 @@ HEADS: dict[str, dict[str, Any]] = {
 def _mixed(model_type: str, tower: Path) -> Any:
     """LLaVA on an LLM that this library has no file for: its classes, made here."""
     config_class = CONFIG_MAPPING[model_type]
-    head_class = AutoModelForCausalLM._model_mapping[config_class]
-    body_class = AutoModel._model_mapping[config_class]
+    head_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    body_class = MODEL_MAPPING[config_class]
     body = type("Body", (LlavaMetaModel, body_class), {})
 
     def init(self: Any, config: Any) -> None:

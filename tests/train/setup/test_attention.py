@@ -10,7 +10,7 @@ import pytest
 import torch
 from recorded_training import flags, run_train
 
-from llava.model.language_model.registry import KERNELS, attention_of
+from llava.model.language_model.registry import KERNELS, kernels_of
 from llava.train.setup.attention import CHOICES, FLASH, select_attention
 from llava.utils import UserError
 
@@ -101,7 +101,7 @@ def test_flex_attention_needs_no_package() -> None:
 def test_a_kernel_that_the_family_lacks_is_refused(flag: str) -> None:
     with pytest.raises(UserError, match=rf"--attn {flag} is not offered for llava_mpt models .* has eager;"):
         select_attention(
-            None, half_precision=True, flag=flag, offered=attention_of("llava_mpt"), model_type="llava_mpt"
+            None, half_precision=True, flag=flag, offered=kernels_of("llava_mpt"), model_type="llava_mpt"
         )
 
 
@@ -111,7 +111,7 @@ def test_a_kernel_that_the_family_lacks_is_refused(flag: str) -> None:
 )
 def test_what_a_family_offers(model_type: str, lacks: tuple[str, ...]) -> None:
     """By its entry, else by what the installed transformers says of its classes."""
-    assert attention_of(model_type) == tuple(one for one in KERNELS if one not in lacks)
+    assert kernels_of(model_type) == tuple(one for one in KERNELS if one not in lacks)
 
 
 @pytest.mark.parametrize("attention", CHOICES)

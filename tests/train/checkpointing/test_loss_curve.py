@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.train.checkpointing.saving import draw_loss_curve
+from llava.train.checkpointing.loss_curve import draw_loss_curve, running_mean
 
 HISTORY = [{"step": step, "loss": 5.0 / step} for step in range(1, 200)]
 
@@ -31,16 +31,35 @@ def test_missing_matplotlib_is_announced(
 ) -> None:
     for name in ("matplotlib.backends.backend_agg", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    with caplog.at_level("INFO", logger="llava.train.checkpointing.saving"):
+    with caplog.at_level("INFO", logger="llava.train.checkpointing.loss_curve"):
         assert not draw_loss_curve(HISTORY, tmp_path / "loss.png")
     assert "matplotlib is not installed" in caplog.text
 
 
 def test_curve_shows_the_evaluation_loss(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    orange = (255, 127, 14)
+    orange = (188, 76, 0)
     for name, more in (("without", []), ("with", [{"step": 100, "eval_loss": 2.0}])):
         assert draw_loss_curve([*HISTORY, *more], tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as picture:
             colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
         assert (orange in colors) == (name == "with")
+
+
+def test_curve_is_smoothed_and_named(tmp_path: Path) -> None:
+    assert running_mean([4.0, 2.0, 0.0, 0.0], 2) == [4.0, 3.0, 1.0, 0.0]
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *more, **named: drawn.append(self))
+        rates = [{**entry, "learning_rate": 1e-3} for entry in HISTORY]
+        assert draw_loss_curve(rates, tmp_path / "llava-digits" / "loss.png")
+    (figure,) = drawn
+    top, bottom = figure.axes
+    assert figure.get_suptitle() == "Training loss of llava-digits, 199 steps"
+    assert (top.get_ylabel(), bottom.get_xlabel()) == ("cross-entropy (nats per token)", "optimiser step")
+    raw, smooth = top.lines
+    assert smooth.get_linewidth() > raw.get_linewidth() >= 1
+    assert len(smooth.get_xdata()) == len(HISTORY)
