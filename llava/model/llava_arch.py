@@ -24,6 +24,7 @@ from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
+from llava.model.multimodal.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.utils import UserError
@@ -38,6 +39,7 @@ else:
 __all__ = [
     "LlavaMetaForCausalLM",
     "LlavaMetaModel",
+    "average_new_rows",
     "build_vision_projector",
     "build_vision_tower",
     "get_anyres_image_grid_shape",
@@ -424,31 +426,12 @@ class LlavaMetaForCausalLM(_LLM):
             if new > 0:
                 average_new_rows(self, new)
             if model_args.pretrain_mm_mlp_adapter:
-                self._load_start_end_rows(model_args.pretrain_mm_mlp_adapter, new)
+                load_start_end_rows(self, model_args.pretrain_mm_mlp_adapter, new)
         if model_args.tune_mm_mlp_adapter and (
             model_args.mm_use_im_start_end or model_args.mm_use_im_patch_token
         ):
             self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
             self.get_output_embeddings().requires_grad_(False)
-
-    def _load_start_end_rows(self, file: str, new: int) -> None:
-        stored = next(
-            (v for name, v in read_tensors(file).items() if name.endswith("embed_tokens.weight")), None
-        )
-        if stored is None:  # a projector that was trained without these tokens
-            logger.warning(
-                "%s holds no embeddings of <im_start> and <im_end>; they start from the mean", file
-            )
-            return
-        with whole([self.get_input_embeddings().weight], write=True):
-            embeddings = self.get_input_embeddings().weight.data
-            if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
-                raise CheckpointError(
-                    f"{file} holds embeddings of shape {tuple(stored.shape)}; expected "
-                    f"{tuple(embeddings.shape)}, or "
-                    f"({new}, {embeddings.shape[1]}) for the {new} new tokens."
-                )
-            embeddings[-new:] = stored[-new:].to(embeddings)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
@@ -463,11 +446,3 @@ def refuse_image_tokens(input_ids: torch.Tensor) -> None:
             f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
             f"given."
         )
-
-
-def average_new_rows(model: Any, new: int) -> None:
-    """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
-    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with whole([embeddings.weight], write=True):
-            rows = embeddings.weight.data
-            rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)
