@@ -42,8 +42,6 @@ OVERRIDDEN = {
         "_save",
         "_save_checkpoint",
     ),
-    # modules that a device map and FSDP keep whole
-    "transformers.PreTrainedModel": ("_no_split_modules",),
     # ids to text as sentencepiece gives it, added tokens apart
     "transformers.tokenization_utils_sentencepiece.SentencePieceBackend": ("_decode",),
 }

@@ -70,8 +70,8 @@ def image_length(model: Any, size: tuple[int, int]) -> int:
         size,
         settings=settings,
         patches_per_side=tower.num_patches_per_side,
-        extra=int(settings.select_feature == "cls_patch"),
-        tile_size=tower.config.image_size,
+        extra=tower.extra_tokens,
+        tile_size=tower.tile_size,
     )
 
 

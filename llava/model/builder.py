@@ -27,6 +27,7 @@ from llava.model.checkpoints.files import CheckpointError
 from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
+from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
 from llava.utils import UserError, import_optional
 
@@ -107,6 +108,8 @@ def load_pretrained_model(
     config = {**plan.config, **(overwrite_config or {})}
     quantized = _quantize(plan, config, arguments, quantization.requested_bits(load_8bit, load_4bit))
 
+    if plan.is_llava:
+        check_settings(customized_config.to_dict() if customized_config else config, plan.path)
     tokenizer = load_tokenizer(plan.source, use_fast=False)
     if not plan.is_llava:
         if overwrite_config or customized_config:

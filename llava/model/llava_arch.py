@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from llava._compat import no_split_modules, set_no_split_modules
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -26,6 +27,7 @@ from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, sup
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.utils import UserError
 
@@ -71,6 +73,8 @@ class LlavaMetaModel(_LLM):
         settings = MultimodalConfig.of(config)
         if settings.vision_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
+            # device_map="auto" puts a tower on one device; the head's class collects the names from here
+            set_no_split_modules(self, [*no_split_modules(self), *tower_class_names()])
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
@@ -158,9 +162,6 @@ class LlavaMetaForCausalLM(_LLM):
     Stands before the LLM's class in the bases, so that `super()` is the LLM.
     """
 
-    # device_map="auto" puts them on one device; the LLM's own blocks are named by its class
-    _no_split_modules = ["CLIPVisionTower", "CLIPVisionTowerS2"]
-
     # the reference averages the loss over each micro-batch; a forward with **kwargs would switch the Trainer
     # to normalising by the token count of the whole step
     accepts_loss_kwargs = False
@@ -214,7 +215,7 @@ class LlavaMetaForCausalLM(_LLM):
                 image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
                 settings=settings,
                 patches_per_side=tower.num_patches_per_side,
-                tile_size=tower.config.image_size,
+                tile_size=tower.tile_size,
                 image_newline=getattr(model, "image_newline", None),
                 grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
                 unpad=unpad_image,

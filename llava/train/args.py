@@ -18,6 +18,7 @@ from transformers.utils import is_torch_tf32_available
 
 from llava._compat import parser_actions
 from llava.model.language_model.family import KERNELS
+from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.labels.masks import LABEL_MASKS
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
@@ -26,9 +27,6 @@ from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
 
-ASPECT_RATIOS = ("square", "pad", "anyres")
-SELECT_FEATURES = ("patch", "cls_patch")
-MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")

@@ -31,6 +31,7 @@ from llava.model.checkpoints.loading import check_loading, from_pretrained, load
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
+from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
 from llava.train.checkpointing.manifest import make_manifest
@@ -187,6 +188,7 @@ def _load_llm(
         _compare_with_checkpoint(config, model_args)
         # the tower's files may lie elsewhere than where the checkpoint was trained
         config = {**config, "mm_vision_tower": model_args.vision_tower}
+        check_settings(config, path)
     if wants_vision:
         arguments["config"] = llava_config(config)
     model, info = from_pretrained(model_class, path, **arguments)
@@ -283,7 +285,7 @@ def _attach_vision(
         data_args.image_grid_pinpoints,
         getattr(config, "image_grid_pinpoints", None),
         aspect_ratio=data_args.image_aspect_ratio,
-        tile_edge=tower.config.image_size,
+        tile_edge=tower.tile_size,
     )
     data_args.image_grid_pinpoints = grids
     if grids is not None:

@@ -1,9 +1,31 @@
-"""The multimodal settings of a model config, read in one place with the reference's defaults."""
+"""The multimodal settings of a model config, read and checked in one place, with the reference's defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
+
+from llava.mm_utils import parse_grid_pinpoints
+from llava.utils import UserError
+
+ASPECT_RATIOS = ("square", "pad", "anyres")
+SELECT_FEATURES = ("patch", "cls_patch")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+PADDING_SIDES = ("right", "left")
+
+# fields of a config.json -> values that are known; absent fields and null take the reference's defaults
+_ENUMERATIONS: dict[str, tuple[str, ...]] = {
+    "image_aspect_ratio": ASPECT_RATIOS,
+    "mm_vision_select_feature": SELECT_FEATURES,
+    "mm_patch_merge_type": MERGE_TYPES,
+    "mm_resampler_type": (),
+    "tokenizer_padding_side": PADDING_SIDES,
+}
+_SWITCHES = (
+    "mm_use_im_start_end", "mm_use_im_patch_token", "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "s2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -14,6 +36,7 @@ class MultimodalConfig:
     select_layer: int
     select_feature: str  # "patch" drops the CLS token, "cls_patch" keeps it
     projector_type: str
+    hidden_size: int | None  # `mm_hidden_size`, the width of the tower's features
     merge_type: str  # "flat", "spatial" or "spatial_unpad"
     image_aspect_ratio: str
     image_grid_pinpoints: Any  # list of (width, height), or its text
@@ -23,10 +46,14 @@ class MultimodalConfig:
     tower_in_checkpoint: bool  # `unfreeze_mm_vision_tower`: the checkpoint brings its own tower weights
     padding_side: str
     max_length: int | None
+    s2: bool  # the tower looks at several scales
+    s2_scales: str | None
 
     @classmethod
     def of(cls, config: Any) -> MultimodalConfig:
-        """Read the settings from a config object (model config, argument class or namespace)."""
+        """Read the settings from a config object (model config, argument class or namespace), unchecked."""
+        if isinstance(config, MultimodalConfig):
+            return config
 
         def read(name: str, default: Any) -> Any:
             value = getattr(config, name, default)
@@ -34,9 +61,10 @@ class MultimodalConfig:
 
         return cls(
             vision_tower=read("mm_vision_tower", None) or read("vision_tower", None),
-            select_layer=int(read("mm_vision_select_layer", -1)),
+            select_layer=_whole_number("mm_vision_select_layer", read("mm_vision_select_layer", -1)),
             select_feature=read("mm_vision_select_feature", "patch"),
             projector_type=read("mm_projector_type", "linear"),
+            hidden_size=read("mm_hidden_size", None),
             merge_type=read("mm_patch_merge_type", "flat"),
             image_aspect_ratio=read("image_aspect_ratio", "square"),
             image_grid_pinpoints=read("image_grid_pinpoints", None),
@@ -46,4 +74,76 @@ class MultimodalConfig:
             tower_in_checkpoint=bool(read("unfreeze_mm_vision_tower", False)),
             padding_side=read("tokenizer_padding_side", "right"),
             max_length=read("tokenizer_model_max_length", None),
+            s2=bool(read("s2", False)),
+            s2_scales=read("s2_scales", None),
         )
+
+    @classmethod
+    def checked(cls, config: Mapping[str, Any]) -> MultimodalConfig:
+        """Read the settings from the content of a checkpoint's config.json.
+
+        Raises UserError that names the field, the value found and what is known: nothing falls back to a
+        default in silence. What depends on the tower is checked by `check_tiles` and
+        `llava.model.settings.check_settings`.
+        """
+        for name, known in _ENUMERATIONS.items():
+            if config.get(name) is not None:
+                _one_of(name, config[name], known)
+        for name in _SWITCHES:
+            if not isinstance(config.get(name, False), bool | None) and config[name] not in (0, 1):
+                raise UserError(f"{name} is {config[name]!r}; expected true or false.")
+        for name in ("mm_vision_tower", "mm_projector_type", "s2_scales"):
+            if not isinstance(config.get(name), str | None):
+                what = "the folder or hub name of a vision tower" if name == "mm_vision_tower" else "a text"
+                raise UserError(f"{name} is {config[name]!r}; expected {what}.")
+        _positive("mm_hidden_size", config.get("mm_hidden_size"), what="the width of the tower's features")
+        if config.get("tokenizer_model_max_length") is not None:
+            _positive("tokenizer_model_max_length", config["tokenizer_model_max_length"], what="tokens")
+        return cls.of(SimpleNamespace(**config))
+
+    @property
+    def tiles(self) -> bool:
+        """Whether images are cut into tiles."""
+        return self.image_aspect_ratio == "anyres"
+
+    def without_stored_tower(self) -> MultimodalConfig:
+        """Return the settings for a tower that is built from its own files."""
+        return replace(self, tower_in_checkpoint=False)
+
+    def check_tiles(self, tile_size: int) -> None:
+        """Raise UserError where images are cut by grids that are missing or not made of the tower's tiles."""
+        if self.tiles:
+            check_grids(self.image_grid_pinpoints, tile_size)
+
+
+def check_grids(grids: str | Sequence[Sequence[int]] | None, tile_size: int) -> None:
+    """Raise UserError for tile grids that do not parse, are none, or have edges that are no whole tiles."""
+    if grids is None:
+        raise UserError(
+            "image_aspect_ratio is 'anyres', which needs image_grid_pinpoints, and there are none; expected "
+            f"e.g. [[{tile_size}, {2 * tile_size}], [{2 * tile_size}, {tile_size}]]."
+        )
+    for grid in parse_grid_pinpoints(grids):
+        if any(edge <= 0 or edge % tile_size for edge in grid):
+            raise UserError(
+                f"image_grid_pinpoints has {list(grid)}; expected multiples of {tile_size}, the pixels of "
+                "a tile of this vision tower."
+            )
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        choices = ", ".join(known) or "none (null)"
+        raise UserError(f"{name} is {value!r}; known values: {choices}.")
+
+
+def _whole_number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name} is {value!r}; expected a whole number.")
+    return value
+
+
+def _positive(name: str, value: object, *, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        found = "missing" if value is None else repr(value)
+        raise UserError(f"{name} is {found}; expected a whole number above 0, {what}.")

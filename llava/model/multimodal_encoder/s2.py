@@ -1,13 +1,15 @@
-"""CLIP at several scales, each tiled to the tower's input size (S2, https://arxiv.org/abs/2403.13043)."""
+"""Any tower at several scales, each tiled to the tower's input size (S2, https://arxiv.org/abs/2403.13043)."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import VisionTower, resize_processor
 from llava.utils import UserError
 
 DEFAULT_SCALES = "336,672,1008"
@@ -27,15 +29,17 @@ def merge_tiles(maps: torch.Tensor, per_side: int) -> torch.Tensor:
     return maps.permute(2, 3, 0, 4, 1, 5).reshape(-1, c, per_side * height, per_side * width)
 
 
-class CLIPVisionTowerS2(CLIPVisionTower):
-    """CLIP tower whose features are those of all scales, side by side: width C * number of scales.
+class MultiScale(VisionTower):
+    """Stands before a tower's class: features are those of all scales, side by side, width C * scales.
 
     `s2_scales` of the config lists the scales in pixels; the smallest is the tower's own image size, the
-    others are multiples of it. The image processor makes pictures of the largest scale.
+    others are multiples of it. The image processor makes images of the largest scale.
     """
 
+    converts_to_hf = False
+
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
-        text = getattr(args, "s2_scales", None) or DEFAULT_SCALES
+        text = MultimodalConfig.of(args).s2_scales or DEFAULT_SCALES
         try:
             self.s2_scales = sorted(int(scale) for scale in str(text).split(","))
         except ValueError as error:
@@ -48,19 +52,15 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         self._check_scales()
 
     def _check_scales(self) -> None:
-        base = self.config.image_size
+        base = self.tile_size
         if self.s2_split_size != base or any(scale % base for scale in self.s2_scales):
             raise UserError(
                 f"s2_scales are {self.s2_scales}; this tower sees {base} pixels, so the smallest must be "
-                f"{base} "
-                f"and the others multiples of it."
+                f"{base} and the others multiples of it."
             )
 
     def _build_image_processor(self) -> Any:
-        processor = super()._build_image_processor()
-        processor.size["shortest_edge"] = self.s2_image_size
-        processor.crop_size["height"] = processor.crop_size["width"] = self.s2_image_size
-        return processor
+        return resize_processor(super()._build_image_processor(), self.s2_image_size)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of (N, 3, S, S) at every scale: (N, P, C * scales)."""
@@ -82,4 +82,16 @@ class CLIPVisionTowerS2(CLIPVisionTower):
     @property
     def hidden_size(self) -> int:
         """Width of the features: the tower's own times the number of scales."""
-        return self.config.hidden_size * len(self.s2_scales)
+        return super().hidden_size * len(self.s2_scales)
+
+
+def multi_scale(tower_class: type[VisionTower]) -> type[MultiScale]:
+    """Return the class of a tower at several scales: `CLIPVisionTower` gives `CLIPVisionTowerS2`."""
+    key: Any = tower_class  # the cache asks for a Hashable, which mypy does not see in a class
+    return _multi_scale(key)
+
+
+@cache
+def _multi_scale(tower_class: type[VisionTower]) -> type[MultiScale]:
+    names = {"__module__": tower_class.__module__, "__doc__": f"{tower_class.__name__} at several scales."}
+    return type(f"{tower_class.__name__}S2", (MultiScale, tower_class), names)

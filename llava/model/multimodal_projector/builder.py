@@ -67,6 +67,16 @@ PROJECTORS: dict[str, tuple[str, ProjectorFactory]] = {
 }
 
 
+def find_projector(name: str) -> tuple[ProjectorFactory, re.Match[str]]:
+    """Return the factory that a `mm_projector_type` names, and its match. Raises UserError if unknown."""
+    for pattern, (_, factory) in PROJECTORS.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return factory, match
+    known = ", ".join(label for label, _ in PROJECTORS.values())
+    raise UserError(f"Unknown mm_projector_type {name!r}; known projectors: {known}.")
+
+
 def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names ("linear" when absent).
 
@@ -74,10 +84,5 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
     ValueError) for an unknown name. `delay_load` and further keywords are accepted for the reference's
     callers.
     """
-    name = MultimodalConfig.of(config).projector_type
-    for pattern, (_, factory) in PROJECTORS.items():
-        match = re.fullmatch(pattern, name)
-        if match:
-            return factory(config.mm_hidden_size, config.hidden_size, match)
-    known = ", ".join(label for label, _ in PROJECTORS.values())
-    raise UserError(f"Unknown mm_projector_type {name!r}; known projectors: {known}.")
+    factory, match = find_projector(MultimodalConfig.of(config).projector_type)
+    return factory(config.mm_hidden_size, config.hidden_size, match)

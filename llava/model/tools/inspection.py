@@ -240,7 +240,10 @@ def _count(named: Any) -> dict[str, int]:
 
 def _tower(config: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> Part | None:
     """Say where the vision tower comes from; its own folder is needed for its config in any case."""
-    settings = MultimodalConfig.of(_Fields(config))
+    try:
+        settings = MultimodalConfig.checked(config)
+    except UserError:  # the loader tells
+        return None
     if not settings.vision_tower:
         return None
     part = _part(settings.vision_tower)
@@ -313,7 +316,8 @@ def _try_with_a_stand_in(report: Report, plan: LoadPlan) -> None:
     config = {"model_type": "clip_vision_model", "hidden_size": width, "num_attention_heads": 1}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / files.CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-        _try(report, plan, mm_vision_tower=folder, unfreeze_mm_vision_tower=False)
+        unknown = {"image_aspect_ratio": "square", "mm_vision_select_layer": -1, "s2": False}  # without it
+        _try(report, plan, mm_vision_tower=folder, unfreeze_mm_vision_tower=False, **unknown)
 
 
 def _measure_tokenizer(report: Report, plan: LoadPlan) -> None:

@@ -191,19 +191,17 @@ class ImageTokens:
 
     def __init__(self, settings: CheckSettings) -> None:
         """Read the sizes of the tower, and the tile grids of the model. Raises UserError."""
-        from transformers import CLIPVisionConfig
-
         from llava.model.checkpoints.files import read_config
         from llava.model.multimodal.config import MultimodalConfig
+        from llava.model.multimodal_encoder.registry import describe_tower
         from llava.train.data.samples import choose_tile_grids
 
-        try:
-            tower = CLIPVisionConfig.from_pretrained(settings.vision_tower)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read the config of --vision_tower {settings.vision_tower}: {error}"
-            ) from error
-        self.edge, self.side = tower.image_size, tower.image_size // tower.patch_size
+        fields = SimpleNamespace(
+            mm_vision_tower=settings.vision_tower,
+            mm_vision_select_feature=settings.mm_vision_select_feature,
+        )
+        tower = describe_tower(MultimodalConfig.of(fields))
+        self.edge, self.side, self.extra = tower.tile_size, tower.num_patches_per_side, tower.extra_tokens
         model = read_config(settings.model_name_or_path or "")
         grids = choose_tile_grids(
             settings.image_grid_pinpoints,
@@ -218,7 +216,6 @@ class ImageTokens:
                 mm_patch_merge_type=settings.mm_patch_merge_type,
             )
         )
-        self.extra = settings.mm_vision_select_feature == "cls_patch"
 
     def count(self, size: Size) -> int:
         """Return the tokens of an image of `size` (width, height)."""
@@ -228,6 +225,6 @@ class ImageTokens:
             size,
             settings=self.settings,
             patches_per_side=self.side,
-            extra=int(self.extra),
+            extra=self.extra,
             tile_size=self.edge,
         )

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from llava._compat import no_split_modules, set_no_split_modules
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def split_by_layers(model: Any, training_args: Any) -> None:
     if not training_args.fsdp:
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    present = {type(part).__name__ for part in model.modules() if not isinstance(part, CLIPVisionTower)}
+    present = {type(part).__name__ for part in model.modules() if not isinstance(part, VisionTower)}
     set_no_split_modules(model, [name for name in no_split_modules(model) if name in present])
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2, merge_tiles, split_tiles
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTowerS2
+from llava.model.multimodal_encoder.s2 import merge_tiles, split_tiles
 from llava.utils import UserError
 
 

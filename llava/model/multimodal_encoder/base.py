@@ -1,0 +1,296 @@
+"""What every vision tower shares: pixels to the features of one hidden layer, loading, sizes, dtypes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from llava.model.checkpoints import loading
+from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config
+from llava.model.multimodal.config import MultimodalConfig
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+PROCESSOR_FILE = "preprocessor_config.json"
+
+
+class VisionModelHolder(nn.Module):
+    """Holds transformers' vision model as `vision_model`.
+
+    transformers 5 dropped that level of its vision models; LLaVA checkpoints have it in every tower key.
+    """
+
+    def __init__(self, vision_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+
+    @property
+    def config(self) -> Any:
+        """The vision model's config."""
+        return self.vision_model.config
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        """Run the whole vision model, as transformers does."""
+        return self.vision_model(pixel_values, **kwargs)
+
+
+class VisionTower(nn.Module):
+    """Base of the vision towers; a subclass names the classes and modules of transformers it stands on.
+
+    With `delay_load` only the config is read, until `load_model()` or, for checkpoints that bring tower
+    weights (`unfreeze_mm_vision_tower`), the checkpoint itself fills the model that was built from the
+    config.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    processor_class: ClassVar[type]  # the one on PIL: torchvision resizes a little differently
+    prefix_tokens: ClassVar[int] = 0  # tokens in front of the patches: CLS, registers
+    before_layers: ClassVar[tuple[str, ...]] = ("embeddings",)  # modules that pixels pass one after another
+    layers: ClassVar[str] = "encoder.layers"  # where the layers are, which are run as far as they are needed
+    layer_arguments: ClassVar[Mapping[str, Any]] = {"attention_mask": None}  # of each layer's forward
+    converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__()
+        settings = MultimodalConfig.of(args)
+        self.is_loaded = False
+        self.vision_tower_name = vision_tower
+        self.select_layer = settings.select_layer
+        self.select_feature = settings.select_feature
+        if not delay_load:
+            self.load_model()
+        elif settings.tower_in_checkpoint:
+            self.vision_tower = VisionModelHolder(self.model_class(self._read_config()))
+            self.vision_tower.requires_grad_(False)
+            self.is_loaded = True
+        else:
+            self.cfg_only = self._read_config()
+
+    # ---------------------------------------------------------------------------------------------- loading
+
+    def _read_config(self) -> Any:
+        content = read_config(self.vision_tower_name)
+        content = content.get("vision_config") or content  # of a model with text and vision, the vision half
+        place = f"{self.vision_tower_name}/config.json"
+        try:
+            config = self.config_class.from_dict(content)
+        except Exception as error:  # transformers checks types with exceptions of its own
+            raise CheckpointError(f"{place} is no config of a vision tower: {first_line(error)}") from error
+        for name in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
+            value = getattr(config, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise CheckpointError(f"{place}: {name} is {value!r}; expected a whole number above 0.")
+        if config.patch_size > config.image_size:
+            raise CheckpointError(
+                f"{place}: patch_size is {config.patch_size}, more than image_size {config.image_size}."
+            )
+        return config
+
+    def load_model(self, device_map: Any = None) -> None:
+        """Load the tower from its own files, in float32 and frozen; a second call does nothing.
+
+        Raises CheckpointError when the files are missing or damaged.
+        """
+        if self.is_loaded:
+            logger.debug("%s is already loaded; load_model() does nothing", self.vision_tower_name)
+            return
+        self._read_config()  # a clear error before transformers' own
+        # "auto" would spread a tower over devices: it stays whole, and moves with .to()
+        device_map = None if device_map == "auto" else device_map
+        model, info = loading.from_pretrained(
+            self.model_class, self.vision_tower_name, dtype=torch.float32, device_map=device_map
+        )
+        info["unexpected_keys"] = ()  # the text half of a whole CLIP
+        loading.check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
+        self.vision_tower = VisionModelHolder(model)
+        self.vision_tower.requires_grad_(False)
+        self.is_loaded = True
+
+    def _check_loaded(self) -> None:
+        if not self.is_loaded:
+            raise UserError(
+                f"The vision tower {self.vision_tower_name} is not loaded; call load_model() first."
+            )
+
+    # --------------------------------------------------------------------------------------- image processor
+
+    @property
+    def image_processor(self) -> Any:
+        """The tower's image processor; PIL backend, so that torchvision never changes results."""
+        if not hasattr(self, "_image_processor"):
+            self._image_processor = self._build_image_processor()
+        return self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, processor: Any) -> None:
+        self._image_processor = processor
+
+    def _build_image_processor(self) -> Any:
+        processor_class: Any = self.processor_class
+        if find_file(self.vision_tower_name, PROCESSOR_FILE):
+            return processor_class.from_pretrained(self.vision_tower_name)
+        logger.warning(
+            "%s has no %s; images are processed by the defaults of %s at %d pixels",
+            self.vision_tower_name,
+            PROCESSOR_FILE,
+            processor_class.__name__,
+            self.tile_size,
+        )
+        return resize_processor(processor_class(), self.tile_size)
+
+    # ----------------------------------------------------------------------------------------------- features
+
+    def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
+        """Pick the selected layer and feature from the vision model's outputs with `hidden_states`."""
+        return self._select_feature(image_forward_outs.hidden_states[self.select_layer])
+
+    def _select_feature(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.select_feature == "patch":
+            return hidden[:, self.prefix_tokens :]  # (N, patches, C)
+        if self.select_feature == "cls_patch":
+            return hidden  # (N, prefix + patches, C)
+        raise UserError(
+            f"mm_vision_select_feature is {self.select_feature!r}; expected 'patch' or 'cls_patch'."
+        )
+
+    def hidden_state(self, pixel_values: torch.Tensor, index: int) -> torch.Tensor:
+        """Return `hidden_states[index]` of the vision model, (N, prefix + patches, C).
+
+        Index 0 is what the first layer gets, -1 the output of the last (before any norm behind it). Layers
+        behind the index are not run.
+        """
+        hidden = pixel_values
+        for module in self._before_layers():
+            hidden = module(hidden)  # (N, prefix + patches, C)
+        for layer in self.layers_before(index):
+            hidden = layer(hidden, **self.layer_arguments)
+        return hidden
+
+    def _before_layers(self) -> list[nn.Module]:
+        model = self.vision_tower.vision_model
+        return [model.get_submodule(name) for name in self.before_layers]
+
+    def layers_before(self, index: int) -> Iterable[nn.Module]:
+        """Return the layers that `hidden_states[index]` of the vision model has passed."""
+        layers: Any = self.vision_tower.vision_model.get_submodule(self.layers)
+        check_layer(index, len(layers))
+        return layers[: index if index >= 0 else len(layers) + 1 + index]
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of a batch (N, 3, H, W) in the tower's dtype: (N, P, C)."""
+        pixels = images.to(device=self.device, dtype=self.dtype)
+        return self._select_feature(self.hidden_state(pixels, self.select_layer))
+
+    def forward(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        """Return features (N, P, C) of images (N, 3, H, W), in the images' dtype.
+
+        A list of (3, H, W) gives a list of (1, P, C). Gradients flow only where tower parameters require
+        them.
+        """
+        self._check_loaded()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._is_trainable()):
+            if torch.is_tensor(images):
+                return self._features(images).to(images.dtype)
+            batch = torch.stack(list(images))  # one size only: every tower has a fixed input size
+            features = self._features(batch)
+            return [row.to(image.dtype) for row, image in zip(features.split(1), images, strict=True)]
+
+    def unfreeze(self) -> None:
+        """Make trainable what the selected features depend on.
+
+        The layers behind stay frozen: they never get a gradient, which data parallel training waits for, and
+        weight decay would shrink them.
+        """
+        self._check_loaded()
+        for module in (*self._before_layers(), *self.layers_before(self.select_layer)):
+            module.requires_grad_(True)
+
+    def _is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+
+    # -------------------------------------------------------------------------------------------------- sizes
+
+    @property
+    def dummy_feature(self) -> torch.Tensor:
+        """A zero feature (1, C)."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    def _first_parameter(self) -> torch.Tensor:
+        self._check_loaded()
+        return next(self.vision_tower.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the tower's weights."""
+        return self._first_parameter().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tower's weights."""
+        return self._first_parameter().device
+
+    @property
+    def config(self) -> Any:
+        """The vision model's config, also before loading."""
+        return self.vision_tower.config if self.is_loaded else self.cfg_only
+
+    @property
+    def hidden_size(self) -> int:
+        """Width C of the features."""
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the vision model."""
+        return self.config.num_hidden_layers
+
+    @property
+    def tile_size(self) -> int:
+        """Edge in pixels of what the vision model takes at once."""
+        return self.config.image_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """Patches along one edge."""
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one tile."""
+        return self.num_patches_per_side**2
+
+    @property
+    def extra_tokens(self) -> int:
+        """Features of a tile beside its patches: the tokens in front, where "cls_patch" keeps them."""
+        return self.prefix_tokens if self.select_feature == "cls_patch" else 0
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Features P of one tile."""
+        return self.num_patches + self.extra_tokens
+
+
+def check_layer(index: int, layers: int) -> None:
+    """Raise UserError when a tower of so many layers has no hidden state of that index."""
+    if not -layers - 1 <= index <= layers:
+        raise UserError(
+            f"mm_vision_select_layer is {index}; this tower has hidden states {-layers - 1} to {layers}."
+        )
+
+
+def resize_processor(processor: Any, edge: int) -> Any:
+    """Make an image processor produce squares of `edge` pixels; returns it."""
+    if "shortest_edge" in processor.size:
+        processor.size["shortest_edge"] = edge
+    else:
+        processor.size["height"] = processor.size["width"] = edge
+    if getattr(processor, "crop_size", None):
+        processor.crop_size["height"] = processor.crop_size["width"] = edge
+    return processor

@@ -1,0 +1,45 @@
+"""Checks a checkpoint's multimodal settings, with its tower's, before anything is built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava.model.checkpoints.files import CONFIG_FILE, CheckpointError
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import VisionTower, check_layer
+from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.multimodal_projector.builder import find_projector
+from llava.utils import UserError
+
+
+def check_settings(config: Mapping[str, Any], path: str) -> MultimodalConfig:
+    """Check the content of a LLaVA's config.json, which lies in `path`; returns its settings.
+
+    Raises CheckpointError with one sentence: file, field, value found, and what is known or expected.
+    """
+    try:
+        settings = MultimodalConfig.checked(config)
+        find_projector(settings.projector_type)
+        if settings.vision_tower:  # without one the loader says what is missing
+            check_against_tower(settings, describe_tower(settings))
+    except UserError as error:
+        raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}") from error
+    return settings
+
+
+def check_against_tower(settings: MultimodalConfig, tower: VisionTower) -> None:
+    """Raise UserError where settings do not fit the tower they name: its layers, width, tokens or tiles."""
+    name = tower.vision_tower_name
+    check_layer(settings.select_layer, tower.num_layers)
+    if settings.select_feature == "cls_patch" and not tower.prefix_tokens:
+        raise UserError(
+            f"mm_vision_select_feature is 'cls_patch', and the vision tower {name} has no CLS token; "
+            "expected 'patch'."
+        )
+    if settings.hidden_size != tower.hidden_size:
+        raise UserError(
+            f"mm_hidden_size is {settings.hidden_size}, and features of the vision tower {name} are "
+            f"{tower.hidden_size} wide; is mm_vision_tower the tower that this model was trained with?"
+        )
+    settings.check_tiles(tower.tile_size)
