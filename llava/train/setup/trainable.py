@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava.model.checkpoints import quantization
 from llava.model.checkpoints.gather import is_split
@@ -109,15 +110,14 @@ def cast_quantized(model: Any, training_args: Any) -> None:
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head."""
-    names = {
-        name.rpartition(".")[2]
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    linear = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not any(part in name for part in NO_ADAPTER)
     }
-    head = model.get_output_embeddings()
-    return sorted(
-        names - {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
-    )
+    heads = {"lm_head", *(name.rpartition(".")[2] for name, module in linear.items() if module is head)}
+    return sorted({name.rpartition(".")[2] for name in linear} - heads)
 
 
 def add_lora(model: Any, training_args: Any) -> Any:
