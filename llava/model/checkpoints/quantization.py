@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llava.model.checkpoints.files import CheckpointError, first_line
+from llava.model.checkpoints.files import CheckpointError, first_line, load_weights
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,14 @@ def quantization_arguments(
     bits: int,
     compute_dtype: torch.dtype,
     *,
-    is_llava: bool = True,
+    body: str | None = "model",
     double_quant: bool = True,
     quant_type: str = "nf4",
 ) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that quantise the LLM's linear layers; none for 16 bits.
 
-    Tower, projector and head stay as they are; of a text model, the head that transformers finds.
+    Tower, projector and head stay as they are; of a text model, the head that transformers finds. body: name
+    of a LLaVA's module that is the LLM without its head; None: a text model.
     double_quant and quant_type ("nf4" or "fp4") are for 4 bits; the defaults are the reference's.
     """
     if bits == 16:
@@ -47,9 +48,8 @@ def quantization_arguments(
     from transformers import BitsAndBytesConfig
 
     skipped = None
-    if is_llava:  # matched from the start of a module's name, so the whole path is needed
-        skipped = [f"{part}.{name}" for part in ("model", "transformer") for name in NEVER_QUANTIZED]
-        skipped.append("lm_head")
+    if body is not None:  # matched from the start of a module's name, so the whole path is needed
+        skipped = [*(f"{body}.{name}" for name in NEVER_QUANTIZED), "lm_head"]
     if bits == 8:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)}
     config = BitsAndBytesConfig(
@@ -167,6 +167,20 @@ def stored_bits(config: Mapping[str, Any], path: str) -> int:
             f"model it was made from, with load_4bit or load_8bit to save memory."
         )
     return 8 if stored.get("load_in_8bit") else 4 if stored.get("load_in_4bit") else 16
+
+
+def check_stored(path: str, bits: int) -> None:
+    """Raise CheckpointError where a `config.json` says quantised and the weights beside it are not.
+
+    bitsandbytes stores bytes; of the weights only names and dtypes are read.
+    """
+    shapes = load_weights(path, shapes_only=True)
+    if shapes and not any(value.dtype in (torch.uint8, torch.int8) for value in shapes.values()):
+        dtypes = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in shapes.values()}))
+        raise CheckpointError(
+            f"{path}: config.json has a quantization_config of {bits} bit, but the weights are not quantised "
+            f"({dtypes}); remove quantization_config from it, or quantise while loading with load_{bits}bit."
+        )
 
 
 def choose_bits(requested: int, stored: int, path: str) -> int:

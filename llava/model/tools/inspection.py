@@ -23,7 +23,7 @@ from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.generation import GENERATION_FILE, check_generation_config
 from llava.model.checkpoints.loading import UnfitWeightsError
 from llava.model.checkpoints.saving import contradiction
-from llava.model.language_model.registry import family_of
+from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import Contents, LoadPlan, look_into
 from llava.utils import UserError
@@ -36,7 +36,7 @@ KINDS = {
     "text_lora": "a LoRA adapter of a text model",
 }
 # the last norm's weights are around 1 or above; a difference of two models has them around 0
-FINAL_NORMS = ("model.norm.weight", "transformer.norm_f.weight")
+FINAL_NORMS = tuple(family.final_norm_weight for family in FAMILIES)
 SMALLEST_NORM = 0.1
 
 
@@ -176,7 +176,7 @@ def _part(name: str, note: str = "") -> Part:
 
 def _describe(report: Report, config: Mapping[str, Any], found: Contents) -> None:
     """Tell family, style and quantisation from the config."""
-    report.positions = config.get("max_position_embeddings") or config.get("max_seq_len")
+    report.positions = positions_of(config)
     if found.kind.startswith("text"):
         report.family = str(config.get("model_type") or "unknown")
     else:
@@ -287,6 +287,8 @@ def _is_quantised(report: Report, plan: LoadPlan) -> bool:
     device = best_device()
     try:
         bits = quantization.stored_bits(config, plan.source)
+        if bits != 16:
+            quantization.check_stored(plan.source, bits)
         asked_by = f"{plan.source} ({bits} bit)"
         quantization.check_quantization(bits, device, best_dtype(device), asked_by=asked_by)
     except UserError as error:
