@@ -67,6 +67,11 @@ def look_into(model_path: str) -> Contents:
         return Contents("full" if llava else "text", config)
     adapter_file = files.find_file(model_path, files.ADAPTER_CONFIG_FILE)
     if adapter_file is not None:
+        if not config and files.has_file(model_path, files.NON_LORA_FILE):
+            raise CheckpointError(
+                f"{model_path} has {files.NON_LORA_FILE} but no {files.CONFIG_FILE}; copy it beside it: "
+                "without it nobody knows which model the adapter is for."
+            )
         base = files.read_json(adapter_file).get("base_model_name_or_path")
         return Contents("lora" if llava else "text_lora", config, base)
     if files.has_file(model_path, files.PROJECTOR_FILE):

@@ -29,6 +29,19 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+# what is raised while something is built from values that make no sense
+_REASONS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+
+
 @contextlib.contextmanager
 def explained(path: str, file: str = "config.json") -> Iterator[None]:
     """Turn what building something from a JSON file raises into a CheckpointError that names the file.
@@ -39,9 +52,7 @@ def explained(path: str, file: str = "config.json") -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (
-        ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError
-    ) as error:  # fmt: skip
+    except _REASONS as error:
         raise CheckpointError(
             f"{path}: nothing can be built from its {file} ({reason_of(error)}); compare it with the "
             "original's, or copy it again."

@@ -18,6 +18,8 @@ from llava.utils import import_optional
 
 logger = logging.getLogger(__name__)
 
+LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
+
 # what adapter and projector-only folders bring themselves, on top of a base that lacks it
 BROUGHT_LATER = files.PROJECTOR_NAMES
 
@@ -290,12 +292,17 @@ def attach_adapter(model: Any, path: str) -> Any:
 def _check_adapter_config(peft: Any, path: str) -> None:
     """Raise CheckpointError for an `adapter_config.json` that names no kind of adapter that peft knows."""
     file = files.find_file(path, files.ADAPTER_CONFIG_FILE)
-    kind = files.read_json(file).get("peft_type") if file else None
+    content = files.read_json(file) if file else {}
+    kind, rank = content.get("peft_type"), content.get("r", 8)
     known = [str(one.value) for one in peft.PeftType]
     if kind not in known:
         raise CheckpointError(
             f"{file or path} has peft_type {shown(kind)}; expected 'LORA', or another kind that peft "
             f"{peft.__version__} knows. Copy it again from the folder that training wrote."
+        )
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+        raise CheckpointError(
+            f"{file} has r {shown(rank)}; expected the rank of its weights, from 1 to {LARGEST_RANK:,}."
         )
 
 

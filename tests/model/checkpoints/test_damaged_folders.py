@@ -45,7 +45,7 @@ class Damaged:
             config["mm_vision_tower"] = str(self.place)
             (self.folder / "config.json").write_text(json.dumps(config))
 
-    def refusal(self, device: str = "cpu") -> str | None:
+    def refusal(self, device: str = "cpu", *, inspect: bool = True) -> str | None:
         """Load and inspect it; return the sentence with which loading was refused, None if it loaded."""
         base = None if self.base is None else str(self.base)
         told = None
@@ -55,6 +55,8 @@ class Damaged:
             told = str(error)
             assert "\n" not in told and len(told) < 900, told
             assert "weights_only" not in told and "Re-running" not in told, told
+        if not inspect:
+            return told
         try:
             report = inspect_checkpoint(str(self.folder), base)
         except CheckpointError as error:
@@ -103,7 +105,7 @@ def test_every_value_of_a_json_file(name, file, damaged, tmp_path):
     for field in damages.fields_of(one.place / file):
         for value in damages.WRONG_VALUES.values():
             damages.damage_value(one.place / file, field, value)
-            refused += one.refusal("meta") is not None
+            refused += one.refusal("meta", inspect=False) is not None
             (one.place / file).write_bytes(content)
     assert one.refusal("meta") is None
     if file == "config.json":
