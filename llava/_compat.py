@@ -69,6 +69,19 @@ def set_attention(config: PretrainedConfig, name: str) -> None:
     config._attn_implementation = name
 
 
+def supported_attention(model_class: type[PreTrainedModel]) -> tuple[str, ...]:
+    """Return with which words the kernels begin that a model's class has; asking for another is an error.
+
+    The public way is to build the model and catch what it raises.
+    """
+    flags = {
+        "sdpa": model_class._supports_sdpa,
+        "flash_attention": model_class._supports_flash_attn,
+        "flex_attention": model_class._supports_flex_attn,
+    }
+    return tuple(name for name, offered in flags.items() if offered)
+
+
 def can_compile_fullgraph(model: PreTrainedModel) -> bool:
     """Tell whether a model's attention works with a cache of fixed size, compiled as one graph."""
     return model._can_compile_fullgraph

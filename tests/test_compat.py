@@ -17,7 +17,14 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MptForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.tokenization_python import Trie
 from transformers.utils import cached_file
 
@@ -81,6 +88,12 @@ def test_attention_is_read_and_set(model: LlamaForCausalLM) -> None:
     assert _compat.attention_of(config) == "eager"
     _compat.set_attention(config, "sdpa")
     assert _compat.attention_of(config) == "sdpa"
+
+
+def test_a_class_tells_which_attention_it_has() -> None:
+    assert _compat.supported_attention(LlamaForCausalLM) == ("sdpa", "flash_attention", "flex_attention")
+    assert _compat.supported_attention(MptForCausalLM) == ()
+    assert _compat.supported_attention(Gemma2ForCausalLM) == ("flash_attention", "flex_attention")
 
 
 def test_a_model_tells_whether_it_compiles(model: LlamaForCausalLM) -> None:

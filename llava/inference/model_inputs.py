@@ -10,6 +10,7 @@ from PIL import Image
 
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import process_images
+from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.splice import Row, count_features, splice_rows
 from llava.utils import UserError
@@ -21,8 +22,8 @@ def device_of(model: Any) -> torch.device:
 
 
 def context_of(model: Any) -> int:
-    """Return how many positions the model has (MPT calls it max_seq_len)."""
-    for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length"):
+    """Return how many positions the model has."""
+    for name in (*position_fields(), "max_sequence_length"):
         if value := getattr(model.config, name, None):
             return int(value)
     return 2048  # the reference's fallback

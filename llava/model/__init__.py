@@ -3,6 +3,7 @@
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptConfig, LlavaMptForCausalLM
+from llava.model.language_model.registry import register_family
 
 __all__ = [
     "LlavaConfig",
@@ -11,4 +12,5 @@ __all__ = [
     "LlavaMistralForCausalLM",
     "LlavaMptConfig",
     "LlavaMptForCausalLM",
+    "register_family",
 ]

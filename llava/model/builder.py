@@ -24,7 +24,7 @@ from llava.model import (
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.language_model.registry import family_of, llava_config
+from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.settings import check_settings
@@ -181,7 +181,11 @@ def _quantize(plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any],
         arguments["dtype"],
         asked_by=f"load_{requested}bit" if bits != 16 else f"{plan.source} ({stored} bit)",
     )
-    arguments.update(quantization.quantization_arguments(bits, arguments["dtype"], is_llava=plan.is_llava))
+    arguments.update(
+        quantization.quantization_arguments(
+            bits, arguments["dtype"], body=family_of(plan.config).body if plan.is_llava else None
+        )
+    )
     return stored != 16 or bits != 16
 
 
@@ -189,8 +193,12 @@ def _attention(use_flash_attn: bool, arguments: dict[str, Any], plan: LoadPlan) 
     wanted = "flash_attention_2" if use_flash_attn else arguments.pop("attn_implementation", None)
     if wanted is None:
         return {}
-    if plan.is_llava and family_of(plan.config).base_type == "mpt" and wanted != "eager":
-        logger.warning("MPT has only eager attention in transformers; %s is not used", wanted)
+    offered = kernels_of(plan.config.get("model_type"))
+    if wanted in KERNELS and wanted not in offered:
+        kind = plan.config.get("model_type")
+        logger.warning(
+            "%s has only %s attention in transformers; %s is not used", kind, ", ".join(offered), wanted
+        )
         return {}
     if wanted == "flash_attention_2":
         import_optional(

@@ -23,8 +23,9 @@ from llava.model.checkpoints.gather import whole
 from llava.model.checkpoints.saving import save_whole_model
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples
+from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
+from llava.model.multimodal.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -40,6 +41,7 @@ else:
 __all__ = [
     "LlavaMetaForCausalLM",
     "LlavaMetaModel",
+    "average_new_rows",
     "build_vision_projector",
     "build_vision_tower",
     "get_anyres_image_grid_shape",
@@ -63,6 +65,8 @@ class LlavaMetaModel(_LLM):
     """Adds `vision_tower`, `mm_projector` and `image_newline` to the LLM's model, the part without head."""
 
     vision_tower: Any  # the tower, or a list that hides it from FSDP
+    # positions, counted through (B, L), that go on to the head, as one row; None: all, as rows
+    positions_for_head: torch.Tensor | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -76,6 +80,17 @@ class LlavaMetaModel(_LLM):
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
                 with torch.no_grad():  # for a model built from scratch
                     self.image_newline.normal_(std=config.hidden_size**-0.5)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the LLM's model; while a loss is computed, only labelled positions (1, n, C) leave it.
+
+        So the LLM's own head, with its scalings, caps and biases, computes no logits for the others.
+        """
+        output = super().forward(*args, **kwargs)
+        if self.positions_for_head is not None:
+            states = output.last_hidden_state  # (B, L, C)
+            output.last_hidden_state = states.flatten(0, 1)[self.positions_for_head.to(states.device)][None]
+        return output
 
     def get_vision_tower(self) -> Any:
         """Return the vision tower, None if the model has none."""
@@ -329,15 +344,27 @@ class LlavaMetaForCausalLM(_LLM):
     def _supervised_output(
         self, labels: torch.Tensor, count: int, inputs: dict[str, Any]
     ) -> SupervisedOutput:
-        """Run the LLM without its head, and the head only where labels are; count: samples in the batch."""
-        output = self.get_model()(**{**inputs, "return_dict": True})
+        """Run the LLM's own forward, its head only where labels are; count: samples in the batch."""
+        positions, targets = supervised_positions(labels)
         if len(labels) == count:
             samples = torch.arange(count, device=labels.device)[:, None].expand_as(labels)
         else:  # packed: positions start again with each sample
             samples = (inputs["position_ids"] == 0).cumsum(1) - 1
+        body = self.get_model()
+        body.positions_for_head = positions
+        try:
+            output = super().forward(**{**inputs, "return_dict": True})
+        finally:
+            body.positions_for_head = None
+        logits = output.logits  # (1, n, V); (B, L, V) from a class whose model stands before the mixin
+        if logits.shape[:2] != (1, len(positions)):
+            logits = logits.flatten(0, 1)[positions.to(logits.device)]
         loss, sums, counts = losses_of_samples(
-            output.last_hidden_state, labels, self.get_output_embeddings(), samples, count
+            logits.flatten(0, -2), targets, samples.flatten()[positions], count
         )
+        balance = getattr(output, "aux_loss", None)  # of a mixture of experts that is asked for it
+        if isinstance(balance, torch.Tensor):
+            loss = loss + self.router_aux_loss_coef * balance.to(loss.device)
         return SupervisedOutput(
             loss=loss,
             loss_sums=sums,
@@ -400,31 +427,12 @@ class LlavaMetaForCausalLM(_LLM):
             if new > 0:
                 average_new_rows(self, new)
             if model_args.pretrain_mm_mlp_adapter:
-                self._load_start_end_rows(model_args.pretrain_mm_mlp_adapter, new)
+                load_start_end_rows(self, model_args.pretrain_mm_mlp_adapter, new)
         if model_args.tune_mm_mlp_adapter and (
             model_args.mm_use_im_start_end or model_args.mm_use_im_patch_token
         ):
             self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
             self.get_output_embeddings().requires_grad_(False)
-
-    def _load_start_end_rows(self, file: str, new: int) -> None:
-        stored = next(
-            (v for name, v in read_tensors(file).items() if name.endswith("embed_tokens.weight")), None
-        )
-        if stored is None:  # a projector that was trained without these tokens
-            logger.warning(
-                "%s holds no embeddings of <im_start> and <im_end>; they start from the mean", file
-            )
-            return
-        with whole([self.get_input_embeddings().weight], write=True):
-            embeddings = self.get_input_embeddings().weight.data
-            if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
-                raise CheckpointError(
-                    f"{file} holds embeddings of shape {tuple(stored.shape)}; expected "
-                    f"{tuple(embeddings.shape)}, or "
-                    f"({new}, {embeddings.shape[1]}) for the {new} new tokens."
-                )
-            embeddings[-new:] = stored[-new:].to(embeddings)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
@@ -439,11 +447,3 @@ def refuse_image_tokens(input_ids: torch.Tensor) -> None:
             f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
             f"given."
         )
-
-
-def average_new_rows(model: Any, new: int) -> None:
-    """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
-    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with whole([embeddings.weight], write=True):
-            rows = embeddings.weight.data
-            rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)

@@ -17,9 +17,11 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
 from llava._compat import parser_actions
+from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.labels.masks import LABEL_MASKS
+from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
 
@@ -113,6 +115,10 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = _explained(False, "Keep false: the collator needs every column")
     freeze_mm_mlp_adapter: bool = _explained(False, "Do not train the projector")
     mpt_attn_impl: str | None = _explained("triton", "Accepted; today's MPT chooses its attention itself")
+    attn: str = _explained(
+        "auto",
+        f"Attention kernel: auto takes what the program asks for and what works; else {', '.join(KERNELS)}",
+    )
     model_max_length: int = _explained(512, "Tokens of a sample after which it is cut")
     double_quant: bool = _explained(True, "Quantise the quantisation constants as well (--bits 4)")
     quant_type: str = _explained("nf4", "nf4 or fp4 (--bits 4)")
@@ -154,6 +160,7 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_dir: str | None = _explained(None, "Folder of the tensorboard files")
 
     def __post_init__(self) -> None:
+        _one_of("attn", self.attn, ATTENTION_CHOICES)
         _one_of("bits", self.bits, BITS)
         _one_of("lora_bias", self.lora_bias, LORA_BIASES)
         _one_of("quant_type", self.quant_type, QUANT_TYPES)

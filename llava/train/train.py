@@ -28,7 +28,7 @@ from llava.model import (
 )
 from llava.model.checkpoints.files import read_config
 from llava.model.checkpoints.loading import check_loading, from_pretrained, load_tower
-from llava.model.language_model.registry import family_of, is_llava, llava_config
+from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
@@ -170,16 +170,19 @@ def _load_llm(
     wants_vision = model_args.vision_tower is not None
     if is_llava(config) and not wants_vision:
         raise UserError(f"{path} is a LLaVA checkpoint; name its tower with --vision_tower")
-    model_class = family_of(config).model_class if wants_vision else AutoModelForCausalLM
+    family = family_of(config) if wants_vision else None
+    model_class = family.model_class if family else AutoModelForCausalLM
     arguments: dict[str, Any] = {
         "dtype": trainable.weight_dtype(model_args, training_args),
         "cache_dir": training_args.cache_dir,
         "attn_implementation": select_attention(
             requested_attention,
             half_precision=training_args.bf16 or training_args.fp16,
-            supports_sdpa=config.get("model_type") not in ("mpt", "llava_mpt"),
+            offered=kernels_of(config.get("model_type")),
+            flag=training_args.attn,
+            model_type=str(config.get("model_type")),
         ),
-        **trainable.quantization_arguments(training_args),
+        **trainable.quantization_arguments(training_args, family.body if family else "model"),
     }
     if is_llava(config):
         _compare_with_checkpoint(config, model_args)

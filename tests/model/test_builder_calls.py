@@ -147,7 +147,7 @@ def test_flash_attention_that_is_not_installed(checkpoints, monkeypatch):
 def test_mpt_says_that_it_has_eager_attention_only(checkpoints, caplog):
     model = load(checkpoints / "llava-tiny-mpt", attn_implementation="sdpa")[1]
     assert model.config._attn_implementation == "eager"
-    assert "MPT has only eager attention" in caplog.text
+    assert "llava_mpt has only eager attention" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ dtypes

@@ -33,13 +33,14 @@ def quantization_arguments(
     bits: int,
     compute_dtype: torch.dtype,
     *,
-    is_llava: bool = True,
+    body: str | None = "model",
     double_quant: bool = True,
     quant_type: str = "nf4",
 ) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that quantise the LLM's linear layers; none for 16 bits.
 
-    Tower, projector and head stay as they are; of a text model, the head that transformers finds.
+    Tower, projector and head stay as they are; of a text model, the head that transformers finds. body: name
+    of a LLaVA's module that is the LLM without its head; None: a text model.
     double_quant and quant_type ("nf4" or "fp4") are for 4 bits; the defaults are the reference's.
     """
     if bits == 16:
@@ -47,9 +48,8 @@ def quantization_arguments(
     from transformers import BitsAndBytesConfig
 
     skipped = None
-    if is_llava:  # matched from the start of a module's name, so the whole path is needed
-        skipped = [f"{part}.{name}" for part in ("model", "transformer") for name in NEVER_QUANTIZED]
-        skipped.append("lm_head")
+    if body is not None:  # matched from the start of a module's name, so the whole path is needed
+        skipped = [*(f"{body}.{name}" for name in NEVER_QUANTIZED), "lm_head"]
     if bits == 8:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)}
     config = BitsAndBytesConfig(

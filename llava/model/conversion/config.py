@@ -32,8 +32,11 @@ def hf_kind(config: Mapping[str, Any], path: str) -> str:
 
     config: content of its config.json. Raises CheckpointError that says what those classes cannot express.
     """
-    if family_of(config, path).base_type == "mpt":
-        raise CheckpointError(f"{path} is on MPT, which transformers' LLaVA classes cannot hold.")
+    family = family_of(config, path)
+    if not family.exports:
+        raise CheckpointError(
+            f"{path} is on {family.base_type.upper()}, which transformers' LLaVA classes cannot hold."
+        )
     settings = MultimodalConfig.of(llava_config(config))
     tiles = settings.image_aspect_ratio.startswith("anyres")
     reason = None
@@ -140,7 +143,7 @@ def check_hf(config: Mapping[str, Any], path: str) -> str:
         names = " and ".join(ARCHITECTURES.values())
         raise CheckpointError(f"{path} has model_type {kind!r}; expected a folder of {names}.")
     text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    known = [family.base_type for family in FAMILIES if family.base_type != "mpt"]
+    known = [family.base_type for family in FAMILIES if family.exports]
     reason = None
     if text.get("model_type", "llama") not in known:
         reason = f"its language model is {text.get('model_type')!r}; known: {', '.join(known)}"

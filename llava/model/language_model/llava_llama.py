@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llava.model.language_model.config_mixin import ReadableByReference
+from llava.model.language_model.family import Family, register_family
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -34,5 +35,4 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.post_init()
 
 
-AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
-AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)
+register_family(Family("llama", LlavaConfig, LlavaLlamaForCausalLM, packable=True, liger="llama"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, MistralModel
+from transformers import MistralConfig, MistralForCausalLM, MistralModel
 
 from llava.model.language_model.config_mixin import ReadableByReference
+from llava.model.language_model.family import Family, register_family
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -27,14 +28,21 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
     config_class = LlavaMistralConfig
 
     def __init__(self, config: LlavaMistralConfig) -> None:
-        super(MistralForCausalLM, self).__init__(
-            config
-        )  # Mistral's own __init__ would build a second MistralModel
+        # Mistral's own __init__ would build a second MistralModel
+        super(MistralForCausalLM, self).__init__(config)
         self.model = LlavaMistralModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
 
-AutoConfig.register(LlavaMistralConfig.model_type, LlavaMistralConfig)
-AutoModelForCausalLM.register(LlavaMistralConfig, LlavaMistralForCausalLM)
+register_family(
+    Family(
+        "mistral",
+        LlavaMistralConfig,
+        LlavaMistralForCausalLM,
+        packable=True,
+        liger="mistral",
+        template="mistral_instruct",
+    )  # fmt: skip
+)

@@ -1,12 +1,11 @@
 """LLaVA on MPT."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, MptForCausalLM, MptModel
+from transformers import MptConfig, MptForCausalLM, MptModel
 
 from llava.model.language_model.config_mixin import ReadableByReference
+from llava.model.language_model.family import Family, register_family
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -38,5 +37,17 @@ class LlavaMptForCausalLM(LlavaMetaForCausalLM, MptForCausalLM):
         self.post_init()
 
 
-AutoConfig.register(LlavaMptConfig.model_type, LlavaMptConfig)
-AutoModelForCausalLM.register(LlavaMptConfig, LlavaMptForCausalLM)
+register_family(
+    Family(  # not packable: ALiBi knows distances, and no positions that start again
+        "mpt",
+        LlavaMptConfig,
+        LlavaMptForCausalLM,
+        attention=("eager",),
+        packable=False,
+        template="mpt",
+        exports=False,
+        embedding="wte",
+        final_norm="norm_f",
+        positions="max_seq_len",
+    )  # fmt: skip
+)

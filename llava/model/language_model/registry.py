@@ -1,40 +1,49 @@
-"""Which LLaVA class belongs to a config: the table of LLM families."""
+"""Which family a config belongs to, and what follows from it; loads the file of each family."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llava._compat import supported_attention
+from llava.model import language_model
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.foreign import foreign_config
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
-from llava.model.language_model.llava_mpt import LlavaMptConfig, LlavaMptForCausalLM
+from llava.model.language_model.family import FAMILIES, KERNELS, Family, register_family
 
+__all__ = [
+    "FAMILIES",
+    "KERNELS",
+    "Family",
+    "family_of",
+    "find_family",
+    "is_llava",
+    "kernels_of",
+    "llava_config",
+    "position_fields",
+    "positions_of",
+    "register_family",
+]
 
-@dataclass(frozen=True)
-class Family:
-    """One LLM family: its text model's `model_type`, and the LLaVA classes on it."""
-
-    base_type: str
-    config_class: type[PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-
-
-FAMILIES = (
-    Family("llama", LlavaConfig, LlavaLlamaForCausalLM),
-    Family("mistral", LlavaMistralConfig, LlavaMistralForCausalLM),
-    Family("mpt", LlavaMptConfig, LlavaMptForCausalLM),
-)
+for _found in pkgutil.iter_modules(language_model.__path__):
+    if _found.name.startswith("llava_"):  # one file a family, which registers itself
+        importlib.import_module(f"{language_model.__name__}.{_found.name}")
 
 
 def is_llava(config: Mapping[str, Any]) -> bool:
     """Tell whether the content of a `config.json` belongs to a LLaVA model."""
     architectures = config.get("architectures") or []
     return bool(config.get("mm_vision_tower")) or any(name.startswith("Llava") for name in architectures)
+
+
+def find_family(model_type: str | None) -> Family | None:
+    """Return the family of a `model_type`, of a LLaVA or of a text model; None for another LLM."""
+    return next((one for one in FAMILIES if model_type in (one.base_type, one.llava_type)), None)
 
 
 def family_of(config: Mapping[str, Any], path: str = "") -> Family:
@@ -44,16 +53,15 @@ def family_of(config: Mapping[str, Any], path: str = "") -> Family:
     an unknown type; `path`, the folder, is named in it.
     """
     model_type = config.get("model_type")
-    for family in FAMILIES:
-        if model_type in (family.base_type, family.config_class.model_type):
-            return family
+    if family := find_family(model_type):
+        return family
     architectures = config.get("architectures") or []
     for family in FAMILIES:
         if family.model_class.__name__ in architectures:
             return family
     if foreign := foreign_config(config, path or "This model"):
         raise CheckpointError(foreign)
-    known = ", ".join(f"{f.base_type}, {f.config_class.model_type}" for f in FAMILIES)
+    known = ", ".join(f"{one.base_type}, {one.llava_type}" for one in FAMILIES)
     raise CheckpointError(
         f"{path and f'{path}: '}config.json has model_type {model_type!r} and architectures {architectures}; "
         f"known model types: {known}. LLaVA on another LLM, e.g. LLaVA-NeXT's llava_qwen, is loaded with "
@@ -64,4 +72,34 @@ def family_of(config: Mapping[str, Any], path: str = "") -> Family:
 def llava_config(config: Mapping[str, Any]) -> Any:
     """Build the LLaVA config object from the content of a `config.json`, of a LLaVA or of a text model."""
     family = family_of(config)
-    return family.config_class.from_dict({**config, "model_type": family.config_class.model_type})
+    return family.config_class.from_dict({**config, "model_type": family.llava_type})
+
+
+# ---- what can be asked of any LLM, with an entry or without ----
+
+
+def kernels_of(model_type: str | None) -> tuple[str, ...]:
+    """Return the attention kernels that an LLM offers: by its entry, else by what transformers says of it."""
+    if family := find_family(model_type):
+        return family.attention
+    found = (
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
+        if model_type in CONFIG_MAPPING
+        else None
+    )
+    if found is None:
+        return KERNELS
+    offers = supported_attention(found[0] if isinstance(found, tuple) else found)
+    return tuple(name for name in KERNELS if name.startswith((*offers, "eager")))
+
+
+def position_fields() -> tuple[str, ...]:
+    """Return the names that configs have for the longest input."""
+    return tuple(dict.fromkeys(one.positions for one in FAMILIES))
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return the longest input of a `config.json`; None if it does not tell."""
+    family = find_family(config.get("model_type"))
+    fields = position_fields() if family is None else (family.positions, *position_fields())
+    return next((config[name] for name in fields if config.get(name)), None)

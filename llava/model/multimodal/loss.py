@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,40 +22,29 @@ class SupervisedOutput(CausalLMOutputWithPast):
     loss_counts: torch.Tensor | None = None
 
 
-def supervised_loss(
-    hidden_states: torch.Tensor, labels: torch.Tensor, lm_head: Any, ignore_index: int = IGNORE_INDEX
-) -> torch.Tensor:
-    """Mean cross-entropy of the next token, over positions whose next label is not `ignore_index`.
+def supervised_positions(
+    labels: torch.Tensor, ignore_index: int = IGNORE_INDEX
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions, counted through labels (B, L), whose next token is a label, and those tokens.
 
-    hidden_states: (B, L, C), the input of `lm_head`; labels: (B, L), not shifted. Equal within rounding to
-    the loss over all logits (the matrix product has fewer rows), which for B x L = 16 x 2048 and a vocabulary
-    of 32,000 takes 4 GB in float32. Without any label the result is nan, as the mean over nothing is in
-    torch.
+    Both (n,). Only there are logits needed: for B x L = 16 x 2048 and a vocabulary of 32,000 all of them
+    take 4 GB in float32.
     """
-    token_losses, _ = _token_losses(hidden_states, labels, lm_head, ignore_index)
-    return token_losses.mean()
+    following = F.pad(labels[:, 1:], (0, 1), value=ignore_index).flatten()  # (B * L,)
+    positions = (following != ignore_index).nonzero().flatten()
+    return positions, following[positions]
 
 
 def losses_of_samples(
-    hidden_states: torch.Tensor, labels: torch.Tensor, lm_head: Any, samples: torch.Tensor, count: int
+    logits: torch.Tensor, targets: torch.Tensor, samples: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return `supervised_loss`, and its sum and number of tokens in each of `count` samples: (count,) twice.
+    """Return the mean cross-entropy, and its sum and number of tokens in each of `count` samples: (count,).
 
-    samples: (B, L), the sample that a position belongs to.
+    logits: (n, V); targets: (n,); samples: (n,), the sample that a token belongs to. Without any token the
+    mean is nan, as the mean over nothing is in torch.
     """
-    token_losses, supervised = _token_losses(hidden_states, labels, lm_head, IGNORE_INDEX)
-    members = samples[:, 1:].to(supervised.device)[supervised]  # (n,)
-    found = token_losses.detach()
+    token_losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")  # (n,)
+    found, members = token_losses.detach(), samples.to(logits.device)
     sums = found.new_zeros(count).index_add_(0, members, found)
     counts = found.new_zeros(count).index_add_(0, members, torch.ones_like(found))
     return token_losses.mean(), sums, counts
-
-
-def _token_losses(
-    hidden_states: torch.Tensor, labels: torch.Tensor, lm_head: Any, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the losses of labelled tokens (n,), and which positions of (B, L - 1) those are."""
-    targets = labels[:, 1:].to(hidden_states.device)
-    supervised = targets != ignore_index  # (B, L - 1)
-    logits = lm_head(hidden_states[:, :-1][supervised])  # (n, V)
-    return F.cross_entropy(logits.float(), targets[supervised], reduction="none"), supervised

@@ -10,7 +10,7 @@ import torch
 from llava.model.checkpoints import files, loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
-from llava.model.language_model.registry import family_of, llava_config
+from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.plan import look_into
 
 # weights that a text base cannot have; a delta carries them whole
@@ -68,4 +68,4 @@ def combine(
 
 
 def _has_token_rows(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
+    return any(name in family.token_rows for family in FAMILIES)

@@ -22,7 +22,7 @@ from llava.model.checkpoints import files, quantization
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.loading import UnfitWeightsError
 from llava.model.checkpoints.saving import contradiction
-from llava.model.language_model.registry import family_of
+from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import Contents, LoadPlan, look_into
 from llava.utils import UserError
@@ -36,7 +36,7 @@ KINDS = {
 }
 GENERATION_FILE = "generation_config.json"
 # the last norm's weights are around 1 or above; a difference of two models has them around 0
-FINAL_NORMS = ("model.norm.weight", "transformer.norm_f.weight")
+FINAL_NORMS = tuple(family.final_norm_weight for family in FAMILIES)
 SMALLEST_NORM = 0.1
 
 
@@ -176,7 +176,7 @@ def _part(name: str, note: str = "") -> Part:
 
 def _describe(report: Report, config: Mapping[str, Any], found: Contents) -> None:
     """Tell family, style and quantisation from the config."""
-    report.positions = config.get("max_position_embeddings") or config.get("max_seq_len")
+    report.positions = positions_of(config)
     if found.kind.startswith("text"):
         report.family = str(config.get("model_type") or "unknown")
     else:

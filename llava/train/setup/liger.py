@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Iterable
 from typing import Any
 
+from llava.model.language_model.registry import FAMILIES, find_family
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("llama", "mistral")
+PREFIX = "apply_liger_kernel_to_"
+# Liger's loss is left out: logits are computed on labelled positions only, and each sample's loss is logged
+OFF = ("cross_entropy", "fused_linear_cross_entropy")
 
 
 def check_liger(training_args: Any) -> None:
@@ -23,26 +28,37 @@ def check_liger(training_args: Any) -> None:
 
 
 def use_liger(model: Any, training_args: Any) -> None:
-    """Put the kernels for rotary positions, RMSNorm and SwiGLU into the layers of an LLM that is loaded.
+    """Put the kernels that Liger has for an LLM (positions, norms, gated layers) into one that is loaded.
 
-    Liger's loss is left out: logits are computed on labelled positions only, and the loss of each sample is
-    logged. The Trainer would look for `llava_llama` among Liger's models and do nothing, so it is told not
-    to. Raises UserError for an LLM without such kernels.
+    The Trainer would look for `llava_llama` among Liger's models and do nothing, so it is told not to. Raises
+    UserError for an LLM without such kernels.
     """
-    family = model.config.model_type.removeprefix("llava_")
-    if family not in FAMILIES:
-        raise UserError(f"--use_liger_kernel True is for {' and '.join(FAMILIES)} models, not for {family!r}")
-    apply = getattr(_patches(), f"apply_liger_kernel_to_{family}")
-    apply(
-        rope=True,
-        rms_norm=True,
-        swiglu=True,
-        cross_entropy=False,
-        fused_linear_cross_entropy=False,
-        model=model,
-    )
+    family = find_family(model.config.model_type)
+    base_type = model.config.model_type if family is None else family.base_type
+    name = base_type if family is None else family.liger
+    if name is None:
+        raise UserError(
+            f"--use_liger_kernel True is for {_named(one.liger for one in FAMILIES)} models, not for "
+            f"{base_type!r}"
+        )
+    patches = _patches()
+    apply = getattr(patches, PREFIX + name, None)
+    if apply is None:
+        names = {*dir(patches), *getattr(patches, "__all__", ())}
+        known = (one.removeprefix(PREFIX) for one in names if one.startswith(PREFIX))
+        raise UserError(
+            f"--use_liger_kernel True is not for {base_type!r} models: the installed liger-kernel knows "
+            f"{_named(known)}"
+        )
+    taken = inspect.signature(apply).parameters
+    apply(**{name: False for name in OFF if name in taken}, model=model)
     training_args.use_liger_kernel = False
-    logger.info("Liger kernels: rotary positions, RMSNorm and SwiGLU of %s", family)
+    used = [one for one, switch in taken.items() if switch.default is True and one not in OFF]
+    logger.info("Liger kernels of %s: %s", base_type, ", ".join(used))
+
+
+def _named(names: Iterable[str | None]) -> str:
+    return ", ".join(sorted(filter(None, names))) or "no"
 
 
 def _patches() -> Any:

@@ -5,28 +5,104 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from llava._compat import attention_of
-from llava.model.multimodal.packed_attention import use_samplewise_attention
+from llava.model.language_model.registry import FAMILIES, find_family
+from llava.model.multimodal.packed_attention import SAMPLEWISE, use_samplewise_attention
 from llava.model.multimodal.splice import Row, pack_rows
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
-# LLMs whose attention in transformers tells samples apart by positions that start again.
-PACKABLE = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+# fields of a config that make a small model of its kind; four layers have one of each kind in use today
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_APART = 1e-3  # logits of packed samples that run into each other differ by more than 1
 
 
 def use_packing(model: Any) -> None:
-    """Make a LLaVA pack its training batches. Raises UserError for an LLM that would mix samples."""
-    family = model.config.model_type.removeprefix("llava_")
-    if family not in PACKABLE:
+    """Make a model pack its training batches. Raises UserError for an LLM that would mix samples.
+
+    The registry tells of its families; another LLM is tried out on a small random model of its kind.
+    """
+    config = model.config
+    family = find_family(config.model_type)
+    base_type = config.model_type if family is None else family.base_type
+    packable = None if family is None else family.packable
+    why = "whose attention does not know where a sample starts"
+    if packable is None:
+        packable, why = keeps_samples_apart(base_type, attention_of(config))
+    if not packable:
+        known = ", ".join(one.base_type for one in FAMILIES if one.packable)
         raise UserError(
-            f"--packing True would mix samples in {family!r} models, whose attention does not know where a "
-            f"sample starts; it works for {', '.join(PACKABLE)}"
+            f"--packing True would mix samples in {base_type!r} models, {why}; it works for {known}, and "
+            "others whose packed samples give what they give alone"
         )
     model.packs_samples = True
+    if attention_of(config) == "sdpa":
+        use_samplewise_attention(config)
+
+
+def keeps_samples_apart(model_type: str, attention: str | None) -> tuple[bool, str]:
+    """Compare packed samples with the same samples alone, on a small model; returns that, and why not.
+
+    attention: the implementation to try; for one that needs a GPU, the masks of the eager one are.
+    """
+    try:
+        model = _small_model(model_type, attention)
+        worst = _packed_against_alone(model)
+    except Exception as error:  # whatever an unknown architecture objects to
+        return False, f"which could not be tried out here ({type(error).__name__}: {str(error)[:120]})"
+    if not worst < _APART:
+        return False, f"whose logits change by {worst:.1e} when samples share a row"
+    logger.info("packing: samples of %r models stay apart (difference %.0e)", model_type, worst)
+    return True, ""
+
+
+def _small_model(model_type: str, attention: str | None) -> Any:
+    config_class = CONFIG_MAPPING[model_type]
+    names = {config_class.attribute_map.get(name, name): value for name, value in _SMALL.items()}
+    known = vars(config_class())
+    wanted = "sdpa" if attention in ("sdpa", SAMPLEWISE) else "eager"
+    config = config_class(
+        **{name: value for name, value in names.items() if name in known}, attn_implementation=wanted
+    )
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # not through from_config, which under ZeRO-3 would shard it
+        model = (found[0] if isinstance(found, tuple) else found)(config)
+        for value in model.parameters():  # initial values are too small to show a fault
+            value.data.add_(torch.randn_like(value) * 0.1)
     if attention_of(model.config) == "sdpa":
         use_samplewise_attention(model.config)
+    return model.eval()
+
+
+@torch.no_grad()
+def _packed_against_alone(model: Any) -> float:
+    """Return the largest difference between logits of two samples in one row and alone."""
+    order = torch.Generator().manual_seed(0)
+    samples = [torch.randint(3, 60, (1, length), generator=order) for length in (9, 13)]
+    embed = model.get_input_embeddings()
+    alone = torch.cat([model(inputs_embeds=embed(one), use_cache=False).logits for one in samples], dim=1)
+    packed, _, positions = pack_rows([Row(embed(one)[0], one[0]) for one in samples])
+    settings = {"position_ids": positions, "sample_lengths": [9, 13], "use_cache": False}  # as in training
+    logits = model(inputs_embeds=packed, **settings).logits
+    return float((logits - alone).abs().max())
 
 
 def pack_texts(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava.model.checkpoints import quantization
 from llava.model.checkpoints.gather import is_split
@@ -60,9 +61,10 @@ def tower_dtype(training_args: Any) -> torch.dtype:
 # ---- the quantised base (QLoRA, https://arxiv.org/abs/2305.14314) ----
 
 
-def quantization_arguments(training_args: Any) -> dict[str, Any]:
+def quantization_arguments(training_args: Any, body: str = "model") -> dict[str, Any]:
     """Return the arguments of from_pretrained that quantise the LLM to --bits; none for 16 bits.
 
+    body: name of the module that is the LLM without its head.
     Raises UserError where bitsandbytes is missing or does not work on the device.
     """
     bits, dtype = training_args.bits, compute_dtype(training_args)
@@ -71,7 +73,7 @@ def quantization_arguments(training_args: Any) -> dict[str, Any]:
     device_map = {"": training_args.device}
     quantization.check_quantization(bits, device_map, dtype, asked_by=f"--bits {bits}")
     arguments = quantization.quantization_arguments(
-        bits, dtype, double_quant=training_args.double_quant, quant_type=training_args.quant_type
+        bits, dtype, body=body, double_quant=training_args.double_quant, quant_type=training_args.quant_type
     )
     return {**arguments, "device_map": device_map}
 
@@ -108,12 +110,14 @@ def cast_quantized(model: Any, training_args: Any) -> None:
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head."""
-    names = {
-        name.rpartition(".")[2]
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    linear = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not any(part in name for part in NO_ADAPTER)
     }
-    return sorted(names - {"lm_head"})
+    heads = {"lm_head", *(name.rpartition(".")[2] for name, module in linear.items() if module is head)}
+    return sorted({name.rpartition(".")[2] for name in linear} - heads)
 
 
 def add_lora(model: Any, training_args: Any) -> Any:

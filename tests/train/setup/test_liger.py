@@ -23,6 +23,24 @@ def _llm(family: str) -> Any:
     return SimpleNamespace(config=SimpleNamespace(model_type=family))
 
 
+def _patch_of(name: str, calls: list[tuple[str, dict[str, Any]]]) -> Any:
+    """A function with the arguments and defaults that Liger's have."""
+
+    def apply(
+        rope: bool = True,
+        cross_entropy: bool = False,
+        fused_linear_cross_entropy: bool = True,
+        rms_norm: bool = True,
+        swiglu: bool = True,
+        model: Any = None,
+    ) -> None:
+        settings = {"rope": rope, "rms_norm": rms_norm, "swiglu": swiglu, "model": model}
+        losses = {"cross_entropy": cross_entropy, "fused_linear_cross_entropy": fused_linear_cross_entropy}
+        calls.append((name, {**settings, **losses}))
+
+    return apply
+
+
 def test_a_cpu_is_refused(checkpoints: Path, training_data: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -38,13 +56,13 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_liger(ON_CUDA)
 
 
-@pytest.mark.parametrize("family", ["llava_llama", "llava_mistral", "llama"])
+@pytest.mark.parametrize("family", ["llava_llama", "llava_mistral", "llama", "qwen2"])
 def test_kernels_of_the_family_are_put_into_the_model(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stand-in for the package; its own loss, which would bypass ours, stays out."""
     calls: list[tuple[str, dict[str, Any]]] = []
     fake = ModuleType("liger_kernel.transformers")
-    for name in ("llama", "mistral"):
-        setattr(fake, f"apply_liger_kernel_to_{name}", lambda name=name, **kw: calls.append((name, kw)))
+    for name in ("llama", "mistral", "qwen2"):
+        setattr(fake, f"apply_liger_kernel_to_{name}", _patch_of(name, calls))
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
     args = SimpleNamespace(device=torch.device("cuda"), use_liger_kernel=True)
@@ -54,12 +72,26 @@ def test_kernels_of_the_family_are_put_into_the_model(family: str, monkeypatch: 
     (name, settings), = calls  # fmt: skip
     assert name == family.removeprefix("llava_") and settings.pop("model") is model
     assert {key for key, on in settings.items() if on} == {"rope", "rms_norm", "swiglu"}
+    assert settings["fused_linear_cross_entropy"] is False
     assert args.use_liger_kernel is False  # the Trainer does not patch again
 
 
 def test_other_families_are_refused() -> None:
-    with pytest.raises(UserError, match="not for 'mpt'"):
+    with pytest.raises(UserError, match="is for llama, mistral models, not for 'mpt'"):
         use_liger(_llm("llava_mpt"), ON_CUDA)
+
+
+def test_llms_that_the_installed_package_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LLM without an entry is looked up in the package, by its type."""
+    fake = ModuleType("liger_kernel.transformers")
+    for name in ("llama", "glm4"):
+        setattr(fake, f"apply_liger_kernel_to_{name}", _patch_of(name, []))
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
+    with pytest.raises(
+        UserError, match="not for 'qwen2' models: the installed liger-kernel knows glm4, llama"
+    ):
+        use_liger(_llm("qwen2"), ON_CUDA)
 
 
 @pytest.mark.skipif(not HAS_LIGER, reason="needs a CUDA device and the package liger-kernel")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from recorded_training import flags, run_train
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.model.builder import load_pretrained_model
-from llava.train.setup.packing import PACKABLE, pack_texts, use_packing
+from llava.train.setup.packing import keeps_samples_apart, pack_texts, use_packing
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
@@ -22,6 +23,8 @@ CHAT = (
     f"--version v1 --data_path {{data}}/finetune.json --image_aspect_ratio pad {V15} --save_strategy no "
     "--pretrain_mm_mlp_adapter {ck}/llava-tiny-pretrain/mm_projector.bin --learning_rate 1e-3"
 )
+# text models: with an entry in the registry, and tried out
+PACKABLE = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 HAS_FLASH = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
 
 
@@ -180,6 +183,32 @@ def test_models_that_would_mix_samples_are_refused(
     )
     with pytest.raises(UserError, match="would mix samples in 'mpt' models"):
         run_train(argv)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention", "apart", "why"),
+    [
+        ("qwen2", "sdpa", True, ""),
+        ("qwen2", "flash_attention_2", True, ""),
+        ("gemma2", "eager", True, ""),
+        ("phi3", "samplewise", True, ""),
+        ("gpt_oss", "eager", False, "logits change by"),
+        ("falcon", "sdpa", False, ""),
+        ("mamba", "sdpa", False, "could not be tried out here"),
+        ("nothing_known", "sdpa", False, "could not be tried out here"),
+    ],
+)
+def test_other_llms_are_tried_out(model_type: str, attention: str, apart: bool, why: str) -> None:
+    state = torch.random.get_rng_state()
+    found, reason = keeps_samples_apart(model_type, attention)
+    assert found is apart and why in reason
+    assert torch.equal(torch.random.get_rng_state(), state)  # training draws the same numbers
+
+
+def test_an_llm_without_an_entry_that_mixes_samples_is_refused() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(model_type="gpt_oss", _attn_implementation="eager"))
+    with pytest.raises(UserError, match="would mix samples in 'gpt_oss' models, whose logits change by"):
+        use_packing(model)
 
 
 @pytest.mark.parametrize(
