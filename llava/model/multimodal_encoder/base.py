@@ -56,6 +56,7 @@ class VisionTower(nn.Module):
     before_layers: ClassVar[tuple[str, ...]] = ("embeddings",)  # modules that pixels pass one after another
     layers: ClassVar[str] = "encoder.layers"  # where the layers are, which are run as far as they are needed
     layer_arguments: ClassVar[Mapping[str, Any]] = {"attention_mask": None}  # of each layer's forward
+    unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
@@ -214,6 +215,8 @@ class VisionTower(nn.Module):
         self._check_loaded()
         for module in (*self._before_layers(), *self.layers_before(self.select_layer)):
             module.requires_grad_(True)
+        for name in self.unused:
+            self.vision_tower.vision_model.get_parameter(name).requires_grad_(False)
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.vision_tower.parameters())

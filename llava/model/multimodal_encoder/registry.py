@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llava.model.checkpoints.files import CheckpointError, read_config
@@ -55,9 +56,10 @@ def read_tower_config(name: str) -> dict[str, Any]:
     try:
         return read_config(name)
     except CheckpointError as error:
+        place = "" if Path(name).is_absolute() else f" (looked for the folder {Path(name).absolute()})"
         raise CheckpointError(
-            f"The vision tower {name!r} (mm_vision_tower of the model's config.json, --vision_tower of "
-            f"training) was not found: {error} Download the tower, or put its place into mm_vision_tower."
+            f"The vision tower {name!r}, which mm_vision_tower or --vision_tower names, is missing{place}: "
+            f"{error} Download the tower, or put its place into mm_vision_tower of config.json."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_new_projector_is_one_line(monkeypatch):
     monkeypatch.setitem(builder.PROJECTORS, r"slim", ("slim", factory))
     assert shapes(make("slim")) == {"weight": (10, 6)}
     with pytest.raises(UserError, match="slim"):
+        make("other")
+
+
+def test_the_projector_of_the_docs(monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text()
+    code = page.partition("\n## Add your own projector\n")[2].partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
+    monkeypatch.setattr(builder, "PROJECTORS", dict(builder.PROJECTORS))
+    exec(code, {})
+    module, x = make("normed"), torch.randn(3, 6)
+    torch.testing.assert_close(module(x), module[1](nn.functional.layer_norm(x, (6,))))
+    with pytest.raises(UserError, match="normed .layer norm"):
         make("other")
 
 
