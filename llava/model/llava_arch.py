@@ -128,6 +128,9 @@ class LlavaMetaModel(_LLM):
         if getattr(self, "mm_projector", None) is None:
             self.mm_projector = build_vision_projector(config)
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
+        if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
+            logger.warning("image_newline is dropped, mm_patch_merge_type is %s", config.mm_patch_merge_type)
+            self.image_newline = None
         if "unpad" in config.mm_patch_merge_type and getattr(self, "image_newline", None) is None:
             self.image_newline = nn.Parameter(
                 torch.randn(config.hidden_size, dtype=self.dtype) * config.hidden_size**-0.5
