@@ -23,7 +23,7 @@ from llava.model import (
     LlavaMptForCausalLM,
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.errors import CheckpointError, explained
 from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
@@ -116,7 +116,7 @@ def load_pretrained_model(
             arguments["config"] = customized_config or _text_config(plan.source, overwrite_config or {})
         return tokenizer, _load_text(plan, arguments), None, _context_length(config)
 
-    model, info = _load_llm(plan, customized_config or llava_config(config), arguments)
+    model, info = _load_llm(plan, customized_config or llava_config(config, plan.path), arguments)
     loading.load_tower(model, info, plan.path)
     keep_tower_dtype = device_map == "auto" and requested is None and not quantized
     loading.place_tower(model, None if keep_tower_dtype else arguments["dtype"])
@@ -167,6 +167,8 @@ def _quantize(plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any],
     is_base = plan.source != plan.path
     base = files.read_config(plan.source) if is_base else plan.config
     stored = quantization.stored_bits(base, plan.source)
+    if stored != 16:
+        quantization.check_stored(plan.source, stored)
     if is_base:
         config.pop("quantization_config", None)
         if stored != 16:
@@ -214,7 +216,8 @@ def _context_length(config: dict[str, Any]) -> int:
 def _text_config(path: str, fields: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path, **fields)
+    with explained(path):
+        return AutoConfig.from_pretrained(path, **fields)
 
 
 def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:

@@ -56,8 +56,7 @@ def look_into(model_path: str) -> Contents:
     """Find out what `model_path`, a folder or hub name, holds. Raises CheckpointError when it is no model."""
     if Path(model_path).is_file():
         raise CheckpointError(foreign_file(Path(model_path)))
-    config_file = files.find_file(model_path, files.CONFIG_FILE)
-    config = files.read_json(config_file) if config_file else {}
+    config = files.read_config(model_path) if files.has_file(model_path, files.CONFIG_FILE) else {}
     if config and (foreign := foreign_config(config, model_path)):
         raise CheckpointError(foreign)
     llava = is_llava(config)
@@ -68,6 +67,11 @@ def look_into(model_path: str) -> Contents:
         return Contents("full" if llava else "text", config)
     adapter_file = files.find_file(model_path, files.ADAPTER_CONFIG_FILE)
     if adapter_file is not None:
+        if not config and files.has_file(model_path, files.NON_LORA_FILE):
+            raise CheckpointError(
+                f"{model_path} has {files.NON_LORA_FILE} but no {files.CONFIG_FILE}; copy it beside it: "
+                "without it nobody knows which model the adapter is for."
+            )
         base = files.read_json(adapter_file).get("base_model_name_or_path")
         return Contents("lora" if llava else "text_lora", config, base)
     if files.has_file(model_path, files.PROJECTOR_FILE):

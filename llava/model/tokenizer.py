@@ -20,7 +20,7 @@ from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava._compat import added_tokens, cached_hub_file, trie_tokens
-from llava.model.checkpoints.files import CheckpointError, find_file, refuse_pointer
+from llava.model.checkpoints.files import CheckpointError, find_file, read_json, refuse_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +121,7 @@ def _read_config(path: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
     file = _find(path, CONFIG_FILE, hub)
     if file is None:
         return {}
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); copy it again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a {type(config).__name__}; expected an object with settings.")
-    return config
+    return read_json(Path(file))
 
 
 class AddedTokenSplitter(Trie):

@@ -205,10 +205,10 @@ def test_a_damaged_model_file_is_one_clear_error(damage, folders, tmp_path):
 def test_a_damaged_settings_file_is_one_clear_error(folders, tmp_path):
     shutil.copytree(folders / "tiny_tokenizer", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer_config.json").write_text('{"legacy": tr')
-    with pytest.raises(CheckpointError, match="not valid JSON"):
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="holds a JSON list"):
         load_tokenizer(tmp_path)
 
 

@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 
 from llava._compat import cached_hub_file
-from llava.utils import UserError
+from llava.model.checkpoints.errors import CheckpointError, first_line
+from llava.model.checkpoints.sanity import check_config
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # tensors of old checkpoints that today's models recompute
 RECOMPUTED = (".inv_freq", ".position_ids")
-
-
-class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, incomplete or not what was asked for."""
 
 
 # ---------------------------------------------------------------------------------------------- finding files
@@ -112,8 +109,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({first_line(error)}).") from error
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets in brackets without end
+        raise CheckpointError(
+            f"{file} cannot be read as JSON ({first_line(error)}); copy or download it again."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a JSON {type(content).__name__}; expected an object.")
     return content
@@ -124,7 +123,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = find_file(path, CONFIG_FILE)
     if file is None:
         raise CheckpointError(f"{path} has no {CONFIG_FILE}, so it is not a model folder.")
-    return read_json(file)
+    config = read_json(file)
+    check_config(config, str(path))
+    return config
 
 
 def weight_files(path: str | Path) -> list[Path]:
@@ -156,6 +157,12 @@ def _weight_map(index_file: Path) -> dict[str, str]:
         raise CheckpointError(
             f"{index_file} has no 'weight_map'; expected the index of a sharded checkpoint."
         )
+    for name in weight_map.values():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise CheckpointError(
+                f"{index_file} names {str(name)[:80]!r} as a file of weights; expected the name of a file in "
+                "the same folder. Copy or download the index again."
+            )
     return weight_map
 
 
@@ -272,12 +279,6 @@ def load_weights(path: str | Path, *, shapes_only: bool = False) -> dict[str, to
     for file in files:
         weights.update(read_tensors(file, shapes_only=shapes_only))
     return weights
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message (or its class), for messages of one sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 # ---------------------------------------------------------------------------------------------------- writing

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from llava.model.checkpoints import files
-from llava.model.checkpoints.files import CheckpointError, first_line
+from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
+from llava.model.checkpoints.generation import check_generation_config
 from llava.utils import import_optional
 
 logger = logging.getLogger(__name__)
+
+LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
 
 # what adapter and projector-only folders bring themselves, on top of a base that lacks it
 BROUGHT_LATER = files.PROJECTOR_NAMES
@@ -46,6 +49,7 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
+    check_generation_config(path)
     source: str | None = path
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
@@ -65,12 +69,16 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
                 f"offload; free memory or raise max_memory, try load_4bit, or load it without, which can "
                 f"offload."
             ) from error
+        files.load_weights(path, shapes_only=True)  # names the file, if one of them is the reason
         raise CheckpointError(f"The weights of {path} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
-        if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):
-            raise
+        if isinstance(error, TypeError) and "keyword argument" in str(error):
+            raise  # of the caller, not of the folder
+        if type(error).__name__ in ("SafetensorError", "UnpicklingError"):
+            files.load_weights(path, shapes_only=True)
         raise CheckpointError(
-            f"A weight file of {path} is damaged or no weight file: {first_line(error)}"
+            f"{path} cannot be loaded ({type(error).__name__}: {reason_of(error)}); compare its "
+            f"{files.CONFIG_FILE} with the original's, or copy the folder again."
         ) from error
     return model, info
 
@@ -255,17 +263,20 @@ def attach_adapter(model: Any, path: str) -> Any:
             f"The adapter in {path} is for modules that the base lacks: {_some(strangers)}."
         )
     peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
-    config = peft.PeftConfig.from_pretrained(path)
+    _check_adapter_config(peft, path)
+    with explained(path, files.ADAPTER_CONFIG_FILE):
+        config = peft.PeftConfig.from_pretrained(path)
     has_tower = any(files.is_tower_key(name) for name in modules)
     if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in stored):
         # CLIP has layers called q_proj as well; peft would give them adapters of their own, then miss them
         config.exclude_modules = r".*\bvision_tower\..*"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
-        if shapes_only:
-            wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
-        else:
-            wrapped = _filled_adapter(peft, model, path, config)
+        with explained(path, files.ADAPTER_CONFIG_FILE):
+            if shapes_only:
+                wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
+            else:
+                wrapped = _filled_adapter(peft, model, path, config)
     places = {_adapter_name(n): value.shape for n, value in wrapped.state_dict().items() if ".lora_" in n}
     missing = sorted(set(places) - set(stored))
     if missing:
@@ -276,6 +287,23 @@ def attach_adapter(model: Any, path: str) -> Any:
             f"expected {tuple(places[other[0]])}."
         )
     return wrapped
+
+
+def _check_adapter_config(peft: Any, path: str) -> None:
+    """Raise CheckpointError for an `adapter_config.json` that names no kind of adapter that peft knows."""
+    file = files.find_file(path, files.ADAPTER_CONFIG_FILE)
+    content = files.read_json(file) if file else {}
+    kind, rank = content.get("peft_type"), content.get("r", 8)
+    known = [str(one.value) for one in peft.PeftType]
+    if kind not in known:
+        raise CheckpointError(
+            f"{file or path} has peft_type {shown(kind)}; expected 'LORA', or another kind that peft "
+            f"{peft.__version__} knows. Copy it again from the folder that training wrote."
+        )
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+        raise CheckpointError(
+            f"{file} has r {shown(rank)}; expected the rank of its weights, from 1 to {LARGEST_RANK:,}."
+        )
 
 
 def _filled_adapter(peft: Any, model: Any, path: str, config: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llava.model.checkpoints.files import CheckpointError, first_line
+from llava.model.checkpoints.files import CheckpointError, first_line, load_weights
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,20 @@ def stored_bits(config: Mapping[str, Any], path: str) -> int:
             f"model it was made from, with load_4bit or load_8bit to save memory."
         )
     return 8 if stored.get("load_in_8bit") else 4 if stored.get("load_in_4bit") else 16
+
+
+def check_stored(path: str, bits: int) -> None:
+    """Raise CheckpointError where a `config.json` says quantised and the weights beside it are not.
+
+    bitsandbytes stores bytes; of the weights only names and dtypes are read.
+    """
+    shapes = load_weights(path, shapes_only=True)
+    if shapes and not any(value.dtype in (torch.uint8, torch.int8) for value in shapes.values()):
+        dtypes = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in shapes.values()}))
+        raise CheckpointError(
+            f"{path}: config.json has a quantization_config of {bits} bit, but the weights are not quantised "
+            f"({dtypes}); remove quantization_config from it, or quantise while loading with load_{bits}bit."
+        )
 
 
 def choose_bits(requested: int, stored: int, path: str) -> int:

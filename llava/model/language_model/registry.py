@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava._compat import supported_attention
 from llava.model import language_model
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.errors import CheckpointError, explained
 from llava.model.checkpoints.foreign import foreign_config
 from llava.model.language_model.family import FAMILIES, KERNELS, Family, register_family
 
@@ -69,10 +69,14 @@ def family_of(config: Mapping[str, Any], path: str = "") -> Family:
     )
 
 
-def llava_config(config: Mapping[str, Any]) -> Any:
-    """Build the LLaVA config object from the content of a `config.json`, of a LLaVA or of a text model."""
-    family = family_of(config)
-    return family.config_class.from_dict({**config, "model_type": family.llava_type})
+def llava_config(config: Mapping[str, Any], path: str = "") -> Any:
+    """Build the LLaVA config object from the content of a `config.json`, of a LLaVA or of a text model.
+
+    Raises CheckpointError that names `path`, the folder, for fields that it cannot be built from.
+    """
+    family = family_of(config, path)
+    with explained(path or "This model"):
+        return family.config_class.from_dict({**config, "model_type": family.config_class.model_type})
 
 
 # ---- what can be asked of any LLM, with an entry or without ----

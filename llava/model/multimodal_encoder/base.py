@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoints import loading
-from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config
+from llava.model.checkpoints.errors import explained
+from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
 
@@ -135,8 +136,10 @@ class VisionTower(nn.Module):
 
     def _build_image_processor(self) -> Any:
         processor_class: Any = self.processor_class
-        if find_file(self.vision_tower_name, PROCESSOR_FILE):
-            return processor_class.from_pretrained(self.vision_tower_name)
+        if file := find_file(self.vision_tower_name, PROCESSOR_FILE):
+            read_json(file)  # a damaged file ends here, with its name
+            with explained(self.vision_tower_name, PROCESSOR_FILE):
+                return processor_class.from_pretrained(self.vision_tower_name)
         logger.warning(
             "%s has no %s; images are processed by the defaults of %s at %d pixels",
             self.vision_tower_name,

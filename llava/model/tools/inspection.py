@@ -19,7 +19,8 @@ from llava.conversation import choose_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import best_device, best_dtype, load_pretrained_model, make_plan
 from llava.model.checkpoints import files, quantization
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.errors import CheckpointError
+from llava.model.checkpoints.generation import GENERATION_FILE, check_generation_config
 from llava.model.checkpoints.loading import UnfitWeightsError
 from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
@@ -34,7 +35,6 @@ KINDS = {
     "text": "a text model",
     "text_lora": "a LoRA adapter of a text model",
 }
-GENERATION_FILE = "generation_config.json"
 # the last norm's weights are around 1 or above; a difference of two models has them around 0
 FINAL_NORMS = tuple(family.final_norm_weight for family in FAMILIES)
 SMALLEST_NORM = 0.1
@@ -287,6 +287,8 @@ def _is_quantised(report: Report, plan: LoadPlan) -> bool:
     device = best_device()
     try:
         bits = quantization.stored_bits(config, plan.source)
+        if bits != 16:
+            quantization.check_stored(plan.source, bits)
         asked_by = f"{plan.source} ({bits} bit)"
         quantization.check_quantization(bits, device, best_dtype(device), asked_by=asked_by)
     except UserError as error:
@@ -351,10 +353,12 @@ def _check_generation_config(report: Report, plan: LoadPlan) -> None:
     if place is None:
         return
     try:
-        content = files.read_json(place)
+        check_generation_config(plan.source)
     except CheckpointError as error:
-        report.problems.append(str(error))
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
         return
+    content = files.read_json(place)
     wrong = contradiction(_Fields(content))
     report.generation_config = wrong or "consistent"
     if wrong:
