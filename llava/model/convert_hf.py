@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "a comparison of the two models on the same image and dialog; exit code 1 when they differ.",
         examples=(TO_HF, WITH_BASE, FROM_HF, MMPROJ),
     )
-    both = argparse.ArgumentParser(add_help=False)
+    both = ExampleParser(add_help=False)
     both.add_argument("src", metavar="SRC", help="folder or hub name of the checkpoint to read")
     both.add_argument(
         "dst", metavar="DST", help="folder to write; it appears when it is whole and was compared"

@@ -12,11 +12,11 @@ from llava.utils import UserError
 class ExampleParser(argparse.ArgumentParser):
     """Argument parser that ends its help with examples, and its complaints with the first of them."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        lines = "\n".join(f"  {example}" for example in examples)
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, epilog=f"examples:\n{lines}" if examples else None, **kwargs)
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.examples = tuple(examples)
+        if examples:
+            self.epilog = "\n".join(["examples:", *(f"  {example}" for example in examples)])
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError: what is wrong, an example, and where all arguments are explained."""
