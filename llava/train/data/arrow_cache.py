@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llava.train.data.readers import Row, read_rows
 from llava.train.data.records import DataError, find_fault, has_images, stray_marks
 from llava.train.data.sources import Source
+from llava.utils import watched
 
 if TYPE_CHECKING:
     import pyarrow as pa
