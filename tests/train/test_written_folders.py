@@ -42,14 +42,14 @@ def train_one_step(base: str, way: str, more: str, checkpoints: Path, data: Path
     return run_train(flags(checkpoints, data, out, recipe, base=base)).trainer.model.eval()
 
 
-def logits_of(model: Any, processor: Any) -> torch.Tensor:
-    """Return the logits (1, L, 600) of a short prompt with an image, for ids that every vocabulary has."""
+def logits_of(model: Any, processor: Any, tokens: int) -> torch.Tensor:
+    """Return the logits (1, L, tokens) of a prompt with an image and the last tokens of a vocabulary."""
     model = getattr(model, "get_base_model", lambda: model)()  # an adapter's wrapper knows no images
     image = picture(90, 40, 3)
     pixels = process_images([image], processor, model.config)
-    ids = torch.tensor([[1, 11, IMAGE_TOKEN_INDEX, 12, 599]])
+    ids = torch.tensor([[1, 11, IMAGE_TOKEN_INDEX, 12, tokens - 2, tokens - 1]])
     with torch.no_grad():
-        return model(input_ids=ids, images=pixels, image_sizes=[image.size]).logits.float()[..., :600]
+        return model(input_ids=ids, images=pixels, image_sizes=[image.size]).logits.float()[..., :tokens]
 
 
 @pytest.mark.slow
@@ -66,13 +66,13 @@ def check_folder(trained: Any, out: Path, base: str, way: str, checkpoints: Path
     needs_base = str(checkpoints / base) if way != "full" else None
     report = inspect_checkpoint(str(out), needs_base)
     assert report.can_chat, report.problems
-    (_, loaded, processor, _), (_, again, _, _) = (
+    (tokenizer, loaded, processor, _), (_, again, _, _) = (
         load_pretrained_model(str(out), needs_base, out.name, device="cpu", dtype="float32") for _ in range(2)
     )
-    logits = logits_of(loaded, processor)
-    assert torch.equal(logits, logits_of(again, processor))  # nothing is random
+    logits = logits_of(loaded, processor, len(tokenizer))
+    assert torch.equal(logits, logits_of(again, processor, len(tokenizer)))  # nothing is random
     if way != "qlora":  # its base was held in 4 bits while it trained
-        expected = logits_of(trained, processor)
+        expected = logits_of(trained, processor, len(tokenizer))
         assert logits.shape == expected.shape
         assert (logits - expected).abs().max() < 2e-4
     config = json.loads((out / "config.json").read_text())
@@ -87,7 +87,7 @@ CROSSINGS = {
     "tiles on v1.5": (
         "llava-tiny-v1.5",
         "--mm_patch_merge_type spatial_unpad --image_aspect_ratio anyres "
-        "--image_grid_pinpoints [[32,64],[64,32],[64,64]]",
+        "--image_grid_pinpoints [[56,112],[112,56],[112,112]]",
     ),
     "v1.6 as it is": ("llava-tiny-v1.6", ""),
     "start and end tokens on a text model": ("vicuna-tiny", TOKENS),

@@ -14,6 +14,7 @@ import torch
 from llava.model.checkpoints import files
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
 from llava.model.checkpoints.generation import check_generation_config
+from llava.model.multimodal.token_rows import STORED_ROWS, set_new_token_rows
 from llava.utils import import_optional
 
 logger = logging.getLogger(__name__)
@@ -218,7 +219,10 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
     if projector_missing:
         needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
         _require(needed, weights, str(file))
+    rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
     _load_by_name(model, weights, str(file))
+    if not shapes_only:
+        set_new_token_rows(model, rows, str(file))
 
 
 def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:
