@@ -9,22 +9,35 @@ programs that are run by their file, as `python llava/model/apply_delta.py`.)
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 
 from llava.model.tools.inspection import Part, Report, inspect_checkpoint
+from llava.model.tools.usage import ExampleParser
 from llava.utils import run_program
 
+PROGRAM = "python -m llava.model.inspect"
 SHOWN = 8  # names of each list of weights
 
 
 def main() -> None:
     """Parse the command line, print the report, and leave with its exit status."""
-    parser = argparse.ArgumentParser(description="Show what a checkpoint is, needs and lacks.")
-    parser.add_argument("checkpoint", help="folder, or hub name that is in the cache; nothing is downloaded")
+    parser = ExampleParser(
+        prog=PROGRAM,
+        description="Show what a checkpoint is, needs and lacks, without reading its weights. Exit status:\n"
+        "0 it can be chatted with, 1 something is missing or wrong, 2 it is no checkpoint.",
+        examples=(
+            f"{PROGRAM} ./checkpoints/llava-v1.5-7b",
+            f"{PROGRAM} ./checkpoints/llava-lora --model-base lmsys/vicuna-7b-v1.5",
+        ),
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, or hub name that is in the cache; nothing is downloaded",
+    )
     parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON with every weight's name")
     args = parser.parse_args()
