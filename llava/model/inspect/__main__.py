@@ -1,6 +1,6 @@
 r"""Shows what a checkpoint is, what it needs and what is wrong with it, without reading its weights.
 
-python -m llava.model.inspect ./checkpoints/llava-v1.5-7b [--model-base B] [--json]
+python -m llava.model.inspect ./checkpoints/llava-v1.5-7b [--model-base B] [--json] [--verify]
 
 Exit status: 0 it can be chatted with, 1 something is missing or wrong, 2 it is no checkpoint.
 (This folder has no __init__.py: a module named inspect beside the others would hide Python's own from
@@ -13,7 +13,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from llava.model.checkpoints.checksums import INDEX_FILE, damaged_files, read_list
 from llava.model.tools.inspection import Part, Report, inspect_checkpoint
 from llava.model.tools.usage import ExampleParser
 from llava.utils import run_program
@@ -40,14 +42,30 @@ def main() -> None:
     )
     parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON with every weight's name")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all files and compare them with their stored checksums"
+    )
     args = parser.parse_args()
     report = inspect_checkpoint(args.checkpoint, args.model_base)
+    if args.verify:
+        report = verified(report)
     if args.json:
         text = json.dumps({**dataclasses.asdict(report), "can_chat": report.can_chat}, indent=2)
     else:
         text = "\n".join(lines(report))
     sys.stdout.write(text + "\n")
     sys.exit(0 if report.can_chat else 1)
+
+
+def verified(report: Report) -> Report:
+    """Add to a report what the checksums of the folder say; without checksums, that there are none."""
+    folder = Path(report.path)
+    if not (folder / INDEX_FILE).is_file() or not (sums := read_list(folder)[1]):
+        note = f"there are no checksums ({INDEX_FILE}), so nothing could be verified"
+        return dataclasses.replace(report, notes=[*report.notes, note])
+    damage = damaged_files(folder)
+    notes = [] if damage else [f"the checksums of all {len(sums)} files are right"]
+    return dataclasses.replace(report, notes=[*report.notes, *notes], problems=[*report.problems, *damage])
 
 
 def lines(report: Report) -> Iterator[str]:
