@@ -13,6 +13,9 @@ from recorded_training import flags, picture, run_train
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints.files import load_weights
+from llava.model.conversion.to_hf import to_hf
+from llava.model.tools.extract import merge_lora
 from llava.model.tools.inspection import inspect_checkpoint
 
 # base -> what its recipe names beside the shared flags; no merge type, no aspect ratio of v1.6
@@ -107,3 +110,18 @@ def test_flags_and_weights_agree(name, way, checkpoints, training_data, tmp_path
     more = f"{version} --mm_projector_type mlp2x_gelu {more}"
     trained = train_one_step(base, way, more, checkpoints, training_data, out)
     check_folder(trained, out, base, way, checkpoints)
+
+
+@pytest.mark.slow
+def test_an_adapter_with_new_tokens_is_exported(checkpoints, training_data, tmp_path) -> None:
+    out, base = tmp_path / "llava-out", checkpoints / "vicuna-tiny"
+    more = f"{BASES['vicuna-tiny']} {TOKENS}"
+    trained = train_one_step("vicuna-tiny", "lora", more, checkpoints, training_data, out)
+    stored = [name for name in load_weights(out / "non_lora_trainables.bin") if "new_token_rows" in name]
+    assert stored == ["new_token_rows.input", "new_token_rows.output"]
+    head = trained.get_output_embeddings().weight[-2:]
+    merge_lora(str(out), str(base), str(tmp_path / "merged" / "llava"), out.name)
+    merged = load_weights(tmp_path / "merged" / "llava")
+    assert torch.allclose(merged["lm_head.weight"][-2:].float(), head, atol=1e-3)
+    report = to_hf(str(out), str(tmp_path / "hf"), base=str(base))
+    assert report is not None and report.passed

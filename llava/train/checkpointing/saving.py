@@ -20,7 +20,7 @@ from llava.model.checkpoints.files import (
     save_tensors,
 )
 from llava.model.checkpoints.gather import full_values
-from llava.model.multimodal.token_rows import new_token_rows
+from llava.model.multimodal.token_rows import STORED_ROWS, new_token_rows, set_new_token_rows
 from llava.train.checkpointing.folders import (
     PREFIX,
     STATE_FILE,
@@ -151,6 +151,8 @@ def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -
 def load_trained(model: Any, file: Path) -> None:
     """Load weights that a checkpoint holds beside or instead of the whole model. Raises CheckpointError."""
     weights = read_tensors(file)
+    rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
+    set_new_token_rows(model, rows, str(file))
     params = dict(model.named_parameters())
     unknown = [
         name for name, value in weights.items() if name not in params or params[name].shape != value.shape
