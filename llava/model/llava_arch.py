@@ -130,7 +130,7 @@ class LlavaMetaModel(_LLM):
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
         if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
             logger.warning("image_newline is dropped, mm_patch_merge_type is %s", config.mm_patch_merge_type)
-            self.image_newline = None
+            del self.image_newline
         if "unpad" in config.mm_patch_merge_type and getattr(self, "image_newline", None) is None:
             self.image_newline = nn.Parameter(
                 torch.randn(config.hidden_size, dtype=self.dtype) * config.hidden_size**-0.5
