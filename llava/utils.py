@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
 import logging.handlers
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +79,19 @@ def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType
             f"{needed_for} needs the package {module!r}, which {state}. "
             f"{remedy} it with: pip install '{install}'"
         ) from error
+
+
+@contextlib.contextmanager
+def watched(what: str, remedy: str, *, seconds: float = 60.0) -> Iterator[None]:
+    """Say once what is waited for, and what to do, when a block takes longer than `seconds`."""
+    text = f"still waiting for {what}, for {seconds:.0f} s by now; {remedy}"
+    timer = threading.Timer(seconds, logger.warning, args=("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _brief(error: BaseException) -> str:

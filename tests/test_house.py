@@ -213,6 +213,40 @@ def test_a_private_name_of_a_dependency_would_be_found(statement: str) -> None:
     assert found and not set(found) & _own_private_names()
 
 
+# a model_type that is compared with a word; the formats of llava-hf and CLIP are no families
+_ASKS = re.compile(r"""(?:family|base_type|model_type)["')\]]*\s*(?:==|!=|not in|in)\s*[("\[]+(\w+)""")
+_FORMATS = {"llava", "clip_vision_model"}
+
+
+def test_nothing_outside_the_registry_asks_for_a_family_by_name() -> None:
+    faults = []
+    for path in PACKAGE:
+        if path.parent.name == "language_model" or path == ROOT / "llava/model/utils.py":
+            continue  # utils.py upgrades the config of the first release, which was Llama only
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if any(word not in _FORMATS for word in _ASKS.findall(line)):
+                faults.append(f"{_name(path)}:{number}: {line.strip()}")
+    assert not faults
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if family.base_type == "mpt":',
+        'if config.get("model_type") not in ("mpt", "llava_mpt"):',
+        'if family != "llama":',
+    ],
+)
+def test_a_question_for_a_family_would_be_found(line: str) -> None:
+    assert _ASKS.findall(line)
+
+
+def test_a_family_is_one_short_file() -> None:
+    files = list((ROOT / "llava/model/language_model").glob("llava_*.py"))
+    assert len(files) >= 3
+    assert not [_name(path) for path in files if path.read_text().count("\n") > 45]
+
+
 # ---- what an import loads ----
 
 

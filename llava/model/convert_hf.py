@@ -14,19 +14,31 @@ from llava.model.conversion.from_hf import from_hf
 from llava.model.conversion.mmproj import write_mmproj
 from llava.model.conversion.parity import ParityError, Report, Settings
 from llava.model.conversion.to_hf import to_hf
+from llava.model.tools.usage import ExampleParser
 from llava.utils import UserError, run_program
 
 __all__ = ["from_hf", "main", "to_hf", "write_mmproj"]
 
 
+PROGRAM = "python -m llava.model.convert_hf"
+TO_HF = f"{PROGRAM} to-hf ./checkpoints/llava-v1.5-7b ./llava-v1.5-7b-hf"
+WITH_BASE = f"{PROGRAM} to-hf ./checkpoints/llava-lora ./llava-hf --model-base lmsys/vicuna-7b-v1.5"
+FROM_HF = f"{PROGRAM} from-hf ./llava-v1.5-7b-hf ./llava-v1.5-7b"
+MMPROJ = f"{PROGRAM} mmproj ./llava-v1.5-7b-hf ./mmproj-f16.gguf"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Convert LLaVA checkpoints to the format of transformers (llava-hf) and back. Ends with "
-        "a comparison of the two models on the same picture and dialog; exit code 1 when they differ."
+    parser = ExampleParser(
+        prog=PROGRAM,
+        description="Convert LLaVA checkpoints to the format of transformers (llava-hf) and back. Ends with\n"
+        "a comparison of the two models on the same image and dialog; exit code 1 when they differ.",
+        examples=(TO_HF, WITH_BASE, FROM_HF, MMPROJ),
     )
-    both = argparse.ArgumentParser(add_help=False)
-    both.add_argument("src", help="folder or hub name of the checkpoint")
-    both.add_argument("dst", help="folder to write; it appears when it is whole and was compared")
+    both = ExampleParser(add_help=False)
+    both.add_argument("src", metavar="SRC", help="folder or hub name of the checkpoint to read")
+    both.add_argument(
+        "dst", metavar="DST", help="folder to write; it appears when it is whole and was compared"
+    )
     both.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     both.add_argument(
         "--dtype", help="round weights to this dtype (float16, bfloat16, float32); default: as stored"
@@ -45,10 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         "1e-4; bfloat16 and float16 halve the memory and prove them to their own rounding only",
     )
     both.add_argument("--device", default="cpu", help="where the comparison runs: cpu, cuda, mps or auto")
-    commands = parser.add_subparsers(dest="command", required=True)
-    to = commands.add_parser("to-hf", parents=[both], help="LLaVA to transformers")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf|mmproj")
+    to = commands.add_parser(
+        "to-hf", parents=[both], help="LLaVA to transformers", examples=(TO_HF, WITH_BASE)
+    )
     to.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
-    back = commands.add_parser("from-hf", parents=[both], help="transformers to LLaVA")
+    back = commands.add_parser("from-hf", parents=[both], help="transformers to LLaVA", examples=(FROM_HF,))
     back.add_argument(
         "--vision-tower",
         help="name of the vision tower to write into config.json (folder or hub name). Default: a folder "
@@ -59,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("pad", "square"),
         help="how LLaVA brings pictures to a square; default: as the processor of SRC does",
     )
-    gguf = commands.add_parser("mmproj", help="vision tower and projector of a llava-hf folder for llama.cpp")
-    gguf.add_argument("src", help="llava-hf folder")
-    gguf.add_argument("dst", help="GGUF file to write")
+    gguf = commands.add_parser(
+        "mmproj",
+        help="vision tower and projector of a llava-hf folder for llama.cpp",
+        examples=(MMPROJ,),
+    )
+    gguf.add_argument("src", metavar="SRC", help="llava-hf folder to read")
+    gguf.add_argument("dst", metavar="DST", help="GGUF file to write")
     gguf.add_argument("--dtype", default="float16", help="of the matrices: float16 or float32")
     return parser
 

@@ -8,6 +8,7 @@ like those of LLaVA-1.5's data: mostly one image, short answers beside long dial
 - random: a batch as it comes; grouped: one of like lengths, as --group_by_modality_length makes them
 - packed: seconds of the packed step, of the padded step in the same process, and their ratio (below 1:
   packing is faster); padding: the part of the padded batch that is padding; the losses must agree
+- profile (--profile): parts of one padded step by kind of operation, and nothing else
 - labels_only: the step with logits on labelled positions, against logits on all positions
 Seconds are those of the processor on a CPU, so that other load does not count.
 """
@@ -154,6 +155,31 @@ def bench_labels_only(model: Any, sizes: Sizes, args: argparse.Namespace) -> dic
     return {"labels": int((batch["labels"] >= 0).sum()), **result}
 
 
+GROUPS = {
+    "attention": ("attention",),
+    "matrix products": ("mm",),
+    "softmax of the loss": ("log_softmax", "nll_loss"),
+}
+
+
+def profile_step(model: Any, sizes: Sizes, args: argparse.Namespace) -> dict[str, Any]:
+    """Tell which kinds of operations one step spends its time on, as parts of the whole."""
+    batch = make_batch(sizes, args.device)
+    step(model, batch)  # warms up
+    with torch.profiler.profile() as profiler:
+        step(model, batch)
+    field = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    spent: dict[str, float] = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for event in profiler.key_averages():
+        found = (name for name, words in GROUPS.items() if any(word in event.key for word in words))
+        spent[next(found, "other")] += getattr(event, field)
+    total = sum(spent.values())
+    return {
+        "seconds": round(total / 1e6, 3),
+        **{name: round(value / total, 3) for name, value in spent.items()},
+    }
+
+
 def main() -> None:
     """Run all parts and print one JSON object."""
     parser = argparse.ArgumentParser(
@@ -165,10 +191,15 @@ def main() -> None:
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each step")
+    parser.add_argument("--profile", action="store_true", help="only say what one step spends its time on")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = make_model(Path(name), args)
     result = {"threads": torch.get_num_threads(), "torch": torch.__version__, **vars(args)}
+    if args.profile:
+        result["profile"] = profile_step(model, draw_sizes(args.batch, seed=1), args)
+        json.dump(result, sys.stdout, indent=1)
+        return print()
     result["packed_random"] = bench_packing(model, draw_sizes(args.batch, seed=1), args)
     result["packed_grouped"] = bench_packing(model, grouped_sizes(args.batch, seed=1), args)
     result["labels_only"] = bench_labels_only(model, draw_sizes(2, seed=1), args)

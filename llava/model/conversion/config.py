@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from transformers import CLIPVisionConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.registry import TOWERS
 
 FLAT, NEXT = "llava", "llava_next"  # model types of transformers: LLaVA 1.5 and LLaVA 1.6
 ARCHITECTURES = {FLAT: "LlavaForConditionalGeneration", NEXT: "LlavaNextForConditionalGeneration"}
@@ -65,8 +67,18 @@ def hf_kind(config: Mapping[str, Any], path: str) -> str:
     return FLAT if settings.merge_type == "flat" else NEXT
 
 
+def refuse_tower(tower: VisionTower, path: str) -> None:
+    """Raise CheckpointError for a vision tower with which the conversion is not proven."""
+    if not tower.converts_to_hf:
+        known = sorted({one.__name__ for one in TOWERS.values() if one.converts_to_hf})
+        raise CheckpointError(
+            f"{path} has a vision tower of type {tower.config.model_type!r} ({type(tower).__name__}); "
+            f"convert_hf knows {', '.join(known)}. Use this checkpoint with llava itself."
+        )
+
+
 def hf_config(
-    config: Mapping[str, Any], tower: CLIPVisionConfig, *, path: str, vocabulary: int, tokens: Any, dtype: str
+    config: Mapping[str, Any], tower: PreTrainedConfig, *, path: str, vocabulary: int, tokens: Any, dtype: str
 ) -> dict[str, Any]:
     """Return the content of a llava-hf folder's config.json for a LLaVA.
 
@@ -95,7 +107,7 @@ def hf_config(
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "image_aspect_ratio": settings.image_aspect_ratio,  # not read by transformers, but by SGLang
         "text_config": text,
-        "vision_config": {"model_type": "clip_vision_model", **vision},
+        "vision_config": {"model_type": tower.model_type, **vision},
         "dtype": dtype,
         "torch_dtype": dtype,
         "transformers_version": transformers.__version__,
@@ -144,11 +156,12 @@ def check_hf(config: Mapping[str, Any], path: str) -> str:
         raise CheckpointError(f"{path} has model_type {kind!r}; expected a folder of {names}.")
     text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
     known = [family.base_type for family in FAMILIES if family.exports]
+    towers = sorted({one.config_class.model_type for one in TOWERS.values() if one.converts_to_hf})
     reason = None
     if text.get("model_type", "llama") not in known:
         reason = f"its language model is {text.get('model_type')!r}; known: {', '.join(known)}"
-    elif vision.get("model_type", "clip_vision_model") != "clip_vision_model":
-        reason = f"its vision tower is {vision.get('model_type')!r}; known: clip_vision_model"
+    elif vision.get("model_type", towers[0]) not in towers:
+        reason = f"its vision tower is {vision.get('model_type')!r}; known: {', '.join(towers)}"
     elif not isinstance(config.get("vision_feature_layer", -2), int):
         reason = f"it uses several layers of the tower ({config['vision_feature_layer']}); LLaVA uses one"
     elif config.get("projector_hidden_act", "gelu") != "gelu":
@@ -162,7 +175,7 @@ def check_hf(config: Mapping[str, Any], path: str) -> str:
     return kind
 
 
-def vision_config(config: Mapping[str, Any]) -> CLIPVisionConfig:
+def vision_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the tower's config of a llava-hf folder; absent fields are those of CLIP ViT-L/14 at 336."""
     return CONFIG_MAPPING[str(config["model_type"])](**_sub_configs(config)).vision_config
 

@@ -16,7 +16,8 @@ from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import FLAT, check_hf, llava_fields, vision_config
-from llava.model.conversion.keys import TOWER_PREFIX, VOCABULARY_WEIGHTS, from_hf_name
+from llava.model.conversion.keys import TOWER_PREFIX, VISION_LEVEL, VOCABULARY_WEIGHTS, from_hf_name
+from llava.model.conversion.template import image_processor_name
 from llava.model.conversion.to_hf import (
     REPORT_FILE,
     SOURCE_FILE,
@@ -28,6 +29,8 @@ from llava.model.conversion.to_hf import (
 )
 from llava.model.conversion.tokenizer import from_hf_tokenizer
 from llava.model.language_model.registry import llava_config
+from llava.model.multimodal_encoder.registry import TOWERS
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -171,18 +174,20 @@ def _named(source: str, wanted: Callable[[str], bool]) -> weights.Named:
 
 
 def _write_tower(source: str, config: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> Path:
-    """Write the vision tower as a CLIP folder of its own, with its image processor."""
+    """Write the vision tower as a folder of its own, with its image processor."""
     folder.mkdir()
-    content = vision_config(config).to_diff_dict()
-    content.update(architectures=["CLIPVisionModel"], model_type="clip_vision_model")
+    vision = vision_config(config)
+    tower_class = TOWERS[vision.model_type]
+    content = vision.to_diff_dict()
+    content.update(architectures=[tower_class.model_class.__name__], model_type=vision.model_type)
     write_json(folder / files.CONFIG_FILE, content)
     fields = _processor_fields(source)
     names = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor",
              "do_normalize", "image_mean", "image_std", "do_convert_rgb")  # fmt: skip
     kept = {name: fields[name] for name in names if fields.get(name) is not None}
-    write_json(folder / PROCESSOR_FILE, {**kept, "image_processor_type": "CLIPImageProcessor"})
+    write_json(folder / PROCESSOR_FILE, {**kept, "image_processor_type": image_processor_name(tower_class)})
     tower = (
-        ("vision_model." + name.removeprefix(TOWER_PREFIX), value)
+        (VISION_LEVEL + name.removeprefix(TOWER_PREFIX), value)
         for name, value in _named(source, files.is_tower_key)
     )
     weights.write_weights(tower, folder, dtype=dtype, max_bytes=1 << 40)
@@ -193,7 +198,7 @@ def _is_tower(own: Path, name: str) -> bool:
     """Tell whether a tower's files hold the same weights, bit for bit; False when they are not here."""
     try:
         theirs = dict(weights.tower_weights(name))
-    except CheckpointError:
+    except UserError:
         return False
     ours = dict(weights.tower_weights(own))
     return ours.keys() == theirs.keys() and all(

@@ -25,9 +25,18 @@ _FROM_HF = (
 )
 
 TOWER_PREFIX = _TO_HF[0][0]
+VISION_LEVEL = "vision_model."  # in the names of every tower's weights in LLaVA, dropped by transformers 5
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 VOCABULARY_WEIGHTS = (EMBEDDING, HEAD)
+
+
+_WITHOUT_LEVEL = re.compile(rf"^model\.vision_tower\.vision_tower\.(?!{re.escape(VISION_LEVEL)})")
+
+
+def llava_name(name: str) -> str:
+    """Return the reference's name of a weight of a LLaVA checkpoint, whoever saved it."""
+    return _WITHOUT_LEVEL.sub(TOWER_PREFIX, name)
 
 
 def to_hf_name(name: str) -> str:

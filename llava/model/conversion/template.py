@@ -9,6 +9,7 @@ from typing import Any
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.model.conversion.config import FLAT, NEXT
+from llava.model.multimodal_encoder.base import VisionTower
 
 _IMAGE_PROCESSORS = {"pad": "LlavaImageProcessor", "anyres": "LlavaNextImageProcessor"}
 
@@ -104,13 +105,20 @@ def _llama_2_turn(conversation: Conversation) -> str:
 # ------------------------------------------------------------------------------------------- processor files
 
 
+def image_processor_name(tower_class: type[VisionTower]) -> str:
+    """Return the name under which transformers' files know a tower's image processor."""
+    return tower_class.processor_class.__name__.removesuffix("Pil")
+
+
 def image_processor_fields(processor: Any, hf: dict[str, Any]) -> dict[str, Any]:
     """Return the content of preprocessor_config.json: the settings with which pixel values equal LLaVA's.
 
     processor: the tower's image processor. hf: content of the folder's config.json.
     """
     fields = {
-        "image_processor_type": _IMAGE_PROCESSORS.get(hf["image_aspect_ratio"], "CLIPImageProcessor"),
+        "image_processor_type": _IMAGE_PROCESSORS.get(
+            hf["image_aspect_ratio"], type(processor).__name__.removesuffix("Pil")
+        ),
         "do_resize": True,
         "size": _numbers(processor.size),
         "resample": int(processor.resample),
@@ -125,7 +133,7 @@ def image_processor_fields(processor: Any, hf: dict[str, Any]) -> dict[str, Any]
     }
     if hf["model_type"] == NEXT:
         fields["image_grid_pinpoints"] = hf["image_grid_pinpoints"]
-    if fields["image_processor_type"] != "CLIPImageProcessor":
+    if fields["image_processor_type"] in _IMAGE_PROCESSORS.values():
         fields["do_pad"] = (
             True  # to a square with the mean colour; of NEXT: batches to equal numbers of tiles
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,13 @@ from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
-from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind
-from llava.model.conversion.keys import from_hf_name, to_hf_name
+from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
+from llava.model.conversion.keys import from_hf_name, llava_name, to_hf_name
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
 from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.settings import check_settings
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def to_hf(
     if not plan.is_llava:
         raise CheckpointError(f"{source} is a text model; transformers reads it as it is.")
     hf_kind(plan.config, source)
+    refuse_tower(describe_tower(check_settings(plan.config, plan.path)), source)
     conversation = template_of(conv_mode, source, plan.config)
     rounded = _rounding(plan, dtype)
     size = weights.stored_bytes(plan.source)
@@ -70,7 +73,14 @@ def to_hf(
         if parity is None:
             return None
         report = proof.compare(
-            lambda: load_rounded(plan.path, base, rounded, parity, exact_tower=dtype is None),
+            lambda: load_rounded(
+                plan.path,
+                base,
+                rounded,
+                parity,
+                exact_tower=dtype is None,
+                as_stored=_left_alone(plan) if plan.kind == "lora" and dtype is None else (),
+            ),
             str(folder),
             conversation,
             settings=parity,
@@ -102,8 +112,8 @@ def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:
 
 
 def _rounding(plan: LoadPlan, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype that the LLM has to be loaded in: None for a whole checkpoint that stays as it is stored."""
-    if dtype is not None or plan.kind == "full":
+    """The dtype that the LLM has to be loaded in: None for a checkpoint whose weights stay as stored."""
+    if dtype is not None or plan.kind != "lora":
         return dtype
     return weights.first_dtype(plan.source)  # adapters are merged in the dtype of their base
 
@@ -120,7 +130,7 @@ def _write(
     """Write all files of the folder; returns how many rows of the vocabulary are the checkpoint's own."""
     config = llava_config(plan.config)
     settings = MultimodalConfig.of(config)
-    tower = build_vision_tower(config, delay_load=True)
+    tower = describe_tower(settings)
     tokenizer = llava_tokenizer(plan.source, config)
     known = len(tokenizer)  # rows that LLaVA's loader keeps
     tokenizer = add_image_tokens(tokenizer)
@@ -187,10 +197,11 @@ def _generation_config(path: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llava_weights(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
-    """Yield the weights of a checkpoint under LLaVA's names, tower included."""
+    """Yield the weights of a checkpoint under LLaVA's names, tower included, each in the dtype it has."""
     settings = MultimodalConfig.of(llava_config(plan.config))
     own_tower = False
-    for name, value in weights.stored(plan.path) if plan.kind == "full" else _loaded(plan, rounded):
+    for stored_name, value in _of_kind(plan, rounded):
+        name = llava_name(stored_name)
         if files.is_recomputed(name) or (files.is_tower_key(name) and not settings.tower_in_checkpoint):
             continue
         own_tower = own_tower or files.is_tower_key(name)
@@ -199,13 +210,50 @@ def _llava_weights(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named
         yield from weights.tower_weights(str(settings.vision_tower))
 
 
-def _loaded(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
-    """Load a LoRA or projector-only checkpoint with its base, and hand out the weights of the whole."""
+def _of_kind(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
+    if plan.kind == "full":
+        return weights.stored(plan.path)
+    return _merged(plan, rounded) if plan.kind == "lora" else _left_alone(plan)
+
+
+def _brought(plan: LoadPlan) -> dict[str, torch.Tensor]:
+    """Read what a LoRA or projector-only folder brings beside the adapter, under the model's names."""
+    name = files.NON_LORA_FILE if plan.kind == "lora" else files.PROJECTOR_FILE
+    file = files.find_file(plan.path, name)
+    found = files.strip_adapter_prefix(files.read_tensors(file)) if file else {}
+    parts = {
+        f"model.{name}": value for name, value in found.items() if name.startswith(files.PROJECTOR_NAMES)
+    }
+    return {**{name: value for name, value in found.items() if f"model.{name}" not in parts}, **parts}
+
+
+def _adapted(plan: LoadPlan) -> set[str]:
+    """Name the weights that the adapter of a LoRA folder changes; none of a projector-only one."""
+    names: list[str] = []
+    if plan.kind == "lora":
+        found = [files.find_file(plan.path, name) for name in files.ADAPTER_FILES]
+        names += [name for file in found if file for name in files.read_tensors(file, shapes_only=True)]
+    modules = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in names}
+    return modules | {f"{module}.{part}" for module in modules for part in ("weight", "bias")}
+
+
+def _left_alone(plan: LoadPlan) -> weights.Named:
+    """Yield, as they are stored, the weights of a base that an adapter does not change, and those brought."""
+    brought, adapted = _brought(plan), _adapted(plan)
+    yield from weights.stored(plan.source, lambda name: name not in brought and name not in adapted)
+    yield from brought.items()
+
+
+def _merged(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
+    """Load a LoRA with its base, which merges it, and yield the weights of the whole."""
     _, model, _, _ = load_pretrained_model(
         plan.path, plan.source, "", device="cpu", device_map=None, dtype=rounded
     )
     state = model.state_dict()
     del model
+    for name, value in _left_alone(plan):
+        if state.pop(name, None) is not None:
+            yield name, value
     for name in list(state):
         yield name, state.pop(name)
 
@@ -217,11 +265,13 @@ def load_rounded(
     settings: proof.Settings,
     *,
     exact_tower: bool,
+    as_stored: Iterable[tuple[str, torch.Tensor]] = (),
     overwrite: dict[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Load (tokenizer, model, image processor) with weights rounded to a dtype, to be run in another.
 
-    exact_tower: a tower that has files of its own is read from them unrounded.
+    exact_tower: a tower that has files of its own is read from them unrounded. as_stored: named weights that
+    the model gets unrounded as well.
     """
     device = {"": settings.device}
     tokenizer, model, processor, _ = load_pretrained_model(
@@ -237,4 +287,10 @@ def load_rounded(
     if rounded is not None and exact_tower and not MultimodalConfig.of(model.config).tower_in_checkpoint:
         tower.is_loaded = False
         tower.load_model()
-    return tokenizer, model.to(device=settings.device, dtype=settings.dtype), processor
+    model = model.to(device=settings.device, dtype=settings.dtype)
+    places = model.state_dict()
+    for name, value in as_stored:
+        if value.dtype != rounded and name in places:
+            rows = min(len(places[name]), len(value))
+            places[name][:rows].copy_(value[:rows])
+    return tokenizer, model, processor

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VOCABULARY_WEIGHTS
+from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VISION_LEVEL, VOCABULARY_WEIGHTS
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import describe_tower
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -46,15 +49,24 @@ def stored(path: str | Path, wanted: Callable[[str], bool] = bool) -> Named:
 
 
 def tower_weights(folder: str | Path) -> Named:
-    """Yield the weights of a CLIP folder's vision half under the names of a LLaVA checkpoint."""
-    found = False
-    for file in files.weight_files(folder):
-        for name, value in files.read_tensors(file, only=("vision_model.",)).items():
-            if name.startswith("vision_model.") and not files.is_recomputed(name):
-                found = True
-                yield TOWER_PREFIX + name.removeprefix("vision_model."), value
-    if not found:
-        raise CheckpointError(f"{folder} holds no weights of a CLIP vision tower (vision_model.*).")
+    """Yield the weights of a tower's own folder under the names of a LLaVA checkpoint.
+
+    In a folder saved by transformers 4, or with a text half beside it, `vision_model.` stands in front of
+    each name, in one saved by transformers 5 it does not. Raises CheckpointError when one is missing.
+    """
+    fields = SimpleNamespace(mm_vision_tower=str(folder))
+    tower = describe_tower(MultimodalConfig.of(fields))
+    with torch.device("meta"):
+        missing = set(tower.model_class(tower.config).state_dict())
+    total = len(missing)
+    for name, value in stored(folder, lambda one: one.removeprefix(VISION_LEVEL) in missing):
+        own = name.removeprefix(VISION_LEVEL)
+        missing.discard(own)
+        yield TOWER_PREFIX + own, value
+    if missing:
+        few = ", ".join(sorted(missing)[:3])
+        what = "holds no weights of a vision tower" if len(missing) == total else "lacks weights of its tower"
+        raise CheckpointError(f"{folder} {what}: {few}, with or without {VISION_LEVEL} in front.")
 
 
 def first_dtype(path: str | Path) -> torch.dtype:

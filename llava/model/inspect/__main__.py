@@ -1,6 +1,6 @@
 r"""Shows what a checkpoint is, what it needs and what is wrong with it, without reading its weights.
 
-python -m llava.model.inspect ./checkpoints/llava-v1.5-7b [--model-base B] [--json]
+python -m llava.model.inspect ./checkpoints/llava-v1.5-7b [--model-base B] [--json] [--verify]
 
 Exit status: 0 it can be chatted with, 1 something is missing or wrong, 2 it is no checkpoint.
 (This folder has no __init__.py: a module named inspect beside the others would hide Python's own from
@@ -9,32 +9,63 @@ programs that are run by their file, as `python llava/model/apply_delta.py`.)
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from llava.model.checkpoints.checksums import INDEX_FILE, damaged_files, read_list
 from llava.model.tools.inspection import Part, Report, inspect_checkpoint
+from llava.model.tools.usage import ExampleParser
 from llava.utils import run_program
 
+PROGRAM = "python -m llava.model.inspect"
 SHOWN = 8  # names of each list of weights
 
 
 def main() -> None:
     """Parse the command line, print the report, and leave with its exit status."""
-    parser = argparse.ArgumentParser(description="Show what a checkpoint is, needs and lacks.")
-    parser.add_argument("checkpoint", help="folder, or hub name that is in the cache; nothing is downloaded")
+    parser = ExampleParser(
+        prog=PROGRAM,
+        description="Show what a checkpoint is, needs and lacks, without reading its weights. Exit status:\n"
+        "0 it can be chatted with, 1 something is missing or wrong, 2 it is no checkpoint.",
+        examples=(
+            f"{PROGRAM} ./checkpoints/llava-v1.5-7b",
+            f"{PROGRAM} ./checkpoints/llava-lora --model-base lmsys/vicuna-7b-v1.5",
+        ),
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, or hub name that is in the cache; nothing is downloaded",
+    )
     parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON with every weight's name")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all files and compare them with their stored checksums"
+    )
     args = parser.parse_args()
     report = inspect_checkpoint(args.checkpoint, args.model_base)
+    if args.verify:
+        report = verified(report)
     if args.json:
         text = json.dumps({**dataclasses.asdict(report), "can_chat": report.can_chat}, indent=2)
     else:
         text = "\n".join(lines(report))
     sys.stdout.write(text + "\n")
     sys.exit(0 if report.can_chat else 1)
+
+
+def verified(report: Report) -> Report:
+    """Add to a report what the checksums of the folder say; without checksums, that there are none."""
+    folder = Path(report.path)
+    if not (folder / INDEX_FILE).is_file() or not (sums := read_list(folder)[1]):
+        note = f"there are no checksums ({INDEX_FILE}), so nothing could be verified"
+        return dataclasses.replace(report, notes=[*report.notes, note])
+    damage = damaged_files(folder)
+    notes = [] if damage else [f"the checksums of all {len(sums)} files are right"]
+    return dataclasses.replace(report, notes=[*report.notes, *notes], problems=[*report.problems, *damage])
 
 
 def lines(report: Report) -> Iterator[str]:

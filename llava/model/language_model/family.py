@@ -24,8 +24,6 @@ class Family:
     attention: tuple[str, ...] = KERNELS  # what its classes in transformers offer
     packable: bool | None = None  # whether its attention keeps packed samples apart; None: to be tried out
     liger: str | None = None  # x of liger_kernel's apply_liger_kernel_to_x
-    template: str | None = None  # conversation template, where neither config nor name tells
-    pad_token: str | None = None  # what training pads with; None: the unknown token, as in the reference
     exports: bool = True  # whether transformers' LLaVA classes can hold it: names of weights as Llama's
     # names of modules and fields
     embedding: str = "embed_tokens"

@@ -37,12 +37,5 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
 
 
 register_family(
-    Family(
-        "mistral",
-        LlavaMistralConfig,
-        LlavaMistralForCausalLM,
-        packable=True,
-        liger="mistral",
-        template="mistral_instruct",
-    )  # fmt: skip
+    Family("mistral", LlavaMistralConfig, LlavaMistralForCausalLM, packable=True, liger="mistral")
 )

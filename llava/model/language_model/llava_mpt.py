@@ -39,15 +39,7 @@ class LlavaMptForCausalLM(LlavaMetaForCausalLM, MptForCausalLM):
 
 register_family(
     Family(  # not packable: ALiBi knows distances, and no positions that start again
-        "mpt",
-        LlavaMptConfig,
-        LlavaMptForCausalLM,
-        attention=("eager",),
-        packable=False,
-        template="mpt",
-        exports=False,
-        embedding="wte",
-        final_norm="norm_f",
-        positions="max_seq_len",
-    )  # fmt: skip
-)
+        "mpt", LlavaMptConfig, LlavaMptForCausalLM, attention=("eager",), packable=False, exports=False,
+        embedding="wte", final_norm="norm_f", positions="max_seq_len",
+    )
+)  # fmt: skip

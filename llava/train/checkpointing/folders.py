@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.model.checkpoints.checksums import INDEX_FILE, list_files, read_list
 from llava.model.checkpoints.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILES,
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 STAGING_PREFIX = "tmp-"
 STATE_FILE = "trainer_state.json"
-# Names and sizes of all files of a checkpoint, written last: a copy of it that was cut off is told by this.
-INDEX_FILE = "checkpoint_files.json"
 # What is needed to go on with training but not to load the model.
 TRAINING_FILES = (
     STATE_FILE,
@@ -106,8 +105,8 @@ def _missing_file(path: Path) -> str:
         empty = [one.name for one in path.iterdir() if one.is_file() and not one.stat().st_size]
         return f"{empty[0]} is empty" if empty else ""
     try:
-        sizes: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes, _ = read_list(path)
+    except CheckpointError:
         return f"{INDEX_FILE} cannot be read"
     if not (path / STATE_FILE).exists():
         return ""  # thinned out (`rotate`), or on the way to it
@@ -159,10 +158,7 @@ def commit(staged: Path, target: Path) -> None:
 
     staged: `staging_folder(target) / target.name`. An older folder of the same name is replaced.
     """
-    sizes = {
-        str(file.relative_to(staged)): file.stat().st_size for file in staged.rglob("*") if file.is_file()
-    }
-    (staged / INDEX_FILE).write_text(json.dumps({"files": sizes}, indent=1, sort_keys=True), encoding="utf-8")
+    list_files(staged)
     sync_tree(staged)
     if target.exists():
         os.replace(target, staged.with_name("replaced"))

@@ -6,14 +6,17 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback
 
 from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
+from llava.model.checkpoints.checksums import damaged_files
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.folders import (
     Checkpoint,
@@ -96,8 +99,29 @@ def choose_checkpoint(training_args: Any) -> Path | None:
     return _newest(output_dir) if wanted == AUTO else _named(Path(wanted))
 
 
+def _intact(one: Checkpoint) -> Checkpoint:
+    """Compare the content of a whole checkpoint with its checksums; a damaged one comes back as incomplete.
+
+    The processes of a machine share the work, and all of them learn the result.
+    """
+    if one.state != "whole":
+        return one
+    rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    damage = damaged_files(one.path, part=rank % ranks, parts=ranks)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, damage)
+        damage = sorted({text for texts in gathered for text in texts})
+    return replace(one, state="incomplete", reason="; ".join(damage[:3])) if damage else one
+
+
 def _newest(output_dir: Path) -> Path | None:
     found = find_checkpoints(output_dir)
+    for place in reversed(range(len(found))):
+        if found[place].state == "whole":
+            found[place] = _intact(found[place])
+            if found[place].state == "whole":
+                break
     for one in found:
         if one.state == "incomplete":
             logger.warning("%s is incomplete (%s); it is not used", one.path, one.reason)
@@ -117,7 +141,7 @@ def _newest(output_dir: Path) -> Path | None:
 def _named(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
-    found: Checkpoint = judge(path)
+    found = _intact(judge(path))
     if found.state == "whole":
         logger.info("going on from %s", path)
         return path

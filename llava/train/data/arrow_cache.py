@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llava.train.data.readers import Row, read_rows
 from llava.train.data.records import DataError, find_fault, has_images, stray_marks
 from llava.train.data.sources import Source
+from llava.utils import watched
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -193,7 +194,9 @@ def _one_process(path: Path, name: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         logger.info("another process converts %s; waiting for it", name)
-        lock.acquire()
+        remedy = f"if no process does, remove {path}.lock"
+        with watched(f"another process to convert {name}", remedy):
+            lock.acquire()
     except (NotImplementedError, OSError) as error:
         # each process then converts for itself, and the last rename wins: slower, and as safe
         logger.warning("no file lock in %s (%s); processes may convert %s twice", path.parent, error, name)

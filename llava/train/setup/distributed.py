@@ -9,10 +9,12 @@ from typing import Any
 
 from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.utils import UserError, import_optional
+from llava.train.setup.compiling import clear_dead_locks, extension_folder, is_built
+from llava.utils import UserError, import_optional, watched
 
 logger = logging.getLogger(__name__)
 
+SHARED_MEMORY = "deepspeed_shm_comm"  # what DeepSpeed compiles for processes on a CPU
 # Flags that give a part of the model its own learning rate.
 OWN_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
 
@@ -35,8 +37,20 @@ def start(training_args: Any) -> None:
     check_deepspeed_config(training_args)
     if "LOCAL_RANK" not in os.environ:
         os.environ.update(_environment_of_one())
+    clear_dead_locks()
     if training_args.use_cpu:
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        if not is_built(SHARED_MEMORY):
+            logger.info(
+                "DeepSpeed compiles its communication (%s) at first use, which can take minutes; the result "
+                "is kept in %s",
+                SHARED_MEMORY,
+                extension_folder(),
+            )
+        with watched(
+            "DeepSpeed to compile its parts and to connect the processes of the run",
+            f"see whether all processes were started, and whether a compiler works in {extension_folder()}",
+        ):
+            deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
 def _allow_fsdp_on_cpu(state: Any) -> None:

@@ -1,0 +1,79 @@
+"""checkpoint_files.json: names, sizes and checksums of the files of a checkpoint, to tell a damaged copy.
+
+CRC-32 is in Python, about as fast as a disk reads, and notices every flipped byte. It guards against faults
+of disks and copies, not against somebody who wants to deceive.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llava.model.checkpoints.files import CheckpointError, first_line
+
+# Written last: a copy of the folder that was cut off is told by this.
+INDEX_FILE = "checkpoint_files.json"
+BLOCK_BYTES = 4 * 1024 * 1024
+THREADS = 4
+
+
+def checksum(file: Path) -> str:
+    """Return the CRC-32 of a file as 8 hexadecimal digits."""
+    value = 0
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            value = zlib.crc32(buffer[:count], value)
+    return f"{value:08x}"
+
+
+def list_files(folder: Path) -> None:
+    """Write the list of a folder's files into it; files of an earlier list are counted anew."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != INDEX_FILE)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    with ThreadPoolExecutor(THREADS) as pool:  # crc32 lets other threads run
+        sums = list(pool.map(checksum, files))
+    sizes = [file.stat().st_size for file in files]
+    content = {"files": dict(zip(names, sizes, strict=True)), "crc32": dict(zip(names, sums, strict=True))}
+    (folder / INDEX_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def read_list(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Return sizes and checksums by name; lists of older versions have no checksums.
+
+    Raises CheckpointError for a list that cannot be read.
+    """
+    file = folder / INDEX_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        sizes, sums = dict(content["files"]), dict(content.get("crc32", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read ({first_line(error)})") from error
+    return sizes, sums
+
+
+def damaged_files(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
+    """Compare the files of a folder with its list; returns what is wrong with each damaged one.
+
+    Reads all of them, or the share `part` of `parts` processes. A folder without checksums has no damage
+    that could be seen. Raises CheckpointError for a list that cannot be read.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return []
+    sizes, sums = read_list(folder)
+    # the largest first, so that each process gets its share of bytes
+    names: Sequence[str] = sorted(sums, key=lambda name: (-int(sizes.get(name, 0)), name))[part::parts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: _damage(folder / name, name, sums[name]), names)
+        return [one for one in found if one]
+
+
+def _damage(file: Path, name: str, expected: str) -> str:
+    try:
+        found = checksum(file)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error})"
+    return "" if found == expected else f"{name} is damaged: its checksum is {found}, {expected} was written"
