@@ -180,7 +180,11 @@ class Assistant:
         text, images = question
         try:
             conversation, pictures = open_dialog(
-                self.template, text, one_or_many(None, images), self.model.config, has_tower=self.image_processor is not None
+                self.template,
+                text,
+                one_or_many(None, images),
+                self.model.config,
+                has_tower=self.image_processor is not None,
             )
         except UserError as error:
             raise UserError(f"question {index}: {error}") from error

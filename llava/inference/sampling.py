@@ -62,7 +62,10 @@ class SamplingParams:
             _whole("top_k", self.top_k, least=0)
         if self.min_p is not None and not 0 <= _number("min_p", self.min_p) <= 1:
             raise UserError(f"min_p is {self.min_p}; expected a number from 0 to 1, or none at all")
-        if self.repetition_penalty is not None and _number("repetition_penalty", self.repetition_penalty) <= 0:
+        if (
+            self.repetition_penalty is not None
+            and _number("repetition_penalty", self.repetition_penalty) <= 0
+        ):
             raise UserError(
                 f"repetition_penalty is {self.repetition_penalty}; expected a number above 0 (1 is none)"
             )
@@ -91,7 +94,9 @@ class SamplingParams:
             if field not in known:
                 near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise UserError(f"{name} is no setting of an answer; {hint}The known ones: {', '.join(known)}")
+                raise UserError(
+                    f"{name} is no setting of an answer; {hint}The known ones: {', '.join(known)}"
+                )
             if field in given:
                 raise UserError(f"{field} was given twice (max_tokens is another name of max_new_tokens)")
             given[field] = value

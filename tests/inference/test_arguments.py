@@ -39,7 +39,10 @@ def test_a_system_text_takes_the_place_of_the_templates(llama, template):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temprature": 0}, "temprature is no setting of an answer; did you mean temperature.*The known ones"),
+        (
+            {"temprature": 0},
+            "temprature is no setting of an answer; did you mean temperature.*The known ones",
+        ),
         ({"max_tokens": 3, "max_new_tokens": 4}, "max_new_tokens was given twice"),
         ({"min_p": 2}, "min_p is 2; expected a number from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected a number above 0"),
