@@ -174,7 +174,7 @@ class Assistant:
             question = (question, ())
         if not isinstance(question, (tuple, list)) or len(question) != 2:
             raise UserError(
-                f"question {index}: it is a {type(question).__name__}; expected a text, a pair (text, images) "
+                f"question {index}: it is a {type(question).__name__}; expected a text, (text, images) "
                 "or a Dialog"
             )
         text, images = question

@@ -36,7 +36,8 @@ class SamplingParams:
 
     temperature 0 is greedy. None for top_p, top_k, min_p and repetition_penalty means what the checkpoint's
     generation config says; top_k 0, min_p 0 and repetition_penalty 1 are off. The penalty counts the answer,
-    not the prompt, as in transformers' generate on embeddings. `stop` adds strings to those of the template. With more than one beam nothing is streamed.
+    not the prompt, as in transformers' generate on embeddings.
+    `stop` adds strings to those of the template. With more than one beam nothing is streamed.
     """
 
     temperature: float = 0.2
@@ -132,8 +133,9 @@ class SamplingParams:
 class NextToken:
     """Chooses tokens as transformers' generate would for one row: the same numbers for the same seed.
 
-    Honours temperature, top_k, top_p, min_p and repetition_penalty, all but the first also from the checkpoint's
-    generation config. A seed drives a generator of its own, so the global random state stays untouched.
+    Honours temperature, top_k, top_p, min_p and repetition_penalty, all but the first also from the
+    checkpoint's generation config.
+    A seed drives a generator of its own, so the global random state stays untouched.
     """
 
     def __init__(self, params: SamplingParams, generation_config: Any, device: torch.device) -> None:
