@@ -36,8 +36,6 @@ BAD = [
     ("mm_vision_select_layer", 9, "-5 to 4"),
     ("mm_vision_select_layer", -6, "-5 to 4"),
     ("mm_hidden_size", None, "above 0"),
-    ("mm_hidden_size", 0, "above 0"),
-    ("mm_hidden_size", "32", "above 0"),
     ("mm_hidden_size", 48, "32 wide"),
     ("mm_use_im_start_end", "false", "true or false"),
     ("unfreeze_mm_vision_tower", "yes", "true or false"),
@@ -79,6 +77,13 @@ def test_loader_training_and_inspect_say_the_same(field: str, value: Any, expect
     report = inspect_checkpoint(str(v16))
     assert str(caught.value) in report.problems
     assert not report.can_chat
+
+
+@pytest.mark.parametrize("value", [0, "32"])
+def test_a_width_that_no_model_has(value: Any, v16: Path) -> None:
+    """Refused where the file is read, before the settings are looked at."""
+    change(v16, mm_hidden_size=value)
+    refuse(v16, f"{v16}: config.json", f"mm_hidden_size {value!r}", "a whole number from 1")
 
 
 def test_absent_and_null_fields_take_the_references_defaults() -> None:
@@ -147,7 +152,7 @@ def test_a_relative_tower_says_where_it_was_looked_for(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"image_size": 0}, "image_size is 0; expected a whole number above 0"),
+        ({"image_size": 0}, "image_size 0; expected a whole number from 1"),
         ({"patch_size": 100}, "patch_size is 100, more than image_size 56"),
         ({"num_hidden_layers": "four"}, "num_hidden_layers"),
         ({"hidden_size": None}, "hidden_size"),
@@ -160,4 +165,4 @@ def test_a_tower_with_a_bad_config(
     vision = {**json.loads((tower / "config.json").read_text())["vision_config"], **changes}
     change(tower, vision_config=vision)
     change(v16, mm_vision_tower=str(tower))
-    refuse(v16, f"{tower}/config.json", expected)
+    refuse(v16, str(tower), "config.json", expected)
