@@ -253,7 +253,7 @@ def test_every_override_of_a_private_name_is_listed() -> None:
     listed = {name for names in _compat.OVERRIDDEN.values() for name in names}
     found = set(_overrides())
     assert ("LLaVATrainer", "transformers.trainer.Trainer", "_save_checkpoint") in found
-    # set on llava's classes by others: two by metaclasses, the last by transformers, which keeps a result there
+    # set on llava's classes by metaclasses, and by transformers, which keeps a result there
     set_by_others = {"_abc_impl", "_backward_cls", "_can_set_experts_implementation_cached_value"}
     faults = [one for one in sorted(found) if one[2] not in listed | set_by_others]
     assert not faults, "list these in _compat.OVERRIDDEN"
