@@ -156,6 +156,14 @@ def set_last_rates(scheduler: torch.optim.lr_scheduler.LRScheduler, rates: Seque
     scheduler._last_lr = list(rates)
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to; tensors of inference mode do not count, they give 0.
+
+    It has no public reader, and reading a model in whole to see a change would cost as much as asking it.
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def storage_key(tensor: torch.Tensor) -> int:
     """Return a number that the memory of a tensor has, whether or not it has values.
 

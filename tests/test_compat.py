@@ -65,6 +65,15 @@ def test_a_storage_has_one_key_for_all_its_views_also_without_values() -> None:
     assert _compat.storage_key(tensor) == _compat.storage_key(tensor[1]) != _compat.storage_key(other)
 
 
+def test_a_version_counts_what_is_written() -> None:
+    tensor = torch.zeros(3)
+    before = _compat.version_of(tensor)
+    tensor.add_(1)
+    assert _compat.version_of(tensor) > before
+    with torch.inference_mode():
+        assert _compat.version_of(torch.zeros(3)) == 0
+
+
 def test_the_tables_of_a_module_are_what_it_computes_with() -> None:
     layer = nn.BatchNorm1d(2)
     weights, buffers = _compat.tables_of(layer)
@@ -244,6 +253,7 @@ def test_every_override_of_a_private_name_is_listed() -> None:
     listed = {name for names in _compat.OVERRIDDEN.values() for name in names}
     found = set(_overrides())
     assert ("LLaVATrainer", "transformers.trainer.Trainer", "_save_checkpoint") in found
-    made_by_metaclasses = {"_abc_impl", "_backward_cls"}
-    faults = [one for one in sorted(found) if one[2] not in listed | made_by_metaclasses]
+    # set on llava's classes by metaclasses, and by transformers, which keeps a result there
+    set_by_others = {"_abc_impl", "_backward_cls", "_can_set_experts_implementation_cached_value"}
+    faults = [one for one in sorted(found) if one[2] not in listed | set_by_others]
     assert not faults, "list these in _compat.OVERRIDDEN"

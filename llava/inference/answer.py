@@ -13,7 +13,6 @@ from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import context_of, device_of, pixels_for
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
-from llava.utils import UserError
 
 
 def stream_answer(
@@ -72,9 +71,7 @@ def _tokens(
     new_ids: list[int] = []
     for step in range(min(params.max_new_tokens, decoder.room)):
         if step:
-            if decoder.n_prompts != mine:
-                raise UserError("another answer has begun on the same decoder; finish one answer first")
-            logits = decoder.step(new_ids[-1])
+            logits = decoder.step(new_ids[-1], prompt=mine)
         new_ids.append(choose(logits, new_ids))
         yield new_ids[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from llava.inference.compiled import CompiledDecoder
 from llava.inference.decoder import Decoder
 from llava.inference.loading import LoadedModel, open_model
 from llava.inference.model_inputs import device_of
-from llava.inference.prompt import Images, open_dialog, pick_conv_mode
+from llava.inference.pool import DecoderPool
+from llava.inference.prompt import Images, one_or_many, open_dialog, pick_conv_mode, with_system
 from llava.inference.sampling import SamplingParams
 from llava.inference.sharded import generate_sharded
 from llava.mm_utils import get_model_name_from_path
@@ -70,47 +72,57 @@ class Assistant:
         self.tokenizer, self.model, self.image_processor, self.context_len = loaded
         self.template = template
         self._shared = decoder
-        self._idle: list[Decoder] = []
+        self._pool = DecoderPool(lambda: Decoder(self.model, self.image_processor))
 
     def __repr__(self) -> str:
         return (
             f"<{type(self.model).__name__} on {device_of(self.model)} in {self.model.dtype}, for llava.load>"
         )
 
-    def chat(self, text: str, images: Images = (), **settings: Any) -> str:
+    def forget(self) -> None:
+        """Drop what is kept for the next question; see ChatSession.forget."""
+        self._pool.forget()
+        if self._shared is not None:
+            self._shared.forget()
+
+    def chat(self, text: str, images: Images | None = (), **settings: Any) -> str:
         """Return the answer to one question; see `stream`."""
         return "".join(self.stream(text, images, **settings))
 
-    def stream(self, text: str, images: Images = (), **settings: Any) -> Generator[str, None, None]:
+    def stream(
+        self,
+        text: str,
+        images: Images | None = (),
+        *,
+        image: Images | None = None,
+        system: str | None = None,
+        **settings: Any,
+    ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer to one question.
 
-        images: pictures, paths or URLs; they go where the text says `<image>`, else in front of it. Raises
-        UserError at once for settings, images and texts that cannot be used, on the first piece for a prompt
-        that is too long.
+        images (or image): Pillow images, paths or URLs; they go where the text says `<image>`, else in front
+        of it. system: text in place of the template's own. Raises UserError at once for settings, images and
+        texts that cannot be used, on the first piece for a prompt that is too long.
         """
-        params = SamplingParams(**settings)
-        session = self.session()
-        return self._lend_decoder(session, session.stream(text, images, params))
+        session = self.session(system=system)
+        pieces = session.stream(text, images, SamplingParams.of(**settings), image=image)
+        return pieces if self._shared is not None else self._lend_decoder(session, pieces)
 
     def _lend_decoder(
         self, session: ChatSession, pieces: Generator[str, None, None]
     ) -> Generator[str, None, None]:
         """Yield an answer's pieces from an idle decoder, which serves the next question afterwards."""
-        if self._idle:
-            session.decoder = self._idle.pop()
-        try:
+        with self._pool.lend() as session.decoder, contextlib.closing(pieces):
             yield from pieces
-        finally:
-            if self._shared is None:
-                self._idle.append(session.decoder)
 
-    def session(self) -> ChatSession:
+    def session(self, *, system: str | None = None) -> ChatSession:
         """Return a new conversation that remembers: `.ask(text, images)`, `.stream(text, images)`."""
+        template = self.template if system is None else with_system(self.template, system)
         return ChatSession(
             self.tokenizer,
             self.model,
             self.image_processor,
-            template=self.template,
+            template=template,
             decoder=self._shared,
         )
 
@@ -139,13 +151,18 @@ class Assistant:
         **settings: Any,
     ) -> list[Answer]:
         """Return what `batch` returns, with token ids and why each answer ended."""
+        if isinstance(questions, (str, bytes, Dialog)):
+            raise UserError(
+                f"batch takes a list of questions and got a {type(questions).__name__}; "
+                "put it in a list, or use chat for a single question"
+            )
         run = generate_sharded if sharded else generate_batch
         return run(
             self.tokenizer,
             self.model,
             self.image_processor,
             [self._dialog(index, one) for index, one in enumerate(questions)],
-            SamplingParams(**settings),
+            SamplingParams.of(**settings),
             batch_size=batch_size,
         )
 
@@ -153,10 +170,21 @@ class Assistant:
         """Turn a question into a dialog; UserError names its index."""
         if isinstance(question, Dialog):
             return question
-        text, images = (question, ()) if isinstance(question, str) else question
+        if isinstance(question, str):
+            question = (question, ())
+        if not isinstance(question, (tuple, list)) or len(question) != 2:
+            raise UserError(
+                f"question {index}: it is a {type(question).__name__}; expected a text, (text, images) "
+                "or a Dialog"
+            )
+        text, images = question
         try:
             conversation, pictures = open_dialog(
-                self.template, text, images, self.model.config, has_tower=self.image_processor is not None
+                self.template,
+                text,
+                one_or_many(None, images),
+                self.model.config,
+                has_tower=self.image_processor is not None,
             )
         except UserError as error:
             raise UserError(f"question {index}: {error}") from error

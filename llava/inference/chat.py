@@ -11,7 +11,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
-from llava.inference.prompt import Images, encode_prompt, read_question, stop_strings
+from llava.inference.prompt import Images, encode_prompt, one_or_many, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
 from llava.utils import UserError
@@ -50,34 +50,48 @@ class ChatSession:
         self.images: list[Image.Image] = []
         self.finish_reason = "stop"
 
+    def forget(self) -> None:
+        """Drop what is kept between turns (KV cache, image features); the dialog stays.
+
+        Changes of the model are noticed without it, except those that nothing tells (single values written
+        through `.data`).
+        """
+        self.decoder.forget()
+
     def ask(
         self,
         text: str,
-        images: Images = (),
+        images: Images | None = (),
         params: SamplingParams | None = None,
+        **settings: Any,
     ) -> str:
         """Return the answer to a question; see `stream`."""
-        return "".join(self.stream(text, images, params))
+        return "".join(self.stream(text, images, params, **settings))
 
     def stream(
         self,
         text: str,
-        images: Images = (),
+        images: Images | None = (),
         params: SamplingParams | None = None,
+        *,
+        image: Images | None = None,
+        **settings: Any,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer; closing it, or Ctrl-C meanwhile, ends the answer.
 
-        images: pictures, paths or URLs that belong to this turn (see `place_image_tokens` for where they go).
+        images (or image): Pillow images, paths or URLs that belong to this turn (see `place_image_tokens` for
+        where they go). settings: as in SamplingParams, on top of params (`temperature=0`).
         Raises UserError at once for an empty question, an unreadable image or a wrong number of image tokens,
         and on the first piece for a prompt that does not fit the context, or while another answer is running.
         """
+        params = SamplingParams.of(params, **settings)
         question, pictures = read_question(
             text,
-            images,
+            one_or_many(image, images),
             self.model.config,
             has_tower=self.image_processor is not None,
         )
-        return self._turn(question, pictures, params or SamplingParams())
+        return self._turn(question, pictures, params)
 
     def _turn(
         self, question: str, pictures: list[Image.Image], params: SamplingParams

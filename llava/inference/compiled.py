@@ -44,6 +44,7 @@ class CompiledDecoder(Decoder):
         super().__init__(model, image_processor)
         self.smallest_cache = smallest_cache
         self._static: Cache | None = None
+        self._kind: tuple[torch.dtype, torch.device] | None = None  # of the model when it was made
         self._size = 0
         self._position: int | None = None  # how many positions the layers count; None: not known
         self._compiled = False
@@ -92,6 +93,10 @@ class CompiledDecoder(Decoder):
 
     def _room_for(self, start: int, n_new: int) -> Cache:
         """Return the cache, grown if it is too small; what it holds up to `start` is kept."""
+        kind = (self.model.dtype, self.model.device)
+        if kind != self._kind:  # the model was moved or cast
+            self._static, self._kind = None, kind
+            self._compiled = False
         if self._static is not None and start + n_new <= self._size:
             return self._static
         size = self.smallest_cache

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.inference.freshness import state_of
 from llava.inference.model_inputs import (
     check_fits,
     context_of,
@@ -17,6 +19,7 @@ from llava.inference.model_inputs import (
     encode_images,
     splice_prompts,
 )
+from llava.utils import UserError
 
 # What a prompt is made of: a token id, or the digest of an image.
 Key = int | bytes
@@ -26,13 +29,16 @@ class Decoder:
     """A model with the KV cache and the image features of the last prompt; serves one answer at a time.
 
     `prefill` brings a prompt in, `step` one more token. A prompt that begins like the one before costs only
-    the rest: images are told apart by their content, so asking again about a picture runs no tower.
+    the rest: images are told apart by their content, so asking again about an image runs no tower. Nothing
+    is kept over a change of the model (weights, dtype, device, adapters, mode); see freshness.state_of.
     """
 
     def __init__(self, model: Any, image_processor: Any = None) -> None:
         self.model = model
         self.image_processor = image_processor
         self.n_prompts = 0  # by which an answer sees that another one has begun
+        self._lock = threading.RLock()
+        self._state: Hashable = None  # of the model, when what is kept was computed
         self.forget()
 
     def forget(self) -> None:
@@ -51,14 +57,22 @@ class Decoder:
         ids: the prompt's, IMAGE_TOKEN_INDEX once for each image. Raises UserError for a prompt that leaves no
         position for an answer.
         """
-        self.n_prompts += 1
-        keys = self.keys_of(ids, images)
-        kept = self._keep(keys)
-        return self._extend(keys[kept:])
+        with self._lock:
+            self.n_prompts += 1
+            keys = self.keys_of(ids, images)
+            kept = self._keep(keys)
+            return self._extend(keys[kept:])
 
-    def step(self, token: int) -> torch.Tensor:
-        """Add one token to the cache; return the logits (1, vocab) of the token after it."""
-        return self._extend([token])
+    def step(self, token: int, *, prompt: int | None = None) -> torch.Tensor:
+        """Add one token to the cache; return the logits (1, vocab) of the token after it.
+
+        prompt: the value of `n_prompts` after this answer's prefill. Raises UserError if another answer has
+        begun since.
+        """
+        with self._lock:
+            if prompt is not None and prompt != self.n_prompts:
+                raise UserError("another answer has begun on the same decoder; finish one answer first")
+            return self._extend([token])
 
     @property
     def room(self) -> int:
@@ -75,6 +89,7 @@ class Decoder:
         Features of images that are not in this prompt are dropped. Raises UserError for a prompt that is too
         long, before any image is encoded if its text alone is.
         """
+        self._notice_changes()
         check_fits(self.model, len(ids))
         digests = [digest_of(image) for image in images]
         known = {one: self._features[one] for one in digests if one in self._features}
@@ -85,6 +100,13 @@ class Decoder:
         keys: list[Key] = [next(waiting) if one == IMAGE_TOKEN_INDEX else one for one in ids]
         check_fits(self.model, self.length_of(keys), has_images=bool(images))
         return keys
+
+    def _notice_changes(self) -> None:
+        """Forget what an earlier state of the model has computed."""
+        state = state_of(self.model)
+        if state != self._state:
+            self.forget()
+            self._state = state
 
     def length_of(self, keys: Sequence[Key]) -> int:
         """Count positions of a prompt: one a token, and as many as an image has features."""

@@ -24,8 +24,19 @@ from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
+# What stands before the system text in templates that mark it.
+SYSTEM_HEAD = "<|im_start|>system\n"
+
 # Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
 Images = Sequence[Image.Image | str | Path] | Image.Image | str | Path
+
+
+def one_or_many(image: Images | None, images: Images | None) -> Images:
+    """Return the images of a question that were given as `image=` or `images=`; None is none."""
+    if image is not None and images not in (None, (), []):
+        raise UserError("image and images were both given; give all of them as images")
+    found = images if image is None else image
+    return () if found is None else found
 
 
 def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
@@ -67,6 +78,18 @@ def read_question(
     pictures = [as_picture(one) for one in images]
     question = place_image_tokens(text, len(pictures), start_end=MultimodalConfig.of(config).use_im_start_end)
     return question, pictures
+
+
+def with_system(template: Conversation, system: str) -> Conversation:
+    """Return the template with another system text, in the markup that the template has around it."""
+    if not isinstance(system, str):
+        raise UserError(f"system is a {type(system).__name__}; expected a text")
+    if template.sep_style is SeparatorStyle.PLAIN:
+        raise UserError("this template has no place for a system text; leave system out")
+    head = SYSTEM_HEAD if template.system.startswith(SYSTEM_HEAD) else ""
+    changed = template.copy()
+    changed.system = head + system
+    return changed
 
 
 def open_dialog(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -24,14 +26,18 @@ MIN_TEMPERATURE = 1e-5
 MAX_TEMPERATURE = 100.0
 # What transformers' generate uses when neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
+# Other names that settings are known by.
+ALIASES = {"max_tokens": "max_new_tokens"}
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Settings of one answer, checked when built (UserError names the setting, its value and the range).
 
-    temperature 0 is greedy; top_p None and top_k None mean what the checkpoint's generation config says;
-    top_k 0 is off. `stop` adds strings to those of the template. With more than one beam nothing is streamed.
+    temperature 0 is greedy. None for top_p, top_k, min_p and repetition_penalty means what the checkpoint's
+    generation config says; top_k 0, min_p 0 and repetition_penalty 1 are off. The penalty counts the answer,
+    not the prompt, as in transformers' generate on embeddings.
+    `stop` adds strings to those of the template. With more than one beam nothing is streamed.
     """
 
     temperature: float = 0.2
@@ -41,6 +47,8 @@ class SamplingParams:
     max_new_tokens: int = 512
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         temperature = _number("temperature", self.temperature)
@@ -53,14 +61,47 @@ class SamplingParams:
             raise UserError(f"top_p is {self.top_p}; expected a number above 0 and at most 1, or none at all")
         if self.top_k is not None:
             _whole("top_k", self.top_k, least=0)
+        if self.min_p is not None and not 0 <= _number("min_p", self.min_p) <= 1:
+            raise UserError(f"min_p is {self.min_p}; expected a number from 0 to 1, or none at all")
+        if (
+            self.repetition_penalty is not None
+            and _number("repetition_penalty", self.repetition_penalty) <= 0
+        ):
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; expected a number above 0 (1 is none)"
+            )
         _whole("num_beams", self.num_beams, least=1)
         _whole("max_new_tokens", self.max_new_tokens, least=1)
         if self.seed is not None:
             _whole("seed", self.seed, least=0)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        try:
+            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        except TypeError as error:
+            raise UserError(f"stop is {self.stop!r}; expected a string or several") from error
         if not all(isinstance(one, str) and one for one in stop):
             raise UserError(f"stop is {self.stop!r}; expected strings that are not empty")
         object.__setattr__(self, "stop", stop)
+
+    @classmethod
+    def of(cls, base: SamplingParams | None = None, **settings: Any) -> SamplingParams:
+        """Build from keywords, on top of `base`; `max_tokens` is another name of `max_new_tokens`.
+
+        Raises UserError for an unknown keyword, with the known ones and the nearest.
+        """
+        known = [one.name for one in fields(cls)]
+        given: dict[str, Any] = {}
+        for name, value in settings.items():
+            field = ALIASES.get(name, name)
+            if field not in known:
+                near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"{name} is no setting of an answer; {hint}The known ones: {', '.join(known)}"
+                )
+            if field in given:
+                raise UserError(f"{field} was given twice (max_tokens is another name of max_new_tokens)")
+            given[field] = value
+        return replace(base, **given) if base is not None else cls(**given)
 
     @property
     def do_sample(self) -> bool:
@@ -75,6 +116,8 @@ class SamplingParams:
             "max_new_tokens": self.max_new_tokens,
             "use_cache": True,
         }
+        if self.repetition_penalty is not None:
+            kwargs["repetition_penalty"] = self.repetition_penalty
         if not self.do_sample:
             return kwargs | {"temperature": None, "top_p": None, "top_k": None}
         kwargs["temperature"] = self.temperature
@@ -82,14 +125,17 @@ class SamplingParams:
             kwargs["top_p"] = self.top_p
         if self.top_k is not None:
             kwargs["top_k"] = self.top_k
+        if self.min_p is not None:
+            kwargs["min_p"] = self.min_p
         return kwargs
 
 
 class NextToken:
     """Chooses tokens as transformers' generate would for one row: the same numbers for the same seed.
 
-    Honours temperature, top_k, top_p and repetition_penalty, the latter three also from the checkpoint's
-    generation config. A seed drives a generator of its own, so the global random state stays untouched.
+    Honours temperature, top_k, top_p, min_p and repetition_penalty, all but the first also from the
+    checkpoint's generation config.
+    A seed drives a generator of its own, so the global random state stays untouched.
     """
 
     def __init__(self, params: SamplingParams, generation_config: Any, device: torch.device) -> None:
@@ -146,7 +192,8 @@ def _processors(params: SamplingParams, generation_config: Any) -> LogitsProcess
         return default if value is None else value
 
     steps = LogitsProcessorList()
-    penalty = float(configured("repetition_penalty", 1.0))
+    penalty = params.repetition_penalty
+    penalty = float(configured("repetition_penalty", 1.0) if penalty is None else penalty)
     if penalty != 1.0:
         steps.append(RepetitionPenaltyLogitsProcessor(penalty))
     if not params.do_sample:
@@ -159,6 +206,9 @@ def _processors(params: SamplingParams, generation_config: Any) -> LogitsProcess
     top_p = configured("top_p", 1.0) if params.top_p is None else params.top_p
     if top_p < 1.0:
         steps.append(TopPLogitsWarper(float(top_p)))
+    min_p = configured("min_p", 0.0) if params.min_p is None else params.min_p
+    if min_p:
+        steps.append(MinPLogitsWarper(float(min_p)))
     return steps
 
 
