@@ -15,7 +15,6 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
     IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
@@ -247,7 +246,7 @@ class LlavaMetaForCausalLM(_LLM):
         if input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         if self.get_vision_tower() is None or images is None or len(images) == 0:
-            refuse_image_tokens(input_ids)
+            splice.refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
         batch = splice.pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
@@ -440,13 +439,3 @@ class LlavaMetaForCausalLM(_LLM):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)
-
-
-def refuse_image_tokens(input_ids: torch.Tensor) -> None:
-    """Raise UserError for image tokens in input that comes without images."""
-    count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
-    if count:
-        raise UserError(
-            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
-            f"given."
-        )
