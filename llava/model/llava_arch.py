@@ -405,7 +405,7 @@ class LlavaMetaForCausalLM(_LLM):
         if embeds is None:
             if inputs is None:
                 raise UserError("generate() got no token ids; pass them as inputs (B, T).")
-            refuse_image_tokens(inputs)
+            splice.refuse_image_tokens(inputs)
             embeds = self.get_input_embeddings()(inputs)
         embeds, attention_mask, position_ids = splice.padded_left(embeds, attention_mask, position_ids)
         if position_ids is not None:
