@@ -87,6 +87,100 @@ def test_imports_point_to_lower_floors_only() -> None:
     assert not faults
 
 
+# The floors inside the two large rooms, lowest first: a folder or file may import those of earlier rows.
+INNER_FLOORS = {
+    "model": (
+        "checkpoints",
+        "multimodal",
+        "multimodal_encoder multimodal_projector tokenizer utils",
+        "settings llava_arch",
+        "language_model",
+        "plan",
+        "builder",
+        "conversion tools",
+        "apply_delta consolidate convert_hf inspect make_delta",
+    ),
+    "train": (
+        "records llama_xformers_attn_monkey_patch",
+        "labels setup",
+        "data callbacks",
+        "inherited checks old_flags",
+        "args",
+        "checkpointing",
+        "plan",
+        "dry_run llava_trainer",
+        "train",
+        "check_data train_mem train_xformers llama_flash_attn_monkey_patch",
+    ),
+}
+
+
+@pytest.mark.parametrize("room", INNER_FLOORS)
+def test_imports_inside_a_room_point_to_lower_floors_only(room: str) -> None:
+    floors = {name: floor for floor, row in enumerate(INNER_FLOORS[room]) for name in row.split()}
+    faults = []
+    for path in PACKAGE:
+        parts = path.relative_to(ROOT / "llava").with_suffix("").parts
+        if parts[0] != room or parts[1] == "__init__":
+            continue
+        assert parts[1] in floors, f"{_name(path)} is on no floor of {room}; add it to INNER_FLOORS"
+        for module in _modules_imported(path):
+            names = module.split(".")
+            other = names[2] if names[:2] == ["llava", room] and len(names) > 2 else parts[1]
+            if other in floors and other != parts[1] and floors[other] >= floors[parts[1]]:
+                faults.append(f"{_name(path)} imports {module}, which is not below it")
+    assert not faults
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _graph() -> dict[str, set[str]]:
+    """Map each module of the package to those that it imports, whatever the place of the import."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE
+    }
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE:
+        name = _dotted(path)
+        found = set()
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        graph[name] = {one for one in found & modules if one != name and not name.startswith(f"{one}.")}
+    return graph
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    graph = _graph()
+    left = set(graph)
+    while free := {name for name in left if not graph[name] & left}:
+        left -= free
+    # "llava" looks its names up when they are asked for
+    assert not {name for name in left if name != "llava"}
+
+
+# Programs import what is heavy behind their command line; llava's own modules are never hidden elsewhere.
+MAY_IMPORT_INSIDE = re.compile(r"^(main|run|_run|train|__getattr__|_lazy\w*)$")
+
+
+def test_imports_of_the_package_stand_at_the_top() -> None:
+    faults = []
+    for path in PACKAGE:
+        for function in _functions(path):
+            for node in ast.walk(function):
+                is_own = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llava")
+                if is_own and not MAY_IMPORT_INSIDE.match(function.name):
+                    faults.append(f"{_name(path)}:{node.lineno}: {function.name} imports {node.module}")
+    assert not faults
+
+
+def test_no_folder_is_a_long_list() -> None:
+    counts = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in PACKAGE}}
+    assert not {str(folder): count for folder, count in counts.items() if count > 20}
+
+
 def test_an_upward_import_would_be_found() -> None:
     path = ROOT / "llava" / "train" / "train.py"
     assert {"model", "train"} <= {_room(one) for one in _modules_imported(path) if one.startswith("llava.")}

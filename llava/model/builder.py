@@ -24,9 +24,9 @@ from llava.model import (
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.errors import CheckpointError, explained
+from llava.model.checkpoints.token_rows import average_new_rows
 from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.token_rows import average_new_rows
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer

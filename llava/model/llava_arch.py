@@ -20,11 +20,11 @@ from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
 from llava.model.checkpoints.gather import whole
 from llava.model.checkpoints.saving import save_whole_model
+from llava.model.checkpoints.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
-from llava.model.multimodal.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector

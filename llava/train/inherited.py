@@ -6,16 +6,16 @@ import argparse
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.files import read_config
 from llava.model.language_model.registry import is_llava
 
-if TYPE_CHECKING:
-    from llava.train.args import DataArguments, ModelArguments
-
 logger = logging.getLogger(__name__)
+
+ModelArguments = TypeVar("ModelArguments")  # of llava.train.args, which stands on this module
+DataArguments = TypeVar("DataArguments")
 
 # flags that are named as the fields of a checkpoint's config.json
 OF_THE_MODEL = (
@@ -48,24 +48,26 @@ def inherit_settings(
     Arguments that start from a text model, or from nothing that can be read, come back as they are. Weights
     that training starts from were made with these settings, and what it writes must agree with them.
     """
-    if model_args.vision_tower is None:
+    ours, of_data_args = vars(model_args), vars(data_args)
+    if ours["vision_tower"] is None:
         return model_args, data_args
+    path: str = ours["model_name_or_path"]
     try:
-        config = read_config(model_args.model_name_or_path)
+        config = read_config(path)
     except CheckpointError:  # told when the model is loaded
         return model_args, data_args
     if not is_llava(config):
         return model_args, data_args
-    of_model = _changes(config, OF_THE_MODEL, vars(model_args), given)
-    of_data = _changes(config, OF_THE_DATA, vars(data_args), given)
+    of_model = _changes(config, OF_THE_MODEL, ours, given)
+    of_data = _changes(config, OF_THE_DATA, of_data_args, given)
     if "image_grid_pinpoints" in of_data:
         of_data["image_grid_pinpoints"] = str(of_data["image_grid_pinpoints"])
     if "version" not in given and config.get("conv_template"):
         of_model["version"] = config["conv_template"]
     if changed := {**of_model, **of_data}:
         told = ", ".join(f"{name} {value}" for name, value in changed.items())
-        logger.info("taken from %s, since no flag says otherwise: %s", model_args.model_name_or_path, told)
-    return replace(model_args, **of_model), replace(data_args, **of_data)
+        logger.info("taken from %s, since no flag says otherwise: %s", path, told)
+    return _replaced(model_args, of_model), _replaced(data_args, of_data)
 
 
 def _changes(
@@ -77,3 +79,7 @@ def _changes(
         for name in names
         if name not in given and config.get(name) is not None and config[name] != current[name]
     }
+
+
+def _replaced(arguments: Any, changes: Mapping[str, Any]) -> Any:
+    return replace(arguments, **changes)

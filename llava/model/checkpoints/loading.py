@@ -14,7 +14,7 @@ import torch
 from llava.model.checkpoints import files
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
 from llava.model.checkpoints.generation import check_generation_config
-from llava.model.multimodal.token_rows import STORED_ROWS, set_new_token_rows
+from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
 from llava.utils import import_optional
 
 logger = logging.getLogger(__name__)

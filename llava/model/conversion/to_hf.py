@@ -20,6 +20,7 @@ from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
+from llava.model.checkpoints.token_rows import STORED_ROWS
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
@@ -27,7 +28,6 @@ from llava.model.conversion.keys import from_hf_name, llava_name, to_hf_name
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
 from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.token_rows import STORED_ROWS
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.settings import check_settings
 from llava.utils import UserError

@@ -26,6 +26,7 @@ from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import Contents, LoadPlan, look_into
+from llava.model.tokenizer import load_tokenizer
 from llava.utils import UserError
 
 KINDS = {
@@ -324,8 +325,6 @@ def _try_with_a_stand_in(report: Report, plan: LoadPlan) -> None:
 
 def _measure_tokenizer(report: Report, plan: LoadPlan) -> None:
     """Load the tokenizer alone, where the model was refused."""
-    from llava.model.tokenizer import load_tokenizer
-
     try:
         _compare_tokens(report, plan, load_tokenizer(plan.source))
     except UserError as error:

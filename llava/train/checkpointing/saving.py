@@ -20,7 +20,7 @@ from llava.model.checkpoints.files import (
     save_tensors,
 )
 from llava.model.checkpoints.gather import full_values
-from llava.model.multimodal.token_rows import STORED_ROWS, new_token_rows, set_new_token_rows
+from llava.model.checkpoints.token_rows import STORED_ROWS, new_token_rows, set_new_token_rows
 from llava.train.checkpointing.folders import (
     PREFIX,
     STATE_FILE,
