@@ -16,15 +16,15 @@ STEPS = (
      "(N * tiles, 576, 1024), class token dropped"),
     (0, 2, PICTURE, "projector, e.g. mlp2x_gelu", "multimodal_projector/builder.py",
      "(N * tiles, 576, 4096)"),
-    (0, 3, PICTURE, "merge the tiles of each picture", "model/splice.py: merge_tiles",
+    (0, 3, PICTURE, "merge the tiles of each picture", "multimodal/splice.py: merge_tiles",
      "per picture (P, 4096); one tile: P = 576"),
-    (1, 0, TEXT, "render the dialog by its template", "conversation.py: get_prompt",
+    (1, 0, TEXT, "render the dialog by its template", "conversation: get_prompt",
      "text with <image> where a picture goes"),
     (1, 1, TEXT, "tokenize around <image>", "mm_utils.tokenizer_image_token",
      "input_ids (B, T), each <image> is one id -200"),
     (1, 3, TEXT, "look up the embeddings of the text", "embed_tokens of the LLM",
      "per row (T - pictures of the row, 4096)"),
-    (2, 0, LABEL, "mark the tokens of the answers", "train/preprocess.py, train/masks.py",
+    (2, 0, LABEL, "mark the tokens of the answers", "train/labels",
      "labels (B, T), -100 where nothing is learned"),
 )  # fmt: skip
 
