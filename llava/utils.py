@@ -61,6 +61,13 @@ def run_program(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
+def accept_any_text() -> None:
+    """Let a terminal that is not UTF-8 lose single characters and not the whole program."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType:
     """Import an optional package, or say how to install it.
 
