@@ -26,6 +26,7 @@ from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.errors import CheckpointError, explained
 from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.token_rows import average_new_rows
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
@@ -242,12 +243,15 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
                 f"type {family_of(base).base_type}."
             )
         config.vocab_size = base.get("vocab_size", rows)
+        if (config.pad_token_id or 0) >= config.vocab_size:  # of a token that training added
+            config.pad_token_id = None
     model, info = loading.from_pretrained(model_class, plan.source, config=config, **arguments)
     _settle(plan, model)
     tower = model.get_vision_tower()
     if tower is None:
         raise CheckpointError(f"{plan.path} is a LLaVA model, but its config names no mm_vision_tower.")
-    if "unpad" in (plan.config.get("mm_patch_merge_type") or ""):  # left over if the caller changed that
+    if "unpad" in (plan.config.get("mm_patch_merge_type") or "") or plan.source != plan.path:
+        # left over if the caller changed that, or the base merges tiles and what was trained on it does not
         info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.endswith("image_newline")}
     loading.check_loading(
         info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path
@@ -265,10 +269,15 @@ def _settle(plan: LoadPlan, model: Any) -> None:
 
 
 def _resize(model: Any, rows: int) -> None:
-    """Give the embeddings and the head that many rows."""
-    if model.get_input_embeddings().weight.shape[0] != rows:
-        offloading.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    """Give the embeddings and the head that many rows; new ones are the mean of the others."""
+    present = model.get_input_embeddings().weight.shape[0]
+    if present == rows:
+        return
+    offloading.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    if rows > present:
+        logger.info("%d rows of the embeddings are not stored: the mean of the others", rows - present)
+        average_new_rows(model, rows - present)
 
 
 def _fill(plan: LoadPlan, model: Any, info: dict[str, Any]) -> Any:

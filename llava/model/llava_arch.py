@@ -15,7 +15,6 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
     IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
@@ -128,6 +127,9 @@ class LlavaMetaModel(_LLM):
         if getattr(self, "mm_projector", None) is None:
             self.mm_projector = build_vision_projector(config)
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
+        if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
+            logger.warning("image_newline is dropped, mm_patch_merge_type is %s", config.mm_patch_merge_type)
+            del self.image_newline
         if "unpad" in config.mm_patch_merge_type and getattr(self, "image_newline", None) is None:
             self.image_newline = nn.Parameter(
                 torch.randn(config.hidden_size, dtype=self.dtype) * config.hidden_size**-0.5
@@ -244,7 +246,7 @@ class LlavaMetaForCausalLM(_LLM):
         if input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         if self.get_vision_tower() is None or images is None or len(images) == 0:
-            refuse_image_tokens(input_ids)
+            splice.refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
         batch = splice.pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
@@ -403,7 +405,7 @@ class LlavaMetaForCausalLM(_LLM):
         if embeds is None:
             if inputs is None:
                 raise UserError("generate() got no token ids; pass them as inputs (B, T).")
-            refuse_image_tokens(inputs)
+            splice.refuse_image_tokens(inputs)
             embeds = self.get_input_embeddings()(inputs)
         embeds, attention_mask, position_ids = splice.padded_left(embeds, attention_mask, position_ids)
         if position_ids is not None:
@@ -437,13 +439,3 @@ class LlavaMetaForCausalLM(_LLM):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)
-
-
-def refuse_image_tokens(input_ids: torch.Tensor) -> None:
-    """Raise UserError for image tokens in input that comes without images."""
-    count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
-    if count:
-        raise UserError(
-            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
-            f"given."
-        )

@@ -20,6 +20,7 @@ from llava._compat import parser_actions
 from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
+from llava.train.inherited import given_flags, inherit_settings
 from llava.train.labels.masks import LABEL_MASKS
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
@@ -233,10 +234,12 @@ class _Parser(transformers.HfArgumentParser):
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
+    classes = (ModelArguments, DataArguments, TrainingArguments)
+    parser = _Parser(classes)
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
         model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
-            args=None if argv is None else list(argv), return_remaining_strings=True
+            args=argv, return_remaining_strings=True
         )
     except UserError:
         raise
@@ -244,6 +247,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
+    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, argv, classes))
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 

@@ -14,10 +14,12 @@ import torch
 from llava.model.checkpoints import files
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
 from llava.model.checkpoints.generation import check_generation_config
+from llava.model.multimodal.token_rows import STORED_ROWS, set_new_token_rows
 from llava.utils import import_optional
 
 logger = logging.getLogger(__name__)
 
+COMPARED_TOWER_WEIGHTS = 8
 LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
 
 # what adapter and projector-only folders bring themselves, on top of a base that lacks it
@@ -180,8 +182,40 @@ def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
         logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
         tower.is_loaded = False
         del tower.vision_tower
+    was_loaded = tower.is_loaded
     tower.load_model(device_map="meta" if model.device.type == "meta" else None)
     tower.requires_grad_(False)  # from_pretrained makes every weight trainable
+    stored_names = sorted(name for name in info["unexpected_keys"] if files.is_tower_key(name))
+    if stored_names and not was_loaded and model.device.type != "meta":
+        _compare_stored_tower(tower, stored_names, path)
+
+
+def _compare_stored_tower(tower: Any, names: list[str], path: str) -> None:
+    """Warn where a checkpoint's copy of the tower, which is not used, differs from the tower's own files.
+
+    A few weights spread over the tower tell: training changes all of them.
+    """
+    names = [name for name in names if not files.is_recomputed(name)]
+    chosen = names[:: max(1, len(names) // COMPARED_TOWER_WEIGHTS)][:COMPARED_TOWER_WEIGHTS]
+    own = {
+        name.removeprefix("vision_model."): value for name, value in tower.vision_tower.state_dict().items()
+    }
+    differs = []
+    for file in files.weight_files(path):
+        for name, value in files.read_tensors(file, only=chosen).items():
+            short = name.split("vision_tower.")[-1].removeprefix("vision_model.")
+            if short in own and not torch.equal(own[short].to(value), value):
+                differs.append(name)
+    if differs:
+        logger.warning(
+            "%s holds weights of a vision tower that differ from those of %s (%d of %d compared) and are not "
+            "used; if that tower was trained, set unfreeze_mm_vision_tower to true in its config.json",
+            path, tower.vision_tower_name, len(differs), len(chosen),
+        )  # fmt: skip
+    else:
+        logger.info(
+            "%s holds a copy of the vision tower %s, which is not used", path, tower.vision_tower_name
+        )
 
 
 def place_tower(model: Any, dtype: torch.dtype | None) -> None:
@@ -207,7 +241,7 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
     """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
     file = files.find_file(path, files.NON_LORA_FILE)
     if file is None:
-        if projector_missing:
+        if projector_missing and not _adapter_brings_projector(model, path):
             raise CheckpointError(
                 f"{path} has no {files.NON_LORA_FILE}, and its base has no projector; copy the file that "
                 f"training wrote."
@@ -218,7 +252,20 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
     if projector_missing:
         needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
         _require(needed, weights, str(file))
+    rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
     _load_by_name(model, weights, str(file))
+    if not shapes_only:
+        set_new_token_rows(model, rows, str(file))
+
+
+def _adapter_brings_projector(model: Any, path: str) -> bool:
+    """Tell whether an adapter holds the projector itself (PEFT's modules_to_save). Raises for half a one."""
+    weights = _adapter_weights(path, shapes_only=True)
+    brought = {name: value for name, value in weights.items() if any(part in name for part in BROUGHT_LATER)}
+    if brought:
+        needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
+        _require(needed, brought, path)
+    return bool(brought)
 
 
 def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:

@@ -27,6 +27,7 @@ from llava.model.conversion.keys import from_hf_name, llava_name, to_hf_name
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
 from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.token_rows import STORED_ROWS
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.settings import check_settings
 from llava.utils import UserError
@@ -221,6 +222,7 @@ def _brought(plan: LoadPlan) -> dict[str, torch.Tensor]:
     name = files.NON_LORA_FILE if plan.kind == "lora" else files.PROJECTOR_FILE
     file = files.find_file(plan.path, name)
     found = files.strip_adapter_prefix(files.read_tensors(file)) if file else {}
+    found = {name: value for name, value in found.items() if not name.startswith(STORED_ROWS)}
     parts = {
         f"model.{name}": value for name, value in found.items() if name.startswith(files.PROJECTOR_NAMES)
     }
@@ -252,7 +254,8 @@ def _merged(plan: LoadPlan, rounded: torch.dtype | None) -> weights.Named:
     state = model.state_dict()
     del model
     for name, value in _left_alone(plan):
-        if state.pop(name, None) is not None:
+        if name in state and state[name].shape == value.shape:  # else rows were added
+            del state[name]
             yield name, value
     for name in list(state):
         yield name, state.pop(name)

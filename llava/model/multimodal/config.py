@@ -71,7 +71,9 @@ class MultimodalConfig:
             use_im_start_end=bool(read("mm_use_im_start_end", False)),
             use_im_patch_token=bool(read("mm_use_im_patch_token", True)),
             tune_projector=bool(read("tune_mm_mlp_adapter", False)),
-            tower_in_checkpoint=bool(read("unfreeze_mm_vision_tower", False)),
+            # LLaVA-NeXT writes which parts were trained, without the older switch
+            tower_in_checkpoint=bool(read("unfreeze_mm_vision_tower", False))
+            or "mm_vision_tower" in str(read("mm_tunable_parts", "")),
             padding_side=read("tokenizer_padding_side", "right"),
             max_length=read("tokenizer_model_max_length", None),
             s2=bool(read("s2", False)),

@@ -262,3 +262,13 @@ def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 def per_image(images: Any) -> list[torch.Tensor]:
     """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
     return [image[None] if image.ndim == 3 else image for image in images]
+
+
+def refuse_image_tokens(input_ids: torch.Tensor) -> None:
+    """Raise UserError for image tokens in input that comes without images."""
+    count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+    if count:
+        raise UserError(
+            f"The input has {count} image token{'s' if count > 1 else ''} (<image>), but no images were "
+            f"given."
+        )

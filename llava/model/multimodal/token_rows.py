@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from llava.model.checkpoints.files import CheckpointError, read_tensors
-from llava.model.checkpoints.gather import whole
+from llava.model.checkpoints.gather import full_values, whole
 
 logger = logging.getLogger(__name__)
+
+STORED_ROWS = "new_token_rows."  # begins the names of saved rows in non_lora_trainables.bin
 
 
 def average_new_rows(model: Any, new: int) -> None:
@@ -17,6 +22,32 @@ def average_new_rows(model: Any, new: int) -> None:
         with whole([embeddings.weight], write=True):
             rows = embeddings.weight.data
             rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)
+
+
+def new_token_rows(model: Any, new: int) -> dict[str, torch.Tensor]:
+    """Return the last `new` rows of input and output embeddings, gathered, by the names they are saved under.
+
+    The reference's loader passes over names that its model lacks.
+    """
+    if new <= 0:
+        return {}
+    parts = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    return {f"{STORED_ROWS}{name}": full_values(part.weight)[-new:].clone() for name, part in parts.items()}
+
+
+def set_new_token_rows(model: Any, stored: Mapping[str, torch.Tensor], source: str) -> None:
+    """Fill the last rows of the embeddings with what `new_token_rows` stored; `source` is named in errors."""
+    for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+        rows = stored.get(f"{STORED_ROWS}{name}")
+        if rows is None:
+            continue
+        if rows.shape[1] != part.weight.shape[1] or len(rows) > len(part.weight):
+            raise CheckpointError(
+                f"{source} holds rows of new tokens of shape {tuple(rows.shape)}; the model's embeddings are "
+                f"{tuple(part.weight.shape)}. Is this the right base model?"
+            )
+        with whole([part.weight], write=True), torch.no_grad():
+            part.weight.data[-len(rows) :] = rows.to(part.weight)
 
 
 def load_start_end_rows(model: Any, file: str, new: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+
+import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints import files
@@ -10,6 +13,8 @@ from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.writing import explained_write, refuse_input_as_target, whole_folder
 from llava.model.plan import look_into
+
+logger = logging.getLogger(__name__)
 
 
 def extract_projector(model_path: str, output: str) -> list[str]:
@@ -57,7 +62,37 @@ def merge_lora(
     tokenizer, model, _, _ = load_pretrained_model(
         model_path, model_base, model_name, device_map="cpu", dtype=dtype
     )
+    if told := rounding_cost(stored_dtypes(model_path, model_base or found.recorded_base), model.dtype):
+        logger.warning("%s", told)
     repair_generation_config(model)
     with whole_folder(save_path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def stored_dtypes(*paths: str | None) -> set[torch.dtype]:
+    """Return the floating dtypes of the weights in the folders of an adapter and its base."""
+    dtypes: set[torch.dtype] = set()
+    for path in filter(None, paths):
+        names = [files.find_file(path, name) for name in (*files.ADAPTER_FILES, files.NON_LORA_FILE)]
+        for file in [*files.weight_files(path), *filter(None, names)]:
+            dtypes |= {value.dtype for value in files.read_tensors(file, shapes_only=True).values()}
+    return {dtype for dtype in dtypes if dtype.is_floating_point}
+
+
+def rounding_cost(stored: set[torch.dtype], dtype: torch.dtype) -> str | None:
+    """Say what merging to a dtype loses of weights that are stored in finer or wider ones; None for nothing.
+
+    The relative rounding error of a format is half its machine epsilon.
+    """
+    target = torch.finfo(dtype)
+    finer = [one for one in stored if torch.finfo(one).eps < target.eps]
+    wider = [one for one in stored if torch.finfo(one).max > target.max]
+    if not finer and not wider:
+        return None
+    names = ", ".join(sorted(str(one).removeprefix("torch.") for one in {*finer, *wider}))
+    name = str(dtype).removeprefix("torch.")
+    lost = f"each weight changes by up to {target.eps / 2:.1e} of its value" if finer else "digits are kept"
+    limit = f", and what lies beyond {target.max:.3g} would become infinite" if wider else ""
+    widest = "float32" if finer else names
+    return f"weights stored as {names} are merged to {name}: {lost}{limit}; --dtype {widest} keeps them"

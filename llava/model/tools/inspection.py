@@ -339,7 +339,7 @@ def _compare_tokens(report: Report, plan: LoadPlan, tokenizer: Any) -> None:
     if report.rows is None or report.tokens == report.rows:
         return
     if report.tokens > report.rows:
-        told = f"the last {report.tokens - report.rows} tokens get random embeddings"
+        told = f"the last {report.tokens - report.rows} tokens get the mean of the other rows"
     else:
         told = "the rows beyond are cut off while loading"
     report.notes.append(

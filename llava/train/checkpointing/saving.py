@@ -15,10 +15,12 @@ from llava.model.checkpoints.files import (
     PROJECTOR_FILE,
     CheckpointError,
     named_part,
+    read_config,
     read_tensors,
     save_tensors,
 )
 from llava.model.checkpoints.gather import full_values
+from llava.model.multimodal.token_rows import STORED_ROWS, new_token_rows, set_new_token_rows
 from llava.train.checkpointing.folders import (
     PREFIX,
     STATE_FILE,
@@ -119,9 +121,20 @@ def save_beside_lora(model: Any, folder: str | Path, *, should_save: bool) -> No
     All ranks have to call this; the one with `should_save` writes.
     """
     weights = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+    weights |= new_token_rows(model, _n_new_tokens(model.config))
     if should_save:
         model.config.save_pretrained(folder)
         save_tensors(weights, Path(folder) / NON_LORA_FILE)
+
+
+def _n_new_tokens(config: Any) -> int:
+    """Count the tokens that training added to its base; 0, with a message, if the base is not found."""
+    try:
+        base = read_config(config.name_or_path)
+    except CheckpointError as error:
+        logger.info("rows of new tokens are not saved with the adapter: %s", error)
+        return 0
+    return config.vocab_size - (base.get("vocab_size") or config.vocab_size)
 
 
 def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -> None:
@@ -138,6 +151,8 @@ def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -
 def load_trained(model: Any, file: Path) -> None:
     """Load weights that a checkpoint holds beside or instead of the whole model. Raises CheckpointError."""
     weights = read_tensors(file)
+    rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
+    set_new_token_rows(model, rows, str(file))
     params = dict(model.named_parameters())
     unknown = [
         name for name, value in weights.items() if name not in params or params[name].shape != value.shape

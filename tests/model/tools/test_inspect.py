@@ -226,7 +226,7 @@ def test_tokens_and_rows_that_differ(copy):
             weights[name] = weights[name][:990].clone()
 
     report = look(folders.rewrite(folder, cut, "model.safetensors"))
-    assert "the last 10 tokens get random embeddings" in report.notes[0]
+    assert "the last 10 tokens get the mean of the other rows" in report.notes[0]
 
 
 def test_vicunas_generation_config(copy):

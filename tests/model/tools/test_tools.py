@@ -20,6 +20,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import CheckpointError, load_weights, save_tensors
 from llava.model.consolidate import consolidate_ckpt
 from llava.model.make_delta import make_delta
+from llava.model.tools import extract
 from llava.model.tools.extract import extract_projector, merge_lora
 from llava.model.utils import auto_upgrade
 
@@ -313,3 +314,27 @@ def test_commands_in_their_own_process(checkpoints, tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "nothing") in done.stderr
+
+
+def test_the_cost_of_rounding_is_said():
+    bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
+    told = str(extract.rounding_cost({float32, float16}, float16))
+    assert "stored as float32 are merged to float16" in told and "4.9e-04" in told and "infinite" in told
+    assert "--dtype float32" in told
+    assert "digits are kept" in str(extract.rounding_cost({bfloat16}, float16))
+    assert "3.9e-03" in str(extract.rounding_cost({float16}, bfloat16))
+    assert extract.rounding_cost({float16, bfloat16}, float32) is None
+    assert extract.rounding_cost({float16}, float16) is None
+
+
+def test_merging_says_what_it_costs(checkpoints, tmp_path, caplog):
+    name = "llava-tiny-v1.5-lora"
+    with caplog.at_level("WARNING", logger="llava.model.tools.extract"):
+        for dtype in ("float16", "float32"):
+            folder = str(tmp_path / dtype)
+            extract.merge_lora(
+                str(checkpoints / name), str(checkpoints / "vicuna-tiny"), folder, name, dtype=dtype
+            )
+    stored = extract.stored_dtypes(str(checkpoints / name), str(checkpoints / "vicuna-tiny"))
+    assert stored and ("merged to float16" in caplog.text) == (stored != {torch.float16})
+    assert "merged to float32" not in caplog.text

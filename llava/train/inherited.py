@@ -1,0 +1,79 @@
+"""Settings that a command line does not name are those of the checkpoint that training starts from."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llava.model.checkpoints.errors import CheckpointError
+from llava.model.checkpoints.files import read_config
+from llava.model.language_model.registry import is_llava
+
+if TYPE_CHECKING:
+    from llava.train.args import DataArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+# flags that are named as the fields of a checkpoint's config.json
+OF_THE_MODEL = (
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_projector_type",
+    "mm_patch_merge_type",
+    "mm_use_im_start_end",
+    "mm_use_im_patch_token",
+)
+OF_THE_DATA = ("image_aspect_ratio", "image_grid_pinpoints")
+
+
+def given_flags(
+    parser: argparse.ArgumentParser, argv: Sequence[str], classes: Iterable[type]
+) -> frozenset[str]:
+    """Return the names of the arguments that a command line names, of those of the dataclasses `classes`."""
+    unset = object()
+    names = [field.name for one in classes if is_dataclass(one) for field in fields(one)]
+    # argparse writes defaults only where the namespace has nothing yet
+    namespace, _ = parser.parse_known_args(list(argv), argparse.Namespace(**dict.fromkeys(names, unset)))
+    return frozenset(name for name in names if getattr(namespace, name) is not unset)
+
+
+def inherit_settings(
+    model_args: ModelArguments, data_args: DataArguments, given: frozenset[str]
+) -> tuple[ModelArguments, DataArguments]:
+    """Return the arguments with what was not `given` taken from the LLaVA checkpoint that they start from.
+
+    Arguments that start from a text model, or from nothing that can be read, come back as they are. Weights
+    that training starts from were made with these settings, and what it writes must agree with them.
+    """
+    if model_args.vision_tower is None:
+        return model_args, data_args
+    try:
+        config = read_config(model_args.model_name_or_path)
+    except CheckpointError:  # told when the model is loaded
+        return model_args, data_args
+    if not is_llava(config):
+        return model_args, data_args
+    of_model = _changes(config, OF_THE_MODEL, vars(model_args), given)
+    of_data = _changes(config, OF_THE_DATA, vars(data_args), given)
+    if "image_grid_pinpoints" in of_data:
+        of_data["image_grid_pinpoints"] = str(of_data["image_grid_pinpoints"])
+    if "version" not in given and config.get("conv_template"):
+        of_model["version"] = config["conv_template"]
+    if changed := {**of_model, **of_data}:
+        told = ", ".join(f"{name} {value}" for name, value in changed.items())
+        logger.info("taken from %s, since no flag says otherwise: %s", model_args.model_name_or_path, told)
+    return replace(model_args, **of_model), replace(data_args, **of_data)
+
+
+def _changes(
+    config: Mapping[str, Any], names: Sequence[str], current: Mapping[str, Any], given: frozenset[str]
+) -> dict[str, Any]:
+    """Return the checkpoint's values of arguments that were not given and have another value now."""
+    return {
+        name: config[name]
+        for name in names
+        if name not in given and config.get(name) is not None and config[name] != current[name]
+    }
