@@ -321,17 +321,6 @@ def test_program_reports_what_is_missing_in_one_line(checkpoints, image_file, mi
     assert len(errors) == 1 and errors[0].startswith("error: ") and "/nowhere/" in errors[0]
 
 
-def test_a_wrong_image_path_does_not_wait_for_torch(checkpoints):
-    code = (
-        "import sys\nfrom llava.serve import cli\nfrom llava.utils import UserError\n"
-        "try:\n    cli.main(cli.build_parser().parse_args(sys.argv[1:]))\n"
-        "except UserError as error:\n    print(error, {'torch', 'transformers'} & {*sys.modules})"
-    )
-    args = arguments(checkpoints / "llava-tiny-v1.5", "/nowhere/a.png")
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "the image '/nowhere/a.png' cannot be read: No such file or directory set()\n"
-
-
 class Terminal:
     """The program on a pseudo-terminal of its own, as a person has it."""
 
