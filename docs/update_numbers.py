@@ -28,6 +28,7 @@ STEPS = {
     "pretrain": "stage 1",
     "finetune": "stage 2",
     "evaluate": "evaluation, pictures and one turn of chat",
+    "export": "export to transformers' format, and 100 digits asked there",
     "total": "together",
 }
 LORA_STEPS = {

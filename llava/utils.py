@@ -10,7 +10,7 @@ import logging.handlers
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +59,29 @@ def run_program(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
+
+
+def accept_any_text() -> None:
+    """Let a terminal that is not UTF-8 lose single characters and not the whole program."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def lazy_names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for `module` (PEP 562) that imports a name from its home when it is first used.
+
+    homes: name -> dotted name of the module that has it. For modules that are to be imported without torch.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(homes[name]), name)
+        setattr(sys.modules[module], name, value)
+        return value
+
+    return load
 
 
 def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType:

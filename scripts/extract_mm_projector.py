@@ -5,7 +5,6 @@ python scripts/extract_mm_projector.py --model-path ./checkpoints/llava-v1.5-7b 
 
 import argparse
 
-from llava.model.tools.extract import extract_projector
 from llava.utils import run_program
 
 
@@ -15,6 +14,8 @@ def main() -> None:
     parser.add_argument("--model-path", required=True, help="folder or hub name of a whole LLaVA model")
     parser.add_argument("--output", required=True, help="file to write (.bin)")
     args = parser.parse_args()
+    from llava.model.tools.extract import extract_projector  # loads torch and transformers
+
     names = extract_projector(args.model_path, args.output)
     print(f"wrote {len(names)} tensors to {args.output}: {', '.join(names)}")
 

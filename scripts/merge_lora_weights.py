@@ -7,7 +7,6 @@ python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lo
 import argparse
 
 from llava.mm_utils import get_model_name_from_path
-from llava.model.tools.extract import merge_lora
 from llava.utils import run_program
 
 
@@ -25,6 +24,8 @@ def main() -> None:
         help="float16, bfloat16, float32, or auto (that of the adapter's config)",
     )
     args = parser.parse_args()
+    from llava.model.tools.extract import merge_lora  # loads torch and transformers
+
     name = get_model_name_from_path(args.model_path)
     merge_lora(args.model_path, args.model_base, args.save_model_path, name, dtype=args.dtype)
     print(f"wrote {args.save_model_path}")

@@ -415,6 +415,7 @@ PUBLIC = {
     "llava.model.apply_delta": "apply_delta",
     "llava.model.make_delta": "make_delta",
     "llava.model.consolidate": "consolidate_ckpt",
+    "llava.model.convert_hf": "main to_hf from_hf write_mmproj",
     "llava.model.utils": "auto_upgrade",
     "llava.model.tokenizer": "load_tokenizer",
     "llava.train.train": "rank0_print local_rank IS_TOKENIZER_GREATER_THAN_0_14 ModelArguments DataArguments "

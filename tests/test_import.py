@@ -1,11 +1,29 @@
-"""What an import may cost and load: `import llava` is quick, touches no torch and no stream."""
+"""What an import and a --help may cost and load: no torch; `import llava` is quick and touches no stream."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import llava
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROGRAMS = [
+    ("-m", "llava.serve.cli"),
+    ("-m", "llava.eval.run_llava"),
+    ("-m", "llava.model.inspect"),
+    ("-m", "llava.model.convert_hf"),
+    ("-m", "llava.model.convert_hf", "to-hf"),
+    ("-m", "llava.model.apply_delta"),
+    ("-m", "llava.model.make_delta"),
+    ("-m", "llava.model.consolidate"),
+    ("scripts/merge_lora_weights.py",),
+    ("scripts/extract_mm_projector.py",),
+]
 
 
 def run(code: str) -> str:
@@ -63,3 +81,43 @@ def test_every_public_name_resolves(name):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match="'NoSuchThing'; it exports .*LlavaLlamaForCausalLM"):
         _ = llava.NoSuchThing
+
+
+def imported(*command: str) -> tuple[int, str, set[str]]:
+    """Run a program; returns its exit code, its output, and which top-level modules it imported."""
+    command = (sys.executable, "-X", "importtime", *command)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    modules = re.findall(r"^import time: +\d+ \| +\d+ \| +(\w+)", done.stderr, re.MULTILINE)
+    return done.returncode, done.stdout, set(modules)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_help_of_a_program_loads_no_torch(program):
+    code, out, modules = imported(*program, "--help")
+    assert code == 0 and out.startswith("usage: ")
+    assert "argparse" in modules  # the list of modules was read
+    assert not {"torch", "transformers", "peft", "numpy"} & modules
+
+
+@pytest.mark.parametrize("module", ["llava.serve.cli", "llava.eval.run_llava"])
+def test_a_wrong_image_path_does_not_wait_for_torch(module):
+    command = ["-m", module, "--model-path", "a", "--image-file", "/nowhere/a.png"]
+    code, _, modules = imported(*command, *(["--query", "Hi"] if "eval" in module else []))
+    assert code == 2 and "argparse" in modules
+    assert not {"torch", "transformers"} & modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["-c", "-m"])
+def test_importing_the_models_registers_them_also_in_a_package_that_is_run(tmp_path, command):
+    """`python -m other.program` imports other/__init__.py while sys.argv begins with -m."""
+    code = (
+        "import llava.model, transformers; print(transformers.AutoConfig.for_model('llava_mpt').model_type)"
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/__init__.py").write_text(code)
+    (tmp_path / "other/program.py").write_text("")
+    words = [sys.executable, command, "other.program" if command == "-m" else code]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "llava_mpt\n", done.stderr

@@ -1,4 +1,7 @@
-"""Ask a model one question about images: `python -m llava.eval.run_llava` and `eval_model(args)`."""
+"""Ask a model one question about images: `python -m llava.eval.run_llava` and `eval_model(args)`.
+
+The command line and the images; the model is asked in llava/eval/question.py, which is imported then.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from llava.inference.chat import ChatSession
-from llava.inference.loading import LoadedModel, open_model
-from llava.inference.program import accept_any_text, quiet_libraries
-from llava.inference.prompt import pick_conv_mode
-from llava.inference.sampling import SamplingParams
-from llava.mm_utils import get_model_name_from_path, load_image
-from llava.utils import disable_torch_init, run_program
+from llava.images import load_image
+from llava.utils import UserError, accept_any_text, run_program
 
 __all__ = ["build_parser", "eval_model", "image_parser", "load_image", "load_images"]
 
@@ -39,26 +37,21 @@ def eval_model(args: Any, model: tuple[Any, Any, Any, int] | None = None) -> str
     model: what load_pretrained_model returned, to ask without loading again; args.model_path still names it.
     Raises UserError (ImageError) for settings, images and prompts that cannot be used.
     """
+    return _answer(args, model, quiet=False)
 
-    def field(name: str, default: Any = None) -> Any:
-        return getattr(args, name, default)
 
-    disable_torch_init()
-    params = SamplingParams(
-        temperature=field("temperature", 0.2),
-        top_p=field("top_p"),
-        num_beams=field("num_beams", 1),
-        max_new_tokens=field("max_new_tokens", 512),
-        seed=field("seed"),
-    )
-    images = load_images(image_parser(args))  # before the model: a wrong path should not take minutes to show
-    name = field("model_name") or get_model_name_from_path(args.model_path)
-    if model is None:
-        model = open_model(args.model_path, field("model_base"), name, device=field("device"))
-    loaded = LoadedModel(*model)
-    template, _ = pick_conv_mode(field("conv_mode"), name, loaded.model.config)
-    session = ChatSession(loaded.tokenizer, loaded.model, loaded.image_processor, template=template)
-    answer = session.ask(args.query, images, params)
+def _answer(args: Any, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) -> str:
+    """Print and return the answer; `quiet` silences other libraries, which only a program may do."""
+    if model is None and not args.model_path:
+        raise UserError(
+            "--model-path is missing; give the folder of a LLaVA checkpoint or its name on the hub, "
+            "for example: --model-path liuhaotian/llava-v1.5-7b"
+        )
+    # before torch and the model: a wrong path should not take minutes to show
+    images = load_images(image_parser(args))
+    from llava.eval.question import ask  # loads torch and transformers
+
+    answer = ask(args, images, model, quiet=quiet)
     print(answer)
     return answer
 
@@ -69,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.run_llava", description="Ask one question about images."
     )
     parser.add_argument(
-        "--model-path", default="facebook/opt-350m", help="folder or hub name of the checkpoint"
+        "--model-path", default=None, help="folder or hub name of the checkpoint; has to be given"
     )
     parser.add_argument(
         "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
@@ -99,8 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run() -> None:
     accept_any_text()
-    quiet_libraries()
-    eval_model(build_parser().parse_args())
+    _answer(build_parser().parse_args(), None, quiet=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
 import warnings
 
 from transformers.utils import logging as transformers_logging
@@ -17,10 +15,3 @@ def quiet_libraries() -> None:
     for name in ("huggingface_hub", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-
-
-def accept_any_text() -> None:
-    """Let a terminal that is not UTF-8 lose single characters and not the whole program."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")

@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-import torch
-
-from llava.model.checkpoints.writing import refuse_input_as_target, whole_folder
-from llava.model.tokenizer import load_tokenizer
-from llava.model.tools.deltas import combine, load_for_delta
 from llava.utils import run_program
-
-logger = logging.getLogger(__name__)
 
 
 def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -> None:
@@ -21,15 +14,9 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
     Rows of the embeddings beyond the base's vocabulary, and weights that only the delta has (the projector),
     are taken from the delta as they are. Raises CheckpointError when the two do not belong together.
     """
-    refuse_input_as_target(target_model_path, (base_model_path, delta_path))
-    base = load_for_delta(base_model_path)
-    model = load_for_delta(delta_path)
-    with torch.no_grad():
-        combine(model, base.state_dict(), torch.Tensor.add_, source=delta_path)
-    with whole_folder(target_model_path) as folder:
-        model.save_pretrained(folder)
-        load_tokenizer(delta_path).save_pretrained(folder)
-    logger.info("wrote %s", target_model_path)
+    from llava.model.tools import deltas  # loads torch and transformers
+
+    deltas.add_base(base_model_path, target_model_path, delta_path)
 
 
 def main() -> None:

@@ -5,24 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 
-from llava.model.checkpoints.writing import whole_folder
-from llava.model.tokenizer import load_tokenizer
-from llava.model.tools.deltas import load_for_delta
-from llava.model.utils import auto_upgrade
 from llava.utils import run_program
-
-logger = logging.getLogger(__name__)
 
 
 def consolidate_ckpt(src_path: str, dst_path: str) -> None:
     """Load `src_path` and write it to `dst_path`, which may be the same, in float16 safetensors, with its
     tokenizer."""
-    auto_upgrade(src_path)
-    model = load_for_delta(src_path)
-    with whole_folder(dst_path) as folder:
-        model.save_pretrained(folder)
-        load_tokenizer(src_path).save_pretrained(folder)
-    logger.info("wrote %s", dst_path)
+    from llava.model.tools import deltas  # loads torch and transformers
+
+    deltas.rewrite(src_path, dst_path)
 
 
 def main() -> None:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from llava.model.builder import best_device, resolve_dtype
-from llava.model.conversion.from_hf import from_hf
-from llava.model.conversion.mmproj import write_mmproj
-from llava.model.conversion.parity import ParityError, Report, Settings
-from llava.model.conversion.to_hf import to_hf
 from llava.model.tools.usage import ExampleParser
-from llava.utils import UserError, run_program
+from llava.utils import lazy_names, run_program
+
+if TYPE_CHECKING:
+    from llava.model.conversion.from_hf import from_hf
+    from llava.model.conversion.mmproj import write_mmproj
+    from llava.model.conversion.to_hf import to_hf
 
 __all__ = ["from_hf", "main", "to_hf", "write_mmproj"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "from_hf": "llava.model.conversion.from_hf",
+        "to_hf": "llava.model.conversion.to_hf",
+        "write_mmproj": "llava.model.conversion.mmproj",
+    },
+)
 
 
 PROGRAM = "python -m llava.model.convert_hf"
@@ -84,48 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    dtype = resolve_dtype(name, {})
-    if dtype is not None and not dtype.is_floating_point:
-        raise UserError(f"dtype is {name!r}; expected float16, bfloat16 or float32.")
-    return dtype
-
-
 def main() -> None:
     """Parse the command line and convert."""
     args = _parser().parse_args()
-    if args.command == "mmproj":
-        count = write_mmproj(args.src, args.dst, dtype=_dtype(args.dtype))
-        sys.stdout.write(f"wrote {count} tensors to {args.dst}\n")
-        return
-    if args.max_shard_gb <= 0:
-        raise UserError(f"--max-shard-gb is {args.max_shard_gb}; expected a size above 0.")
-    device = best_device() if args.device == "auto" else args.device
-    parity_dtype = _dtype(args.parity_dtype)
-    assert parity_dtype is not None
-    common = {
-        "dtype": _dtype(args.dtype),
-        "conv_mode": args.conv_mode,
-        "max_shard_bytes": int(args.max_shard_gb * 1e9),
-        "overwrite": args.overwrite,
-        "parity": None if args.no_parity else Settings(parity_dtype, device),
-    }
-    try:
-        if args.command == "to-hf":
-            report = to_hf(args.src, args.dst, base=args.model_base, **common)
-        else:
-            report = from_hf(
-                args.src, args.dst, vision_tower=args.vision_tower, aspect=args.image_aspect_ratio, **common
-            )
-    except ParityError as error:
-        _say(error.report, f"{args.dst} was not written: the models differ.")
-        sys.exit(1)
-    _say(report, f"wrote {Path(args.dst)}")
+    from llava.model.conversion.command import run  # loads torch and transformers
 
-
-def _say(report: Report | None, last: str) -> None:
-    lines = report.lines() if report else ["parity: not checked (--no-parity); nothing is proven"]
-    sys.stdout.write("\n".join([*lines, last]) + "\n")
+    if status := run(args):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-import torch
-
-from llava.model.checkpoints.writing import refuse_input_as_target, whole_folder
-from llava.model.tokenizer import load_tokenizer
-from llava.model.tools.deltas import combine, load_for_delta
 from llava.utils import run_program
-
-logger = logging.getLogger(__name__)
 
 
 def make_delta(
@@ -24,19 +17,9 @@ def make_delta(
     hub_repo_id: also push the folder to this hub repository. Raises CheckpointError when the two do not
     belong together.
     """
-    refuse_input_as_target(delta_path, (base_model_path, target_model_path))
-    base = load_for_delta(base_model_path)
-    model = load_for_delta(target_model_path)
-    with torch.no_grad():
-        combine(model, base.state_dict(), torch.Tensor.sub_, source=target_model_path)
-    tokenizer = load_tokenizer(target_model_path)
-    with whole_folder(delta_path) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    if hub_repo_id:
-        model.push_to_hub(hub_repo_id)
-        tokenizer.push_to_hub(hub_repo_id)
-    logger.info("wrote %s", delta_path)
+    from llava.model.tools import deltas  # loads torch and transformers
+
+    deltas.subtract_base(base_model_path, target_model_path, delta_path, hub_repo_id)
 
 
 def main() -> None:

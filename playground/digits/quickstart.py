@@ -28,6 +28,7 @@ SOURCES = {
     "pretrain": ("training.py",),
     "finetune": ("training.py",),
     "evaluate": ("evaluate.py", "report.py", "quickstart.py"),
+    "export": ("exported.py", "plain_transformers.py"),
     "lora": ("training.py",),
     "evaluate-lora": ("evaluate.py", "report.py", "quickstart.py", "merged.py"),
 }
@@ -71,6 +72,8 @@ def main(arguments: argparse.Namespace) -> None:
         variant.train: lambda: train(variant.train, work, arguments.device),
         variant.evaluate: lambda: evaluate(work, arguments.device, variant),
     }
+    if variant is FULL:
+        steps["export"] = lambda: export_model(work, variant)
     seconds = {"setup": round(arguments.setup_seconds, 1)}
     outcome: dict[str, Any] = {}
     key = f"{arguments.device} {_versions()}"
@@ -79,6 +82,8 @@ def main(arguments: argparse.Namespace) -> None:
         seconds[name], outcome[name] = _once(work, name, key, step)
     seconds["total"] = round(sum(seconds.values()), 1)
     result = {**outcome[variant.evaluate], "seconds": seconds, "versions": _versions()}
+    if "export" in outcome:
+        result["transformers"] = outcome["export"]
     (work / variant.file("result.json")).write_text(json.dumps(result, indent=2) + "\n")
     _tell(result, work, variant)
     if not result["reached"]:
@@ -184,6 +189,14 @@ def evaluate(work: Path, device: str, variant: Variant) -> dict[str, Any]:
     return outcome
 
 
+def export_model(work: Path, variant: Variant) -> dict[str, Any]:
+    """Convert the model to transformers' format and let transformers alone answer 100 digits."""
+    from playground.digits.exported import ask_transformers, export
+
+    answered = json.loads((work / variant.file("answers.json")).read_text())
+    return ask_transformers(export(work / variant.model), answered, work / "data" / "images")
+
+
 def chat(work: Path, image: str, device: str, variant: Variant) -> dict[str, str]:
     """Ask one question through llava.serve.cli, as a person would."""
     path = work / "data" / "images" / image
@@ -221,6 +234,9 @@ def _tell(result: dict[str, Any], work: Path, variant: Variant) -> None:
         "all numbers": variant.file("result.json"),
         "the model, for llava.serve.cli --model-path": variant.model,
     }
+    if told := result.get("transformers"):
+        print(f"transformers alone gives the same answer to {told['same_answers']} of {told['of']} digits")
+        places["the model in transformers' format"] = f"{variant.model}-hf"
     if variant.base is not None:
         places["its base, for --model-base"] = variant.base
         places["the model with the adapter merged in"] = "llava-digits-merged"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.eval import run_llava
+from llava.eval import question, run_llava
 from llava.inference.loading import open_model
 from llava.mm_utils import ImageError, get_model_name_from_path
 from llava.utils import UserError
@@ -61,21 +61,21 @@ def test_a_model_passed_in_is_not_loaded_again(checkpoints, image_file, model, m
         raise AssertionError("loaded twice")
 
     alone = run_llava.eval_model(recipe(checkpoints, image_file))
-    monkeypatch.setattr(run_llava, "open_model", refuse)
+    monkeypatch.setattr(question, "open_model", refuse)
     assert run_llava.eval_model(recipe(checkpoints, image_file), model=model) == alone
 
 
 @pytest.mark.parametrize("query", ["<image-placeholder>\nWhat is it?", "<image>\nWhat is it?", "What is it?"])
 def test_placeholders_name_the_place_of_the_image(checkpoints, image_file, model, query, monkeypatch):
     prompts = []
-    original = run_llava.ChatSession.ask
+    original = question.ChatSession.ask
 
     def ask(session, *args, **kwargs):
         answer = original(session, *args, **kwargs)
         prompts.append(session.conversation.messages[0][1])
         return answer
 
-    monkeypatch.setattr(run_llava.ChatSession, "ask", ask)
+    monkeypatch.setattr(question.ChatSession, "ask", ask)
     run_llava.eval_model(recipe(checkpoints, image_file, query=query), model=model)
     assert prompts == ["<image>\nWhat is it?"]
 
@@ -127,10 +127,15 @@ def test_bad_requests_are_one_sentence(checkpoints, image_file, model, changes, 
 
 
 def test_unreadable_image_is_said_before_the_model_is_loaded(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_llava, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
+    monkeypatch.setattr(question, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match="text.png"):
         run_llava.eval_model(recipe(checkpoints, str(tmp_path / "text.png")))
+
+
+def test_without_a_model_path_the_sentence_says_what_to_give(checkpoints, image_file):
+    with pytest.raises(UserError, match="--model-path is missing; give the folder of a LLaVA checkpoint"):
+        run_llava.eval_model(recipe(checkpoints, image_file, model_path=None))
 
 
 def test_conv_mode_is_used(checkpoints, image_file, model):
@@ -153,7 +158,7 @@ def test_command_line_flags_and_defaults_are_the_references():
     args = vars(run_llava.build_parser().parse_args(["--image-file", "a.png", "--query", "What?"]))
     added = {"device": None, "seed": None}
     assert args == added | {
-        "model_path": "facebook/opt-350m",
+        "model_path": None,  # the reference: facebook/opt-350m, which is no LLaVA
         "model_base": None,
         "image_file": "a.png",
         "query": "What?",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,19 @@ from llava.model.tokenizer import load_tokenizer
 from llava.train.args import parse_args
 from llava.train.data.records import find_fault
 from llava.train.labels.preprocess import preprocess
+from llava.utils import UserError
 from playground.digits import data as data_module
-from playground.digits import evaluate, language, progress, quickstart, report, table, tower, training
+from playground.digits import (
+    evaluate,
+    exported,
+    language,
+    progress,
+    quickstart,
+    report,
+    table,
+    tower,
+    training,
+)
 from playground.digits.pictures import distort, load_halves, render
 from playground.digits.questions import (
     KINDS,
@@ -287,3 +299,24 @@ def test_a_step_tells_how_far_it_is(
     assert len(lines) == 4  # every six seconds, and the last
     assert "3/10 steps, loss 1.0" in lines[0] and "14 s left" in lines[0]
     assert "10/10 steps" in lines[-1] and "left" not in lines[-1]
+
+
+def test_another_answer_of_transformers_is_no_export(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = [{**one, "said": one["answer"]} for one in _records(made, "test")]
+    asked: list[list[dict[str, str]]] = []
+
+    def transformers(words: list[str], *, input: str, **named: Any) -> Any:
+        asked.append(json.loads(input))
+        by_image = {one["images"][0]: one["said"] for one in answered if one["kind"] == "which_digit"}
+        said = [by_image[question["image"]] for question in asked[-1]]
+        if len(asked) > 1:
+            said[7] = "none"
+        return SimpleNamespace(stdout=json.dumps(said))
+
+    monkeypatch.setattr(exported.subprocess, "run", transformers)
+    assert exported.ask_transformers(tmp_path, answered, made) == {"same_answers": 100, "of": 100}
+    assert len({question["image"] for question in asked[0]}) == 100
+    with pytest.raises(UserError, match="the same answer to 99 of 100 digits"):
+        exported.ask_transformers(tmp_path, answered, made)

@@ -103,7 +103,12 @@ def _run(
         ran.append(variant.evaluate)
         return outcome or _outcome(0.98, True)
 
+    def exported(work: Path, variant: quickstart.Variant) -> dict[str, Any]:
+        ran.append("export")
+        return {"same_answers": 100, "of": 100}
+
     monkeypatch.setattr(quickstart, "evaluate", evaluated)
+    monkeypatch.setattr(quickstart, "export_model", exported)
     quickstart.main(quickstart.build_parser().parse_args(["--output", str(work), *more]))
     return ran
 
@@ -111,7 +116,7 @@ def _run(
 def test_lora_reuses_all_but_its_own_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(tmp_path, monkeypatch, "--fresh") == ["data", "pretrain", "finetune", "evaluate"]
+    assert _run(tmp_path, monkeypatch, "--fresh") == ["data", "pretrain", "finetune", "evaluate", "export"]
     full = (tmp_path / "result.json").read_bytes()
     assert _run(tmp_path, monkeypatch, "--lora") == ["lora", "evaluate-lora"]
     assert _run(tmp_path, monkeypatch) == [] == _run(tmp_path, monkeypatch, "--lora")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import select
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder
 from llava.inference.loading import open_model
 from llava.inference.sampling import SamplingParams
-from llava.serve import cli
+from llava.serve import cli, terminal
 from llava.utils import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +46,17 @@ def arguments(model_path, image_file, *more):
     ]
 
 
-def chat(monkeypatch, lines, *args):
-    """Run main() in this process with piped questions."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    monkeypatch.setattr(cli, "quiet_libraries", lambda: None)  # other tests want their warnings
+class Keyboard(io.StringIO):
+    """Lines that are typed at a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def chat(monkeypatch, lines, *args, typed=False):
+    """Run main() in this process with piped questions, or with typed ones."""
+    monkeypatch.setattr(sys, "stdin", Keyboard(lines) if typed else io.StringIO(lines))
+    monkeypatch.setattr(terminal, "quiet_libraries", lambda: None)  # other tests want their warnings
     cli.main(cli.build_parser().parse_args(arguments(*args)))
 
 
@@ -60,12 +68,12 @@ def expected_answers(folder, template, image_file, questions):
 
 
 def test_flags_and_defaults_are_the_references():
-    args = vars(cli.build_parser().parse_args(["--image-file", "a.png"]))
+    args = vars(cli.build_parser().parse_args([]))
     added = {"top_p": None, "seed": None, "compile": False}
     assert args == added | {
-        "model_path": "facebook/opt-350m",
+        "model_path": None,  # the reference: facebook/opt-350m, which is no LLaVA
         "model_base": None,
-        "image_file": "a.png",
+        "image_file": None,  # the reference: required; here there are text questions and /image, too
         "device": None,  # the reference: cuda; here the best device present
         "conv_mode": None,
         "temperature": 0.2,
@@ -84,7 +92,7 @@ def test_compile(checkpoints, image_file, monkeypatch, capsys):
             super().__init__(*args, **kwargs, backend=None)
             compiled.append(self)
 
-    monkeypatch.setattr(cli, "CompiledDecoder", Uncompiled)
+    monkeypatch.setattr(terminal, "CompiledDecoder", Uncompiled)
     folder = checkpoints / "llava-tiny-v1.5"
     chat(monkeypatch, "What is this?\n", folder, image_file, "--compile")
     (expected,) = expected_answers(folder, "llava_v1", image_file, ["What is this?"])
@@ -132,7 +140,7 @@ def test_given_conv_mode_is_used_and_the_mismatch_said(checkpoints, image_file, 
 
 def test_main_accepts_the_references_arguments(checkpoints, image_file, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
-    monkeypatch.setattr(cli, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(terminal, "quiet_libraries", lambda: None)
     args = cli.build_parser().parse_args(arguments(checkpoints / "llava-tiny-v1.5", image_file))
     del args.top_p, args.seed
     cli.main(args)
@@ -166,20 +174,110 @@ def test_bad_settings_are_one_sentence(checkpoints, image_file, monkeypatch, fla
 @pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\x00\x00"])
 def test_unreadable_image_is_said_before_the_model_is_loaded(checkpoints, tmp_path, monkeypatch, content):
     (tmp_path / "bad.png").write_bytes(content)
-    monkeypatch.setattr(cli, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
+    monkeypatch.setattr(terminal, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
     with pytest.raises(UserError, match="bad.png"):
         chat(monkeypatch, "Hi\n", checkpoints / "llava-tiny-v1.5", tmp_path / "bad.png")
 
 
-def test_a_text_model_is_refused(checkpoints, image_file, monkeypatch):
+def test_a_text_model_takes_questions_and_no_images(checkpoints, image_file, monkeypatch, capsys):
+    folder = checkpoints / "vicuna-tiny"
     with pytest.raises(UserError, match="vicuna-tiny is a text model"):
-        chat(monkeypatch, "Hi\n", checkpoints / "vicuna-tiny", image_file)
+        chat(monkeypatch, "Hi\n", folder, image_file)
+    capsys.readouterr()
+    chat(monkeypatch, f"Hi\n/image {image_file}\nWhy?\n", folder, "", typed=True)
+    out, err = capsys.readouterr()
+    assert (
+        out.count("Human: Assistant: ") == 2 and "error: this is a text model without a vision tower" in err
+    )
+
+
+# ---- commands ----
+
+
+@pytest.fixture
+def other_file(tmp_path):
+    Image.new("RGB", (40, 70), "red").save(tmp_path / "other one.png")
+    return str(tmp_path / "other one.png")
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "piped"])
+@pytest.mark.parametrize("start", ["", "image"])
+@pytest.mark.parametrize(
+    ("lines", "turns"),
+    [
+        (["Hi", "/image OTHER", "What?"], ["Hi", ("What?", "other")]),
+        (["/image OTHER", "Hi", "What?"], [("Hi", "other"), "What?"]),
+        (["/image 'OTHER'", "Hi"], [("Hi", "other")]),
+        (["Hi", "/reset", "What?"], ["Hi", None, ("What?", "image")]),
+        (
+            ["Hi", "/image OTHER", "What?", "/reset", "Why?"],
+            ["Hi", ("What?", "other"), None, ("Why?", "other")],
+        ),
+        (["/help", "Hi", "/exit", "What?"], ["Hi"]),
+        ([" /help", "/usr is what?"], [" /help", "/usr is what?"]),
+    ],
+)
+def test_commands(checkpoints, image_file, other_file, monkeypatch, capsys, lines, turns, start, typed):
+    folder = checkpoints / "llava-tiny-v1.5"
+    text = "".join(line.replace("OTHER", other_file) + "\n" for line in lines)
+    chat(monkeypatch, text, folder, image_file if start else "", typed=typed)
+    out, err = capsys.readouterr()
+    tokenizer, model, processor, _ = open_model(str(folder), device="cpu")
+    session = ChatSession(tokenizer, model, processor, template="llava_v1")
+    params = SamplingParams(temperature=0, max_new_tokens=12)
+    files = {"image": image_file if start else None, "other": other_file}
+    first, expected = True, []
+    for turn in turns:
+        if turn is None:
+            session.reset()
+            continue
+        question, name = (turn, None) if isinstance(turn, str) else turn
+        file = files[name] if name else image_file if first and start else None
+        expected.append((question, session.ask(question, [file] if file else (), params)))
+        first = False
+    if typed:
+        shown = "".join(f"USER: ASSISTANT: {answer}\n" for _, answer in expected)
+        assert re.sub("(USER: )+", "USER: ", out).startswith(shown) and out.endswith("bye\n")
+    else:
+        assert out == "".join(f"USER: {asked}\nASSISTANT: {answer}\n" for asked, answer in expected)
+    assert ("/image PATH" in err) == ("/help" in lines)
+
+
+BAD_LINES = [
+    ("/image", "/image needs the path"),
+    ("/image /nowhere/b.png", "/nowhere/b.png"),
+    ("/hepl", "/hepl is no command; the commands are /image, /reset, /help, /exit"),
+    ("/reset now", "/reset takes nothing behind it, but 'now'"),
+    ("word " * 5000, "prompt takes at least"),
+    ("<image> <image>", "names 2 image"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[line[:12] for line, _ in BAD_LINES])
+def test_an_error_leaves_no_empty_answer_and_nothing_behind(
+    checkpoints, image_file, monkeypatch, capsys, line, message
+):
+    folder = checkpoints / "llava-tiny-v1.5"
+    chat(monkeypatch, f"{line}\nWhat is this?\n", folder, image_file, typed=True)
+    out, err = capsys.readouterr()
+    (expected,) = expected_answers(folder, "llava_v1", image_file, ["What is this?"])
+    assert out == f"USER: USER: ASSISTANT: {expected}\nUSER: \nbye\n"
+    assert "error: " in err and message in err
+    with pytest.raises(UserError) as caught:
+        chat(monkeypatch, f"{line}\nWhat is this?\n", folder, image_file)
+    assert message in str(caught.value)
+    assert "ASSISTANT" not in capsys.readouterr().out
+
+
+def test_without_a_model_path_the_sentence_says_what_to_give():
+    with pytest.raises(UserError, match="--model-path is missing; give the folder of a LLaVA checkpoint"):
+        cli.main(cli.build_parser().parse_args([]))
 
 
 def test_shown_roles_have_no_markup():
-    assert cli.display_roles(conv_templates["chatml_direct"]) == ("user", "assistant")
-    assert cli.display_roles(conv_templates["llava_v1"]) == ("USER", "ASSISTANT")
-    assert cli.display_roles(conv_templates["plain"]) == ("USER", "ASSISTANT")
+    assert terminal.display_roles(conv_templates["chatml_direct"]) == ("user", "assistant")
+    assert terminal.display_roles(conv_templates["llava_v1"]) == ("USER", "ASSISTANT")
+    assert terminal.display_roles(conv_templates["plain"]) == ("USER", "ASSISTANT")
 
 
 def program(*args):
@@ -300,7 +398,7 @@ def test_ctrl_c_stops_the_answer_and_end_of_input_the_program(checkpoints, image
     terminal = Terminal(program(*args))
     try:
         at = terminal.wait_for("USER: ")
-        at = terminal.press_until("\x03", "an empty line or Ctrl-D ends the program", at)
+        at = terminal.press_until("\x03", "/exit, an empty line or Ctrl-D ends the program", at)
         at = terminal.wait_for("USER: ", at)
         for _ in range(2):  # the program goes on, also after the second answer
             terminal.type("Tell me a long story\n")

@@ -1,7 +1,8 @@
-"""What apply_delta and make_delta share: one weight at a time, base against LLaVA."""
+"""The work of apply_delta, make_delta and consolidate: one weight at a time, base against LLaVA."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,58 @@ import torch
 from llava.model.checkpoints import files, loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
+from llava.model.checkpoints.writing import refuse_input_as_target, whole_folder
 from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.plan import look_into
+from llava.model.tokenizer import load_tokenizer
+from llava.model.utils import auto_upgrade
+
+logger = logging.getLogger(__name__)
 
 # weights that a text base cannot have; a delta carries them whole
 NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
+
+
+def add_base(base_model_path: str, target_model_path: str, delta_path: str) -> None:
+    """Write base + delta to `target_model_path`; see llava.model.apply_delta."""
+    refuse_input_as_target(target_model_path, (base_model_path, delta_path))
+    base = load_for_delta(base_model_path)
+    model = load_for_delta(delta_path)
+    with torch.no_grad():
+        combine(model, base.state_dict(), torch.Tensor.add_, source=delta_path)
+    with whole_folder(target_model_path) as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(delta_path).save_pretrained(folder)
+    logger.info("wrote %s", target_model_path)
+
+
+def subtract_base(
+    base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None
+) -> None:
+    """Write target - base to `delta_path`; see llava.model.make_delta."""
+    refuse_input_as_target(delta_path, (base_model_path, target_model_path))
+    base = load_for_delta(base_model_path)
+    model = load_for_delta(target_model_path)
+    with torch.no_grad():
+        combine(model, base.state_dict(), torch.Tensor.sub_, source=target_model_path)
+    tokenizer = load_tokenizer(target_model_path)
+    with whole_folder(delta_path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if hub_repo_id:
+        model.push_to_hub(hub_repo_id)
+        tokenizer.push_to_hub(hub_repo_id)
+    logger.info("wrote %s", delta_path)
+
+
+def rewrite(src_path: str, dst_path: str) -> None:
+    """Load `src_path` and write it to `dst_path`; see llava.model.consolidate."""
+    auto_upgrade(src_path)
+    model = load_for_delta(src_path)
+    with whole_folder(dst_path) as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(src_path).save_pretrained(folder)
+    logger.info("wrote %s", dst_path)
 
 
 def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
