@@ -16,11 +16,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llava.train.data.records import DataError
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable
 from llava.train.data.validation import CheckSettings, Finding, check_range, open_all
 from llava.train.labels.masks import LABEL_MASKS
+from llava.train.records import DataError
 from llava.utils import UserError, run_program
 
 CHUNK = 64  # records that a process checks at a time

@@ -23,7 +23,7 @@ import pytest
 from pages import MARKS, PAGES, README, ROOT, Block, anchors, blocks, links, prose, shell_commands
 
 from llava.train.args import parse_args
-from llava.train.data.records import find_fault
+from llava.train.records import find_fault
 from playground.digits.training import STAGES
 
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]

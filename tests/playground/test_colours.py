@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llava.train.data.records import find_fault
 from llava.train.data.streaming import find_shards, read_shard
 from llava.train.data.table import load_records
+from llava.train.records import find_fault
 from playground import colours
 
 

@@ -19,8 +19,8 @@ from llava.conversation import conv_templates
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.tokenizer import load_tokenizer
 from llava.train.args import parse_args
-from llava.train.data.records import find_fault
 from llava.train.labels.preprocess import preprocess
+from llava.train.records import find_fault
 from llava.utils import UserError
 from playground.digits import data as data_module
 from playground.digits import (

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX
+from llava.train.records import SAMPLE_KEY
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ POLICIES = ("error", "skip")
 # So many dropped steps in a row are no accident: the weights or the data are broken.
 MAX_IN_A_ROW = 20
 NAMES_SHOWN = 16
-SAMPLE_KEY = "sample_name"  # of a sample: its index, or its name in a stream
 BATCH_KEY = "sample_names"  # of a batch: those of its samples
 
 

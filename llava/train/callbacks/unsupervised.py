@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX
-from llava.train.callbacks.nonfinite import SAMPLE_KEY
+from llava.train.records import SAMPLE_KEY
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)

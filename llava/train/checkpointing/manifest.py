@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
+from llava.train.data.sources import find_sources
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +151,6 @@ def _data_files(data_path: str | None) -> Iterator[Path]:
     """Yield the files behind --data_path; those that a .yaml mixture names are part of it."""
     if not data_path:
         return
-    from llava.train.data.sources import find_sources
-    from llava.utils import UserError
-
     try:
         sources = find_sources(data_path, None)
     except UserError:  # shards of a stream, which may lie on other machines

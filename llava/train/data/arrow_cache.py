@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.train.data.readers import Row, read_rows
-from llava.train.data.records import DataError, find_fault, has_images, stray_marks
 from llava.train.data.sources import Source
+from llava.train.records import DataError, find_fault, has_images, stray_marks
 from llava.utils import watched
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
-from llava.train.data.records import DataError
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
 from llava.train.data.streaming import StreamingDataset
 from llava.train.data.table import RecordTable, load_records
+from llava.train.records import DataError
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)

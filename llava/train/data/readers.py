@@ -12,7 +12,7 @@ from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
-from llava.train.data.records import DataError, Record, kind_of
+from llava.train.records import DataError, Record, kind_of
 
 CHUNK_BYTES = 4 * 1024 * 1024
 # An error this close to the end of what has been read may only say that the rest is missing.

@@ -11,8 +11,8 @@ from PIL import Image
 
 from llava.conversation import Conversation
 from llava.mm_utils import ImageError, load_image, parse_grid_pinpoints, process_images
-from llava.train.data.records import DataError, Record, image_paths
 from llava.train.labels.preprocess import preprocess, preprocess_multimodal
+from llava.train.records import DataError, Record, image_paths
 from llava.utils import UserError
 
 # input_ids (length,), labels (length,), image (see SampleMaker.make), image_sizes [(width, height)]

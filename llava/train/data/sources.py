@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.train.data.records import DataError
+from llava.train.records import DataError
 from llava.utils import import_optional
 
 FORMATS = (".json", ".jsonl", ".parquet")

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.images import load_image_from_bytes
-from llava.train.callbacks.nonfinite import SAMPLE_KEY
 from llava.train.data.readers import parquet_records
-from llava.train.data.records import DataError, find_fault, stray_marks
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
+from llava.train.records import SAMPLE_KEY, DataError, find_fault, stray_marks
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)

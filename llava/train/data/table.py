@@ -17,8 +17,8 @@ import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.train.data.arrow_cache import map_table, open_table
-from llava.train.data.records import DataError, Record, name_record
 from llava.train.data.sources import Source, find_sources
+from llava.train.records import DataError, Record, name_record
 
 logger = logging.getLogger(__name__)
 

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.mm_utils import ImageError, load_image
-from llava.train.data.records import Fault, Record, find_faults, image_paths, stray_marks
+from llava.train.data.check_settings import CheckSettings, Size
 from llava.train.data.table import RecordTable, load_records
-from llava.utils import UserError
+from llava.train.records import Fault, Record, find_faults, image_paths, stray_marks
 
-Size = tuple[int, int]  # (width, height)
-NO_LIMIT = 1_000_000  # tokens
-
-
-@dataclass(frozen=True)
-class CheckSettings:
-    """What is checked and against which model; the fields are named after the flags of training."""
-
-    data_path: str
-    image_folder: str | None = None
-    data_cache_dir: str | None = None
-    model_name_or_path: str | None = None  # without one, tokens are not counted
-    version: str = "v1"
-    model_max_length: int = 2048
-    vision_tower: str | None = None  # without one, an image counts as one token
-    image_aspect_ratio: str = "square"
-    image_grid_pinpoints: str | None = None  # by default the model's
-    mm_patch_merge_type: str = "flat"
-    mm_vision_select_feature: str = "patch"
-    mm_use_im_start_end: bool = False
-    label_masks: str | None = None  # by default as training chooses
+if TYPE_CHECKING:
+    from llava.train.data.tokens import TokenChecker
 
 
 @dataclass(frozen=True)
@@ -65,7 +44,7 @@ class RecordChecker:
         """Open the records and, if a model is named, its tokenizer. Raises UserError."""
         self.settings = settings
         self.records = open_all(settings) if records is None else records
-        self.tokens = TokenChecker(settings) if settings.model_name_or_path else None
+        self.tokens = _lazy_token_checker(settings) if settings.model_name_or_path else None
 
     def check(self, index: int) -> Iterator[Finding]:
         """Yield every fault of a record, and notes about it."""
@@ -100,6 +79,13 @@ class RecordChecker:
         return faults, sizes
 
 
+def _lazy_token_checker(settings: CheckSettings) -> TokenChecker:
+    """Build the counter of tokens; torch is imported here, where a tokenizer is asked for."""
+    from llava.train.data.tokens import TokenChecker
+
+    return TokenChecker(settings)
+
+
 def open_all(settings: CheckSettings) -> RecordTable:
     """Open every record once, also those that a mixture's weights leave out. Raises DataError."""
     return load_records(
@@ -126,105 +112,4 @@ def _notes(record: Record) -> Iterator[Fault]:
     if stray_marks(record):
         yield Fault(
             "stray_mark", f"it has no image, but {DEFAULT_IMAGE_TOKEN} in its text, which is read as text"
-        )
-
-
-def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of training without its warnings: what it warns about is a finding here."""
-    warner = logging.getLogger("llava.train")
-    level = warner.level
-    warner.setLevel(logging.ERROR)
-    try:
-        return function(*arguments)
-    finally:
-        warner.setLevel(level)
-
-
-class TokenChecker:
-    """Counts the tokens of a record as training does, images included."""
-
-    def __init__(self, settings: CheckSettings) -> None:
-        """Load tokenizer and template. Raises UserError."""
-        from llava import conversation
-        from llava.train.data.samples import SampleMaker
-        from llava.train.labels.preprocess import choose_label_masks
-        from llava.train.train import load_training_tokenizer
-
-        self.limit = settings.model_max_length
-        tokenizer, template = load_training_tokenizer(
-            settings.model_name_or_path or "", settings.version, model_max_length=NO_LIMIT
-        )
-        if tokenizer.pad_token is None:
-            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-        self.tokenizer = tokenizer
-        conv = conversation.conv_templates[template]
-        with_images = SimpleNamespace(
-            is_multimodal=True,
-            mm_use_im_start_end=settings.mm_use_im_start_end,
-            label_masks=_quietly(choose_label_masks, settings.label_masks, conv, tokenizer),
-        )
-        self.maker = SampleMaker(tokenizer, with_images, conv)
-        self.image_tokens = ImageTokens(settings) if settings.vision_tower else None
-
-    def check(self, record: Record, sizes: Sequence[Size]) -> Iterator[Fault]:
-        """Yield a fault for a record that is too long or trains nothing. sizes: of its images."""
-        try:
-            sample = _quietly(self.maker.encode, record)
-            counts = [1 if self.image_tokens is None else self.image_tokens.count(size) for size in sizes]
-            length = len(sample["input_ids"]) - len(counts) + sum(counts)
-            if length > self.limit:
-                yield Fault(
-                    "too_long",
-                    f"it has {length} tokens, {sum(counts)} of them for images; "
-                    f"what is beyond {self.limit} is cut off",
-                )
-            elif bool((sample["labels"] == IGNORE_INDEX).all()):
-                yield Fault(
-                    "nothing_supervised", "no token of it is trained on; its text confuses the template"
-                )
-        except UserError as error:  # the template cannot hold these turns
-            yield Fault("template", str(error))
-
-
-class ImageTokens:
-    """How many tokens an image becomes, by the code that joins the features of its tiles."""
-
-    def __init__(self, settings: CheckSettings) -> None:
-        """Read the sizes of the tower, and the tile grids of the model. Raises UserError."""
-        from llava.model.checkpoints.files import read_config
-        from llava.model.multimodal.config import MultimodalConfig
-        from llava.model.multimodal_encoder.registry import describe_tower
-        from llava.train.data.samples import choose_tile_grids
-
-        fields = SimpleNamespace(
-            mm_vision_tower=settings.vision_tower,
-            mm_vision_select_feature=settings.mm_vision_select_feature,
-        )
-        tower = describe_tower(MultimodalConfig.of(fields))
-        self.edge, self.side, self.extra = tower.tile_size, tower.num_patches_per_side, tower.extra_tokens
-        model = read_config(settings.model_name_or_path or "")
-        grids = choose_tile_grids(
-            settings.image_grid_pinpoints,
-            model.get("image_grid_pinpoints"),
-            aspect_ratio=settings.image_aspect_ratio,
-            tile_edge=self.edge,
-        )
-        self.settings = MultimodalConfig.of(
-            SimpleNamespace(
-                image_grid_pinpoints=grids,
-                image_aspect_ratio=settings.image_aspect_ratio,
-                mm_patch_merge_type=settings.mm_patch_merge_type,
-            )
-        )
-
-    def count(self, size: Size) -> int:
-        """Return the tokens of an image of `size` (width, height)."""
-        from llava.model.multimodal.splice import count_features
-
-        return count_features(
-            size,
-            settings=self.settings,
-            patches_per_side=self.side,
-            extra=self.extra,
-            tile_size=self.edge,
         )

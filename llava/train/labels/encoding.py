@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from llava.mm_utils import tokenizer_image_token
-from llava.train.data.records import DataError
 from llava.train.labels.masks import mask_by_spans
 from llava.train.labels.offsets import encode_with_starts
+from llava.train.records import DataError
 
 Turn = dict[str, Any]  # {"from": "human" or "gpt", "value": text}
 Batch = dict[str, Any]  # input_ids and labels: a tensor (n, length) or a list of n tensors

@@ -6,7 +6,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.model.tokenizer import SPACE, LlamaTokenizer
-from llava.train.data.records import DataError
+from llava.train.records import DataError
 
 # The position of tokens that stand for no text: start and end tokens the tokenizer adds, and images.
 NOWHERE = -1

@@ -19,7 +19,6 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, SeparatorStyle
 from llava.mm_utils import tokenizer_image_token
-from llava.train.data.records import DataError
 from llava.train.labels.encoding import Batch, Turn, adds_bos, counter, encode, image_ids, label_spans
 from llava.train.labels.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting
 from llava.train.labels.preprocess_v0 import (
@@ -29,6 +28,7 @@ from llava.train.labels.preprocess_v0 import (
     _tokenize_fn,
     preprocess_v0,
 )
+from llava.train.records import DataError
 
 logger = logging.getLogger(__name__)
 

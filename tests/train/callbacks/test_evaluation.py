@@ -15,8 +15,8 @@ from recorded_training import Run, flags, run_train
 
 from llava.train.args import parse_args
 from llava.train.callbacks.evaluation import LossMeter, losses_of_rows
-from llava.train.data.records import DataError
 from llava.train.data.table import load_records
+from llava.train.records import DataError
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"

@@ -20,10 +20,11 @@ from recorded_training import Run, flags, run_train
 
 from llava.model.checkpoints.files import CheckpointError, read_tensors
 from llava.train.args import parse_args
-from llava.train.callbacks.nonfinite import BATCH_KEY, MAX_IN_A_ROW, SAMPLE_KEY, NamedBatches, NonFiniteGuard
+from llava.train.callbacks.nonfinite import BATCH_KEY, MAX_IN_A_ROW, NamedBatches, NonFiniteGuard
 from llava.train.checkpointing.folders import find_checkpoints
 from llava.train.checkpointing.manifest import changes, fingerprint, make_manifest
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.records import SAMPLE_KEY
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"

@@ -22,8 +22,8 @@ from llava.conversation import conv_templates
 from llava.train.args import DataArguments
 from llava.train.data import dataset as dataset_module
 from llava.train.data.dataset import LazySupervisedDataset
-from llava.train.data.records import DataError
 from llava.train.data.skipped import SkipLog, report_skipped
+from llava.train.records import DataError
 from llava.utils import UserError
 
 EDGE = 28

@@ -21,8 +21,8 @@ from llava.conversation import conv_templates
 from llava.train.args import parse_args
 from llava.train.data import streaming
 from llava.train.data.dataset import DataCollatorForSupervisedDataset, make_supervised_data_module
-from llava.train.data.records import DataError
 from llava.train.data.streaming import StreamingDataset, find_shards, read_shard, stream_loader
+from llava.train.records import DataError
 from llava.utils import UserError
 
 pytest.importorskip("webdataset")

@@ -16,7 +16,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.train.data.records import DataError
+from llava.train.records import DataError
 from llava.train.train import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,

@@ -18,9 +18,9 @@ import pytest
 from recorded_training import dialog
 
 from llava.train.data import arrow_cache, readers
-from llava.train.data.records import DataError, find_fault, find_faults
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable, load_records
+from llava.train.records import DataError, find_fault, find_faults
 
 TURNS = dialog(("human", "Where is it?"), ("gpt", "Over there, I think."))
 

@@ -15,7 +15,7 @@ from recorded_training import default_template, dialog, prepared_tokenizer, reco
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
 from llava.train import train
-from llava.train.data.records import DataError
+from llava.train.records import DataError
 
 DIALOGS = recorded("dialogs.json")
 

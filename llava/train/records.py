@@ -9,6 +9,8 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.utils import UserError
 
+SAMPLE_KEY = "sample_name"  # of a sample: its index, or its name in a stream
+
 # {"id", "image": path or list of paths (optional), "conversations": [{"from", "value"}]}
 Record = dict[str, Any]
 
