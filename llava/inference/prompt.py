@@ -16,7 +16,13 @@ from llava.constants import (
     IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates
+from llava.conversation import (
+    Conversation,
+    choose_template,
+    find_template,
+    template_of,
+    warn_of_unknown_template,
+)
 from llava.images import as_picture
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
@@ -110,9 +116,7 @@ def open_dialog(
 
 def stop_strings(conversation: Conversation) -> tuple[str, ...]:
     """Return the strings that end an answer in this template (the reference's rule, without empty ones)."""
-    two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-    stop = conversation.sep2 if two_seps else conversation.sep
-    return (stop,) if stop else ()
+    return template_of(conversation).stop_strings()
 
 
 def pick_conv_mode(given: str | None, model_name: str, config: object | None = None) -> tuple[str, str]:
@@ -120,10 +124,11 @@ def pick_conv_mode(given: str | None, model_name: str, config: object | None = N
 
     A given key wins; a warning is logged when another one is inferred. Raises UserError for an unknown key.
     """
-    if given is not None and given not in conv_templates:
-        raise UserError(f"conv-mode is {given!r}; the known ones are {', '.join(sorted(conv_templates))}")
+    if given is not None:
+        find_template(given)
     inferred, reason = choose_template(model_name, config)
     if given is None:
+        warn_of_unknown_template(config, inferred)
         return inferred, reason
     if given != inferred:
         logger.warning(

@@ -32,7 +32,6 @@ from llava.model.language_model.registry import family_of, is_llava, kernels_of,
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
-from llava.model.tokenizer import load_tokenizer
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
 from llava.train.checkpointing.manifest import make_manifest
 from llava.train.checkpointing.resume import OutputLock, choose_checkpoint, open_run
@@ -52,6 +51,7 @@ from llava.train.data.dataset import (
 from llava.train.data.samples import choose_tile_grids
 from llava.train.data.skipped import report_skipped
 from llava.train.dry_run.report import report_dry_run
+from llava.train.labels.dialogs import check_dialogs
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -71,6 +71,7 @@ from llava.train.setup.attention import select_attention
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.liger import use_liger
 from llava.train.setup.packing import use_packing
+from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
 from llava.utils import UserError, run_program
 
@@ -239,27 +240,6 @@ def _choose_trained_parts(model: Any, model_args: ModelArguments, training_args:
     return model
 
 
-def load_training_tokenizer(
-    path: str, version: str, *, model_max_length: int, cache_dir: str | None = None
-) -> tuple[Any, str]:
-    """Load the tokenizer and choose the template of a --version; returns it and the template's key."""
-    tokenizer = load_tokenizer(
-        path,
-        use_fast=False,
-        cache_dir=cache_dir,
-        model_max_length=model_max_length,
-        padding_side="right",
-    )
-    if version != "v0":
-        tokenizer.pad_token = tokenizer.unk_token
-    if version in ("v0", "v0.5"):
-        return tokenizer, "vicuna_v1"  # these versions never had a template of their own in training
-    if version not in conversation_lib.conv_templates:
-        logger.warning("there is no template %r; training with vicuna_v1, as the reference does", version)
-        return tokenizer, "vicuna_v1"
-    return tokenizer, version
-
-
 def _attach_vision(
     model: Any,
     tokenizer: Any,
@@ -314,9 +294,16 @@ def _attach_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def _check_data(dataset: Any, model_args: ModelArguments) -> None:
-    """Refuse data with images for a model without a tower; a stream tells only while it is read."""
-    if model_args.vision_tower is not None or not isinstance(dataset, LazySupervisedDataset):
+def _check_data(dataset: Any, model_args: ModelArguments, data_args: DataArguments, template: str) -> None:
+    """Refuse data with images for a model without a tower, and dialogs that the template cannot hold.
+
+    A stream tells both only while it is read.
+    """
+    if not isinstance(dataset, LazySupervisedDataset):
+        return
+    if data_args.on_bad_sample == "error":
+        check_dialogs(dataset.list_data_dict, template)
+    if model_args.vision_tower is not None:
         return
     if dataset.list_data_dict.with_images.any():
         raise UserError("the data has images, but --vision_tower is missing")
@@ -346,7 +333,7 @@ def train(attn_implementation: str | None = None) -> None:
     data_args.label_masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
-        _check_data(data_module[part], model_args)
+        _check_data(data_module[part], model_args, data_args, template)
     writes = training_args.should_save and not training_args.dry_run
     lock = OutputLock(Path(training_args.output_dir)) if writes else None
     checkpoint = choose_checkpoint(training_args)
@@ -358,6 +345,7 @@ def train(attn_implementation: str | None = None) -> None:
     model = _choose_trained_parts(model, model_args, training_args)
     if tokenizer.pad_token is None:
         smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+    conversation_lib.warn_of_unknown_template(model.config, template)
     model.config.conv_template = template
     if model_args.vision_tower is not None:
         _attach_vision(model, tokenizer, model_args, data_args, training_args)

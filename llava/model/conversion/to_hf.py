@@ -14,7 +14,7 @@ import transformers
 from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llava.conversation import Conversation, choose_template, conv_templates
+from llava.conversation import Conversation, choose_template, conv_templates, find_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
 from llava.model.checkpoints import files
@@ -30,7 +30,6 @@ from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.settings import check_settings
-from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +102,8 @@ def check_target(source: str, target: str | Path) -> None:
 
 def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:
     """Return the conversation template of a checkpoint, or the one that is asked for."""
-    if conv_mode is not None and conv_mode not in conv_templates:
-        raise UserError(f"conv-mode is {conv_mode!r}; the known ones are {', '.join(sorted(conv_templates))}")
+    if conv_mode is not None:
+        find_template(conv_mode)
     key, reason = (
         (conv_mode, "as asked") if conv_mode else choose_template(get_model_name_from_path(path), config)
     )

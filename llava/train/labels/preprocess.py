@@ -17,7 +17,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle
+from llava.conversation import Conversation, SeparatorStyle, check_caption, style_of, template_of
 from llava.mm_utils import tokenizer_image_token
 from llava.train.labels.encoding import Batch, Turn, adds_bos, counter, encode, image_ids, label_spans
 from llava.train.labels.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting
@@ -29,6 +29,7 @@ from llava.train.labels.preprocess_v0 import (
     preprocess_v0,
 )
 from llava.train.records import DataError
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -93,23 +94,14 @@ def preprocess_multimodal(
 def _speaking_turns(source: Sequence[Turn], conv: Conversation) -> list[tuple[str, str]]:
     """Check the order of the turns; returns (role name in the template, text).
 
-    A first turn that is not the human's is dropped, as in the reference. Raises DataError for an empty
-    conversation, an unknown speaker or two turns of one speaker in a row.
+    A first turn that is not the human's is dropped, as in the reference. Raises DataError for turns that the
+    template cannot hold.
     """
+    problem = template_of(conv).check_dialog(source)
+    if problem:
+        raise DataError(problem)
     roles = {"human": conv.roles[0], "gpt": conv.roles[1]}
-    if not source:
-        raise DataError("a conversation has no turns; expected a question and an answer")
-    for number, turn in enumerate(source):
-        if turn["from"] not in roles:
-            raise DataError(f"turn {number} is from {turn['from']!r}; expected 'human' or 'gpt'")
     start = 0 if source[0]["from"] == "human" else 1
-    for number, turn in enumerate(source[start:]):
-        expected = ("human", "gpt")[number % 2]
-        if turn["from"] != expected:
-            raise DataError(
-                f"turn {number + start} is from {turn['from']!r} where {expected!r} was expected; "
-                "human and gpt must alternate"
-            )
     return [(roles[turn["from"]], turn["value"]) for turn in source[start:]]
 
 
@@ -133,37 +125,37 @@ def render(source: Sequence[Turn], conv: Conversation) -> tuple[str, list[tuple[
 # ---- the template families ----
 
 
-_RULES: dict[SeparatorStyle, MaskRule] = {
-    SeparatorStyle.TWO: V1_RULE,
-    SeparatorStyle.LLAMA_2: LLAMA_2_RULE,
-    SeparatorStyle.MPT: MPT_RULE,
+_RULES: dict[str, MaskRule] = {"v1": V1_RULE, "llama_2": LLAMA_2_RULE, "mpt": MPT_RULE}
+_STYLES = {
+    "v1": SeparatorStyle.TWO,
+    "llama_2": SeparatorStyle.LLAMA_2,
+    "mpt": SeparatorStyle.MPT,
 }
 
 
 def _preprocess_rounds(
-    style: SeparatorStyle,
+    rule: str,
     sources: Sequence[Sequence[Turn]],
     tokenizer: Any,
     has_image: bool,
     conv: Conversation | None,
     label_masks: str | None,
 ) -> Batch:
-    """Render, tokenize and label conversations of one template family. Raises DataError for another's."""
+    """Render, tokenize and label conversations by one rule. Raises DataError for another's template."""
     conv = _current(conv)
-    if conv.sep_style != style:
+    style = style_of(conv.sep_style)
+    if style.labels != rule:
         raise DataError(
-            f"a template of style {style.name} is needed, the current one has {conv.sep_style.name}; "
+            f"a template of style {_STYLES[rule].name} is needed, the current one has {style.name}; "
             "choose another --version"
         )
-    rendered = [render(source, conv) for source in sources]
     if label_masks == "spans" or (label_masks is None and not adds_bos(tokenizer)):
-        return _stack(
-            [label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer
-        )
+        return _preprocess_spans(sources, tokenizer, has_image, conv)
+    rendered = [render(source, conv) for source in sources]
     input_ids = encode([prompt for prompt, _ in rendered], tokenizer, has_image)  # (n, length)
     count = counter(tokenizer, has_image)
     labels = [
-        mask_by_counting(ids, prompt, conv, tokenizer, _RULES[style], count)
+        mask_by_counting(ids, prompt, conv, tokenizer, _RULES[rule], count)
         for ids, (prompt, _) in zip(input_ids, rendered, strict=True)
     ]
     for (prompt, spans), row in zip(rendered, labels, strict=True):
@@ -175,6 +167,14 @@ def _preprocess_rounds(
                 prompt[spans[0][0] :],
             )
     return {"input_ids": input_ids, "labels": torch.stack(labels)}
+
+
+def _preprocess_spans(
+    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation
+) -> Batch:
+    """Tokenize and label conversations by the spans of their own rendering, whatever the template."""
+    rendered = [render(source, conv) for source in sources]
+    return _stack([label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer)
 
 
 def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) -> Batch:
@@ -190,8 +190,8 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
 
     So they do for every tokenizer without a start token, and in ChatML, where few dialogs survive them.
     """
-    rule = _RULES.get(conv.sep_style)
-    if rule is None or (conv.sep_style == SeparatorStyle.TWO and not conv.version.startswith("v1")):
+    rule = _RULES.get(template_of(conv).labels)
+    if rule is None:
         return False  # the plain and the oldest template mask by position
     for rounds in (1, 2, 3):
         turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A red cat."}] * rounds
@@ -205,6 +205,12 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
 
 def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: Any) -> str:
     """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
+    if template_of(conv).labels == "spans":
+        if wanted == "reference":
+            raise UserError(
+                "--label_masks is reference, but the reference has no counts for this template; use spans"
+            )
+        return "spans"
     if wanted is not None:
         return wanted
     if not reference_loses_answers(conv, tokenizer):
@@ -229,7 +235,7 @@ def preprocess_v1(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a "USER: ... ASSISTANT: ...</s>" template."""
-    return _preprocess_rounds(SeparatorStyle.TWO, sources, tokenizer, has_image, conv, label_masks)
+    return _preprocess_rounds("v1", sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_llama_2(
@@ -240,7 +246,7 @@ def preprocess_llama_2(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in an "[INST] ... [/INST] ...</s>" template."""
-    return _preprocess_rounds(SeparatorStyle.LLAMA_2, sources, tokenizer, has_image, conv, label_masks)
+    return _preprocess_rounds("llama_2", sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_mpt(
@@ -251,7 +257,7 @@ def preprocess_mpt(
     label_masks: str | None = None,
 ) -> Batch:
     """Tokenize and label conversations in a ChatML template."""
-    return _preprocess_rounds(SeparatorStyle.MPT, sources, tokenizer, has_image, conv, label_masks)
+    return _preprocess_rounds("mpt", sources, tokenizer, has_image, conv, label_masks)
 
 
 def preprocess_plain(
@@ -268,12 +274,9 @@ def preprocess_plain(
     conv = _current(conv)
     input_ids, labels = [], []
     for source in sources:
-        if len(source) != 2:
-            raise DataError(
-                f"the plain template needs one question and one caption, found {len(source)} turns"
-            )
-        if DEFAULT_IMAGE_TOKEN not in source[0]["value"]:
-            raise DataError(f"the plain template needs {DEFAULT_IMAGE_TOKEN} in the first turn, found none")
+        problem = check_caption(source)
+        if problem:
+            raise DataError(problem)
         text = DEFAULT_IMAGE_TOKEN + source[1]["value"] + conv.sep
         ids = image_ids(text, tokenizer)
         masked = ids.clone()
@@ -297,15 +300,15 @@ def preprocess(
     label_masks: "reference" counts tokens as the reference does, and masks a conversation whole that confuses
     it; "spans" labels exactly the answers and their end marks, whatever the text contains; None is
     "reference", but "spans" for tokenizers without a start token. Returns input_ids and labels; a label is
-    its input id or IGNORE_INDEX. Raises DataError for turns the template cannot hold.
+    its input id or IGNORE_INDEX. The rule is the template's own. Raises UserError for a template with an
+    unknown sep_style or one that its version contradicts, DataError for turns the template cannot hold.
     """
     conv = _current(conv)
-    if conv.sep_style == SeparatorStyle.PLAIN:
+    rule = template_of(conv).labels
+    if rule == "plain":
         return preprocess_plain(sources, tokenizer, conv, label_masks)
-    if conv.sep_style == SeparatorStyle.LLAMA_2:
-        return preprocess_llama_2(sources, tokenizer, has_image, conv, label_masks)
-    if conv.version.startswith("v1"):
-        return preprocess_v1(sources, tokenizer, has_image, conv, label_masks)
-    if conv.version == "mpt":
-        return preprocess_mpt(sources, tokenizer, has_image, conv, label_masks)
-    return preprocess_v0(sources, tokenizer, has_image, conv, label_masks)
+    if rule == "v0":
+        return preprocess_v0(sources, tokenizer, has_image, conv, label_masks)
+    if rule == "spans":
+        return _preprocess_spans(sources, tokenizer, has_image, conv)
+    return _preprocess_rounds(rule, sources, tokenizer, has_image, conv, label_masks)

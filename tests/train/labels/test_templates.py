@@ -1,0 +1,113 @@
+"""Each template trains by its own rule; registered ones train, chat and export; unknown ones stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from recorded_training import dialog
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llava import conversation as lib
+from llava.constants import IGNORE_INDEX
+from llava.conversation import Conversation, SeparatorStyle, Style, Template, find_template
+from llava.conversation.registry import TEMPLATES
+from llava.inference.prompt import pick_conv_mode, stop_strings
+from llava.model.conversion.template import chat_template
+from llava.train.labels.dialogs import check_dialogs
+from llava.train.labels.preprocess import choose_label_masks, preprocess
+from llava.train.records import DataError
+from llava.utils import UserError
+
+TURNS = dialog(("human", "What?"), ("gpt", "A red cat."), ("human", "And?"), ("gpt", "A dog."))
+
+
+def _learned(conv: Conversation, tokenizer: Any, masks: str | None = None) -> str:
+    batch = preprocess([TURNS], tokenizer, False, conv, masks)
+    labels = batch["labels"][0]
+    return tokenizer.decode(labels[labels != IGNORE_INDEX]).replace(" ", "")
+
+
+@pytest.fixture
+def own_template() -> Iterator[Template]:
+    """A template of another project, forgotten after the test."""
+    before = dict(lib.conv_templates)
+    known = dict(TEMPLATES)
+    roles = ("<start_of_turn>user\n", "<start_of_turn>model\n")
+    conv = Conversation("", roles, [], 0, Style("gemma", stop="<end_of_turn>"), "<end_of_turn>\n")
+    yield lib.register_template(Template("gemma_it", conv, ("llava_gemma",), name_parts=("gemma",)))
+    for mapping, old in ((lib.conv_templates, before), (TEMPLATES, known)):
+        mapping.clear()
+        mapping.update(old)
+
+
+def test_a_registered_template_trains_chats_and_exports(
+    own_template: Template, variant_tokenizer: Callable[..., Any]
+) -> None:
+    conv, tokenizer = own_template.conversation, variant_tokenizer("plain")
+    assert lib.key_for_training("gemma_it") == "gemma_it"
+    assert choose_label_masks(None, conv, tokenizer) == "spans"
+    assert _learned(conv, tokenizer) == "Aredcat.<end_of_turn>\nAdog.<end_of_turn>\n"
+    with pytest.raises(UserError, match="no counts for this template"):
+        choose_label_masks("reference", conv, tokenizer)
+    assert stop_strings(conv) == ("<end_of_turn>",)
+    assert lib.choose_template("x", {"model_type": "llava_gemma"})[0] == "gemma_it"
+    assert lib.choose_template("my-gemma", None)[0] == "gemma_it"
+    said = conv.copy()
+    said.append_message(said.roles[0], "Hi")
+    said.append_message(said.roles[1], None)
+    messages = [{"role": "user", "content": "Hi"}]
+    jinja = chat_template(conv)
+    rendered = render_jinja_template([messages], chat_template=jinja, add_generation_prompt=True)[0][0]
+    assert rendered == said.get_prompt() == f"{said.roles[0]}Hi<end_of_turn>\n{said.roles[1]}"
+    with pytest.raises(UserError, match="already a template named 'gemma_it'"):
+        lib.register_template(own_template)
+
+
+def test_a_new_version_goes_by_its_own_style(variant_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = variant_tokenizer("plain")
+    conv = Conversation("S", ("USER", "ASSISTANT"), [], 0, SeparatorStyle.TWO, " ", "</s>", "mine")
+    assert _learned(conv, tokenizer, "reference") == "Aredcat.</s>Adog.</s>"
+
+
+@pytest.mark.parametrize(
+    ("style", "sep", "version", "message"),
+    [
+        ("CHATML", "###", "mine", "sep_style is 'CHATML'; use a SeparatorStyle"),
+        (SeparatorStyle.SINGLE, "|", "mine", "separates turns with '|'"),
+        (SeparatorStyle.SINGLE, "###", "mpt", "change one of the two"),
+        (SeparatorStyle.MPT, "###", "v1", "change one of the two"),
+    ],
+)
+def test_unknown_rules_stop(
+    style: Any, sep: str, version: str, message: str, variant_tokenizer: Callable[..., Any]
+) -> None:
+    conv = Conversation("S", ("A", "B"), [], 0, style, sep, None, version)
+    with pytest.raises(UserError, match=message.replace("|", r"\|")):
+        preprocess([TURNS], variant_tokenizer("plain"), False, conv)
+
+
+def test_versions() -> None:
+    assert [lib.key_for_training(one) for one in ("v0", "v0.5", "v1")] == ["vicuna_v1", "vicuna_v1", "v1"]
+    with pytest.raises(UserError, match=r"--version is 'lava_v1'; .*vicuna_v1; did you mean 'llava_v1'"):
+        lib.key_for_training("lava_v1")
+
+
+def test_an_unknown_template_of_a_checkpoint_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="llava"):
+        assert pick_conv_mode(None, "llava-v1.5", {"conv_template": "nonsense"})[0] == "llava_v1"
+    assert len(caplog.records) == 1
+    assert "'nonsense', which is no template here; using llava_v1 (the known ones are" in caplog.text
+
+
+def test_dialogs_that_a_template_cannot_hold() -> None:
+    assert find_template("v1").check_dialog(TURNS) is None
+    assert "found 4 turns" in str(find_template("plain").check_dialog(TURNS))
+    assert "found none" in str(find_template("plain").check_dialog(TURNS[:2]))
+    assert "must alternate" in str(find_template("mpt").check_dialog(TURNS[:1] * 2))
+    assert find_template("v0").check_dialog(TURNS[:1] * 2) is None
+    with pytest.raises(DataError, match="record 1: the plain template needs one question .* found 4 turns"):
+        caption = dialog(("human", "<image>"), ("gpt", "A cat."))
+        check_dialogs([{"conversations": caption}, {"conversations": TURNS}], "plain")
