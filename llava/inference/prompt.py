@@ -18,6 +18,7 @@ from llava.constants import (
 )
 from llava.conversation import (
     Conversation,
+    SeparatorStyle,
     choose_template,
     find_template,
     template_of,
