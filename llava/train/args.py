@@ -19,9 +19,11 @@ from transformers.utils import is_torch_tf32_available
 from llava._compat import parser_actions
 from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
+from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
 from llava.train.labels.masks import LABEL_MASKS
+from llava.train.old_flags import OLD_FLAGS_HELP, translate_old_flags
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
@@ -235,11 +237,15 @@ class _Parser(transformers.HfArgumentParser):
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
     classes = (ModelArguments, DataArguments, TrainingArguments)
-    parser = _Parser(classes)
-    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
+    known = frozenset(one.name for one in fields(transformers.TrainingArguments))
+    words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:
+        values = vars(parser.parse_known_args(words)[0])
+        check_numbers(values)
+        check_json(values)
         model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
-            args=argv, return_remaining_strings=True
+            args=words, return_remaining_strings=True
         )
     except UserError:
         raise
@@ -247,7 +253,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
-    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, argv, classes))
+    check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
+    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, classes))
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 
@@ -273,6 +280,12 @@ def check_args(
     """Refuse combinations of flags that cannot do what they say. Raises UserError with one sentence."""
     if data_args.data_path is None:
         raise UserError("--data_path is missing; name the JSON file with the training records")
+    check_grids(data_args.image_grid_pinpoints)
+    if model_args.tune_mm_mlp_adapter and model_args.mm_projector_type == "identity":
+        raise UserError(
+            "--tune_mm_mlp_adapter trains the projector alone, and "
+            "--mm_projector_type identity has no weights"
+        )
     if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
         raise UserError(
             "--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter does not; give one of them"
@@ -298,9 +311,6 @@ def check_args(
     _choose_evaluation(data_args, training_args)
     if training_args.use_liger_kernel:
         check_liger(training_args)
-    batch_size = training_args.per_device_train_batch_size
-    if batch_size < 1:
-        raise UserError(f"--per_device_train_batch_size is {batch_size}; expected at least 1")
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     try:
         get_reporting_integration_callbacks(training_args.report_to)

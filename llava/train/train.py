@@ -43,6 +43,7 @@ from llava.train.checkpointing.saving import (
     safe_save_model_for_hf_trainer,
     save_trained_model,
 )
+from llava.train.checks import check_projector_file, check_vision_tower
 from llava.train.data.dataset import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -317,6 +318,8 @@ def train(attn_implementation: str | None = None) -> None:
     """
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
+    check_vision_tower(model_args.vision_tower)
+    check_projector_file(model_args.pretrain_mm_mlp_adapter)
     distributed.start(training_args)
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)

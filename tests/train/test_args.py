@@ -88,7 +88,7 @@ def test_old_names_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--learning_rate fast", "invalid float value: 'fast'"),
         ("--save_strategy sometimes", "invalid choice: 'sometimes'"),
         ("--report_to nosuch", "--report_to: nosuch is not supported"),
-        ("--per_device_train_batch_size 0", "is 0; expected at least 1"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0; expected"),
     ],
 )
 def test_refused_in_one_sentence(flags: str, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""What is wrong with single flags, seen before anything is loaded: numbers, folders, files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.mm_utils import parse_grid_pinpoints
+from llava.model.checkpoints.files import part_of, read_tensors
+from llava.model.multimodal_encoder.registry import read_tower_config, tower_class
+from llava.train.old_flags import read_json_flag
+from llava.utils import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a flag takes: from `low` (or above it) to `high` (or below it)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False  # low itself is out
+    below: bool = False  # high itself is out
+    whole: bool = False  # no fractions
+    whole_from_1: bool = False  # below 1 a part of all steps, from there on a whole number
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a number is finite and in the range."""
+        if not math.isfinite(value):
+            return False
+        if value < self.low or (self.above and value == self.low):
+            return False
+        if value > self.high or (self.below and value == self.high):
+            return False
+        return not ((self.whole or (self.whole_from_1 and value > 1)) and value != int(value))
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        words = []
+        if self.low > -math.inf:
+            words.append(f"above {self.low:g}" if self.above else f"from {self.low:g}")
+        if self.high < math.inf:
+            words.append(f"below {self.high:g}" if self.below else f"up to {self.high:g}")
+        if self.whole_from_1:
+            words.append("(below 1: a part of all steps; above 1: whole)")
+        return f"{kind} {' '.join(words)}" if words else "a finite number"
+
+
+_RATE = Range(0)
+_COUNT = Range(1, whole=True)
+_PART = Range(0, 1, below=True)
+
+RANGES: dict[str, Range] = {
+    "model_max_length": _COUNT,
+    "learning_rate": _RATE,
+    "mm_projector_lr": _RATE,
+    "mm_vision_tower_lr": _RATE,
+    "weight_decay": _RATE,
+    "adam_beta1": _PART,
+    "adam_beta2": _PART,
+    "adam_epsilon": _RATE,
+    "max_grad_norm": _RATE,
+    "lora_r": _COUNT,
+    "lora_alpha": Range(0, above=True),
+    "lora_dropout": _PART,
+    "dataloader_num_workers": Range(0, whole=True),
+    "gradient_accumulation_steps": _COUNT,
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "num_train_epochs": Range(0),
+    "warmup_steps": Range(0, whole_from_1=True),
+    "warmup_ratio": _PART,
+    "label_smoothing_factor": _PART,
+    "max_lost_samples": Range(0, 1),
+    "shuffle_buffer": _COUNT,
+    "eval_split": _PART,
+    "seed": Range(0, 2**32 - 1, whole=True),
+}
+# A strategy, and the number of steps that it reads.
+STEPS = {"logging_strategy": "logging_steps", "save_strategy": "save_steps"}
+_EVERY = Range(0, above=True, whole_from_1=True)
+JSON_FLAGS = ("fsdp_config", "accelerator_config", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
+
+
+def check_numbers(values: Mapping[str, object]) -> None:
+    """Refuse numbers that cannot be meant. values: flags to what was parsed; UserError names the flag."""
+    for flag, allowed in RANGES.items():
+        _check_number(flag, values.get(flag), allowed)
+    for strategy, flag in STEPS.items():
+        if str(values.get(strategy, "steps")).rpartition(".")[2].lower() == "steps":
+            _check_number(flag, values.get(flag), _EVERY)
+    for flag, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{flag} is {value}; expected a finite number")
+    max_steps = values.get("max_steps")
+    steps = max_steps if isinstance(max_steps, int) else -1
+    if values.get("num_train_epochs") == 0 and steps <= 0:
+        raise UserError(
+            "--num_train_epochs is 0, so nothing would be trained; expected more, or --max_steps above 0"
+        )
+
+
+def _check_number(flag: str, value: object, allowed: Range) -> None:
+    if isinstance(value, int | float) and not allowed.holds(value):
+        raise UserError(f"--{flag} is {value}; expected {allowed}")
+
+
+def check_json(values: Mapping[str, object]) -> None:
+    """Refuse JSON files that are missing or damaged, and a DeepSpeed configuration that is."""
+    for flag in JSON_FLAGS:
+        value = values.get(flag)
+        if isinstance(value, str):
+            read_json_flag(flag, value)
+    deepspeed = values.get("deepspeed")
+    if isinstance(deepspeed, str) and not _is_base64_json(deepspeed):
+        read_json_flag("deepspeed", deepspeed)
+
+
+def _is_base64_json(text: str) -> bool:
+    """Tell whether a text is JSON in base64, in which launchers hand a DeepSpeed configuration on."""
+    if os.path.exists(text):
+        return False
+    try:
+        return base64.urlsafe_b64decode(text).lstrip().startswith(b"{")
+    except (binascii.Error, ValueError):
+        return False
+
+
+def check_output_dir(output_dir: str | None, *, writes: bool) -> None:
+    """Refuse an output folder that is not named, or that cannot be made or written to."""
+    if not output_dir:
+        if writes:
+            raise UserError("--output_dir is missing; name the folder that the trained model is written to")
+        return
+    path = Path(output_dir).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file; expected a folder, or a name that is free")
+    try:
+        existing = next(one for one in (path, *path.parents) if one.exists())
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be a folder ({error.strerror})") from error
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {output_dir} cannot be made: {existing} is a file")
+    if writes and not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {output_dir} cannot be written: {existing} is not writable for you")
+
+
+def check_grids(grids: str | None) -> None:
+    """Refuse tile grids that cannot be read, or that are not pairs of positive numbers."""
+    if grids is None:
+        return
+    try:
+        pairs = parse_grid_pinpoints(grids)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    if any(edge <= 0 for pair in pairs for edge in pair):
+        raise UserError(f"--image_grid_pinpoints is {grids}; expected positive pixels")
+
+
+def check_projector_file(file: str | None) -> None:
+    """Refuse a projector file that is missing, unreadable or holds no projector."""
+    if file is None:
+        return
+    if not Path(file).is_file():
+        raise UserError(f"--pretrain_mm_mlp_adapter {file} is no file; name the mm_projector.bin of stage 1")
+    try:
+        weights = read_tensors(file)
+    except UserError as error:
+        raise UserError(f"--pretrain_mm_mlp_adapter: {error}") from error
+    if not part_of(weights, "mm_projector"):
+        raise UserError(
+            f"--pretrain_mm_mlp_adapter {file} holds no weights named mm_projector; name the "
+            "mm_projector.bin of stage 1"
+        )
+
+
+def check_vision_tower(tower: str | None) -> None:
+    """Refuse a tower that is missing or of a kind that is unknown."""
+    if tower is None:
+        return
+    if not tower:
+        raise UserError('--vision_tower is ""; expected a CLIP folder or hub name, or no such flag')
+    try:
+        tower_class(read_tower_config(tower), tower)
+    except UserError as error:
+        raise UserError(f"--vision_tower: {error}") from error

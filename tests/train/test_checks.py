@@ -1,0 +1,153 @@
+"""llava.train.checks: what is wrong with a flag is said at once, in one sentence that names it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.train.args import parse_args
+from llava.train.train import train
+from llava.utils import UserError
+
+ROWS = [
+    ("--model_max_length 0", "--model_max_length is 0; expected a whole number from 1"),
+    ("--learning_rate=-1e-5", "--learning_rate is -1e-05; expected a number from 0"),
+    ("--learning_rate nan", "--learning_rate is nan"),
+    ("--weight_decay inf", "--weight_decay is inf"),
+    ("--mm_projector_lr -1 --vision_tower x", "--mm_projector_lr is -1.0"),
+    ("--mm_vision_tower_lr nan --vision_tower x", "--mm_vision_tower_lr is nan"),
+    ("--neftune_noise_alpha nan", "--neftune_noise_alpha is nan; expected a finite number"),
+    ("--adam_beta2 1", "--adam_beta2 is 1.0; expected a number from 0 below 1"),
+    ("--lora_enable True --lora_r 0", "--lora_r is 0; expected a whole number from 1"),
+    ("--lora_enable True --lora_alpha 0", "--lora_alpha is 0; expected a number above 0"),
+    ("--lora_enable True --lora_dropout 1.0", "--lora_dropout is 1.0; expected a number from 0 below 1"),
+    ("--lora_enable True --lora_dropout -0.1", "--lora_dropout is -0.1"),
+    ("--dataloader_num_workers -1", "--dataloader_num_workers is -1; expected a whole number from 0"),
+    ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
+    ("--warmup_ratio 1.0", "--warmup_ratio is 1.0; expected a number from 0 below 1"),
+    ("--warmup_steps -3", "--warmup_steps is -3"),
+    ("--warmup_steps 2.5", "--warmup_steps is 2.5"),
+    ("--save_steps 0", "--save_steps is 0"),
+    ("--save_steps 2.5", "--save_steps is 2.5"),
+    ("--logging_steps 0", "--logging_steps is 0"),
+    ("--num_train_epochs 0", "--num_train_epochs is 0, so nothing would be trained"),
+    ("--num_train_epochs -1", "--num_train_epochs is -1.0"),
+    ("--max_lost_samples 2", "--max_lost_samples is 2.0; expected a number from 0 up to 1"),
+    ("--image_aspect_ratio wide", "--image_aspect_ratio is 'wide'"),
+    ("--image_grid_pinpoints [[336]]", "--image_grid_pinpoints is '[[336]]'"),
+    ("--image_grid_pinpoints [[0,336]]", "--image_grid_pinpoints is [[0,336]]; expected positive"),
+    ("--image_grid_pinpoints tiles", "--image_grid_pinpoints is 'tiles'"),
+    ("--deepspeed {folder}/none.json", "--deepspeed is '{folder}/none.json', and there is no such file"),
+    ("--deepspeed {folder}/broken.json", "--deepspeed: {folder}/broken.json is not valid JSON"),
+    ("--deepspeed {folder}/list.json", "--deepspeed: {folder}/list.json holds no JSON object"),
+    ("--fsdp_config {folder}/none.json", "--fsdp_config is '{folder}/none.json'"),
+    ("--output_dir {folder}/list.json", "--output_dir {folder}/list.json is a file"),
+    ("--output_dir {folder}/list.json/x", "--output_dir {folder}/list.json/x cannot be made"),
+    ("--output_dir=", "--output_dir is missing"),
+    (
+        "--vision_tower x --tune_mm_mlp_adapter True --mm_projector_type identity",
+        "--mm_projector_type identity has no weights",
+    ),
+]
+# seen by train() before tokenizer, data and model
+FILES = [
+    ("--vision_tower {folder}/none", "--vision_tower: The vision tower '{folder}/none'"),
+    ("--vision_tower {folder}/foreign", "is of type 'llama'; known types"),
+    ("--vision_tower {tower} --pretrain_mm_mlp_adapter {folder}/none.bin", "none.bin is no file"),
+    ("--vision_tower {tower} --pretrain_mm_mlp_adapter {folder}/list.json", "--pretrain_mm_mlp_adapter: "),
+    (
+        "--vision_tower {tower} --pretrain_mm_mlp_adapter {folder}/other.bin",
+        "--pretrain_mm_mlp_adapter {folder}/other.bin holds no weights named mm_projector",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("checks")
+    (made / "broken.json").write_text('{"a": ')
+    (made / "list.json").write_text("[]")
+    (made / "foreign").mkdir()
+    (made / "foreign" / "config.json").write_text('{"model_type": "llama"}')
+    torch.save({"lm_head.weight": torch.zeros(2, 2)}, made / "other.bin")
+    return made
+
+
+def _listing(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(("flags", "message"), ROWS)
+def test_flags_are_refused_before_anything_is_loaded(flags: str, message: str, folder: Path) -> None:
+    before = _listing(folder)
+    argv = ["--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
+    with pytest.raises(UserError) as caught:
+        parse_args([*argv, *flags.replace("{folder}", str(folder)).split()])
+    assert message.replace("{folder}", str(folder)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert _listing(folder) == before
+
+
+@pytest.mark.parametrize(("flags", "message"), FILES)
+def test_files_are_refused_before_anything_is_loaded(
+    flags: str, message: str, folder: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _listing(folder)
+    tower = checkpoints / "tiny-clip"
+    given = flags.replace("{folder}", str(folder)).replace("{tower}", str(tower)).split()
+    argv = ["--data_path", "none.json", "--output_dir", str(folder / "out"), "--report_to", "none", *given]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--model_name_or_path", str(folder / "no-model"), *argv])
+    with pytest.raises(UserError) as caught:
+        train()
+    assert message.replace("{folder}", str(folder)) in str(caught.value)
+    assert _listing(folder) == before
+
+
+def test_no_output_folder_is_only_for_a_dry_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    argv = ["--data_path", "x.json", "--report_to", "none"]
+    with pytest.raises(UserError, match="--output_dir is missing"):
+        parse_args(argv)
+    assert parse_args([*argv, "--dry_run", "True"])[2].dry_run
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--save_strategy no --save_steps 0",
+        "--logging_strategy epoch --logging_steps 0",
+        "--num_train_epochs 0 --max_steps 3",
+        "--warmup_steps 0.5",
+        "--save_steps 0.1",
+        "--learning_rate 0",
+        "--max_grad_norm 0",
+    ],
+)
+def test_unusual_flags_that_mean_something_are_taken(flags: str, folder: Path) -> None:
+    argv = ["--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
+    parse_args([*argv, *flags.split()])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="is not writable"):
+        parse_args(["--data_path", "x.json", "--output_dir", str(tmp_path / "a" / "b")])
+
+
+@pytest.mark.slow
+def test_the_program_ends_with_exit_code_2(folder: Path) -> None:
+    before = _listing(folder)
+    program = ["-m", "llava.train.train", "--data_path", "x.json", "--output_dir", str(folder / "out")]
+    done = subprocess.run(
+        [sys.executable, *program, "--num_train_epochs", "0"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --num_train_epochs is 0")
+    assert "Traceback" not in done.stderr
+    assert _listing(folder) == before
