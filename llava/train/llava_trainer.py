@@ -169,13 +169,17 @@ class LLaVATrainer(LossByModality):
                     optimizer.add_param_group({**settings, "params": own, "lr": rate})
         return optimizer
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the scheduler; at this point DeepSpeed's engine exists and has loaded nothing yet."""
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler; at this point DeepSpeed's engine exists and has loaded nothing yet.
+
+        With an optimizer from DeepSpeed's config the engine asks for the scheduler while it is built: the
+        optimizer is then the argument, and the trainer's own only stands in for it.
+        """
         engine = getattr(getattr(self.accelerator, "deepspeed_engine_wrapped", None), "engine", None)
         if engine is not None and self.trains_projector_only:
             leave_out_frozen(engine)
-        scheduler = super().create_scheduler(*args, **kwargs)
-        self._flag_settings = flag_settings(self.optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._flag_settings = flag_settings(self.optimizer if optimizer is None else optimizer)
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -275,6 +275,34 @@ def test_offload_does_what_one_process_does(single: Place) -> None:
         _check_values(single, "offload", kind)
 
 
+def test_a_deepspeed_config_may_have_optimizer_or_scheduler(single: Place) -> None:
+    """With an optimizer of its own the flags' schedule applies; with a scheduler, that one."""
+    optimizer = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}
+    warmup = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+    scheduler = {"type": "WarmupLR", "params": warmup}
+    zero2 = json.loads((ROOT / "scripts" / "zero2.json").read_text())
+    parts = {
+        "neither": {},
+        "optimizer": {"optimizer": optimizer},
+        "scheduler": {"scheduler": scheduler},
+        "both": {"optimizer": optimizer, "scheduler": scheduler},
+    }
+    trainings = []
+    for name, own in parts.items():
+        file = single.out / f"zero2_{name}.json"
+        file.write_text(json.dumps({**zero2, **own}))
+        more = f"{KINDS['full'][0]} --max_steps 4 --save_strategy no --deepspeed {file}"
+        argv = flags(single.checkpoints, single.data, single.out / f"llava-{name}", more, base="vicuna-tiny")
+        trainings.append(Training(f"own_{name}", argv))
+    launch(single.out, trainings, processes=2, limit_s=300)
+    found = {name: list(read_reports(single.out, f"own_{name}"))[0] for name in parts}
+    assert len(set(found["neither"]["rates"])) > 1  # the flags' schedule is no constant
+    assert found["optimizer"]["rates"] == pytest.approx(found["neither"]["rates"])
+    assert found["optimizer"]["losses"] == pytest.approx(found["neither"]["losses"], abs=1e-4)
+    assert found["both"]["rates"] == pytest.approx(found["scheduler"]["rates"])
+    assert found["both"]["rates"] != pytest.approx(found["neither"]["rates"])
+
+
 def test_a_script_runs_under_the_deepspeed_launcher(place: Place) -> None:
     """scripts/v1_5/finetune.sh as it is, two processes, a data set that does not fill the last batch."""
     output = place.out / "llava-script"

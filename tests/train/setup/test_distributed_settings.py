@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.integrations.deepspeed import deepspeed_optim_sched
 
 from llava.model.checkpoints.gather import full_values, whole
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.setup import distributed
 from llava.utils import UserError
 
@@ -63,6 +66,27 @@ def test_what_replaces_a_flag_is_said(
     with caplog.at_level(logging.WARNING):
         distributed.check_deepspeed_config(settings(config))
     assert len(caplog.records) == 1 and message in caplog.text
+
+
+def test_an_optimizer_of_deepspeeds_follows_the_flags_schedule(tmp_path: Path) -> None:
+    """The engine makes the scheduler while the trainer has only a stand-in for the optimizer."""
+    trainer = LLaVATrainer.__new__(LLaVATrainer)  # without a model, which the schedule does not need
+    trainer.args = transformers.TrainingArguments(
+        str(tmp_path), lr_scheduler_type="linear", warmup_steps=2, use_cpu=True
+    )
+    trainer.accelerator = SimpleNamespace()
+    trainer.lr_scheduler = None
+    config = SimpleNamespace(config=dict(ADAM))
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    trainer.optimizer, trainer.lr_scheduler = deepspeed_optim_sched(trainer, config, trainer.args, 6, weights)
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    scheduler = trainer.lr_scheduler.lr_scheduler_callable(optimizer)
+    rates = []
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_the_shipped_configs_need_no_remark(caplog: pytest.LogCaptureFixture) -> None:
