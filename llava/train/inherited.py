@@ -9,8 +9,10 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from llava.model.checkpoints.errors import CheckpointError
-from llava.model.checkpoints.files import read_config
+from llava.model.checkpoints.files import CONFIG_FILE, read_config
 from llava.model.language_model.registry import is_llava
+from llava.model.multimodal.config import MultimodalConfig
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ def inherit_settings(
     """Return the arguments with what was not `given` taken from the LLaVA checkpoint that they start from.
 
     Arguments that start from a text model, or from nothing that can be read, come back as they are. Weights
-    that training starts from were made with these settings, and what it writes must agree with them.
+    that training starts from were made with these settings, and what it writes must agree with them. Raises
+    CheckpointError for settings of the checkpoint that are not known.
     """
     ours, of_data_args = vars(model_args), vars(data_args)
     if ours["vision_tower"] is None:
@@ -58,6 +61,10 @@ def inherit_settings(
         return model_args, data_args
     if not is_llava(config):
         return model_args, data_args
+    try:
+        MultimodalConfig.checked(config)
+    except UserError as error:
+        raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}") from error
     of_model = _changes(config, OF_THE_MODEL, ours, given)
     of_data = _changes(config, OF_THE_DATA, of_data_args, given)
     if "image_grid_pinpoints" in of_data:

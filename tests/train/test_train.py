@@ -208,7 +208,7 @@ def test_bfloat16_keeps_trained_weights_in_float32(
             "vicuna-tiny",
             "--tune_mm_mlp_adapter with --mm_use_im_start_end",
         ),
-        (f"{CHAT} --pretrain_mm_mlp_adapter /nowhere.bin", "vicuna-tiny", "There is no file /nowhere.bin"),
+        (f"{CHAT} --pretrain_mm_mlp_adapter /nowhere.bin", "vicuna-tiny", "/nowhere.bin is no file"),
         (
             f"{CHAT} --mm_projector_type linear --pretrain_mm_mlp_adapter {{rec}}/init_projector_mlp.bin",
             "vicuna-tiny",

@@ -236,7 +236,7 @@ def test_tensorboard_gets_the_losses(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--eval_split 1.0", "expected a part"),
+        ("--eval_split 1.0", "expected a number from 0 below 1"),
         ("--eval_split 0.1 --eval_data_path y.json", "give one of them"),
         ("--eval_split 0.1 --streaming True --max_steps 3", "a part of a stream"),
         ("--eval_strategy steps --eval_steps 5", "needs something to evaluate on"),

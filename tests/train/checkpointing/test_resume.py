@@ -191,7 +191,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     out = tmp_path / "file" / "out"
-    with pytest.raises(CheckpointError, match=f"run_manifest.json could not be written to {out}: Not a dir"):
+    with pytest.raises(UserError, match=f"--output_dir {out} cannot be made: .*file is a file"):
         run_train(flags(checkpoints, training_data, out, f"{STAGE_1} {SAVING}"))
 
 

@@ -13,9 +13,9 @@ import recorded_training
 from recorded_training import dialog
 
 from llava.train import check_data
-from llava.train.data import validation
+from llava.train.data.check_settings import CheckSettings
 from llava.train.data.table import load_records
-from llava.train.data.validation import CheckSettings, ImageTokens
+from llava.train.data.tokens import ImageTokens, TokenChecker
 from llava.utils import UserError
 
 LIMIT = 120
@@ -143,7 +143,7 @@ def test_a_sample_at_the_limit_is_not_too_long(checkpoints: Path, images: Path) 
             vision_tower=str(checkpoints / "tiny-clip"),
             model_max_length=limit,
         )
-        checker = validation.TokenChecker(settings)
+        checker = TokenChecker(settings)
         faults = list(checker.check(record, [(28, 28)]))
         counts.append([fault.kind for fault in faults])
         if faults:

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
 from llava.model.tokenizer import load_tokenizer
-from llava.train.dry_run.report import report
+from llava.train.dry_run import report
 from llava.train.labels.preprocess import preprocess
 from llava.train.llava_trainer import LLaVATrainer
 
