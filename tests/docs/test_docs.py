@@ -23,6 +23,7 @@ import pytest
 from pages import MARKS, PAGES, README, ROOT, Block, anchors, blocks, links, prose, shell_commands
 
 from llava.train.args import parse_args
+from llava.train.old_flags import OLD_FLAGS
 from llava.train.records import find_fault
 from playground.digits.training import STAGES
 
@@ -242,6 +243,7 @@ def test_flags_in_tables_of_training_exist(page: str) -> None:
     doctor = _parser_of("llava.train.check_data")
     assert parser is not None and doctor is not None
     known = {*parser._option_string_actions, *doctor._option_string_actions, "--help"}
+    known |= {f"--{name}" for name in OLD_FLAGS}
     cells = re.findall(r"`(--[^`]+)`", prose(ROOT / "docs" / f"{page}.md"))
     named = {flag for cell in cells for flag in re.findall(r"--[\w-]+", cell)}
     assert named <= known, f"{page} names unknown flags: {sorted(named - known)}"
