@@ -297,10 +297,11 @@ def test_a_deepspeed_config_may_have_optimizer_or_scheduler(single: Place) -> No
     launch(single.out, trainings, processes=2, limit_s=300)
     found = {name: list(read_reports(single.out, f"own_{name}"))[0] for name in parts}
     assert len(set(found["neither"]["rates"])) > 1  # the flags' schedule is no constant
-    assert found["optimizer"]["rates"] == pytest.approx(found["neither"]["rates"])
     assert found["optimizer"]["losses"] == pytest.approx(found["neither"]["losses"], abs=1e-4)
-    assert found["both"]["rates"] == pytest.approx(found["scheduler"]["rates"])
-    assert found["both"]["rates"] != pytest.approx(found["neither"]["rates"])
+    # DeepSpeed steps a scheduler that its engine asked for before the rate is logged
+    assert found["optimizer"]["rates"][:-1] == pytest.approx(found["neither"]["rates"][1:])
+    assert found["both"]["losses"] == pytest.approx(found["scheduler"]["losses"], abs=1e-4)
+    assert found["both"]["losses"] != pytest.approx(found["neither"]["losses"], abs=1e-4)
 
 
 def test_a_script_runs_under_the_deepspeed_launcher(place: Place) -> None:
