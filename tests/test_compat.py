@@ -18,7 +18,6 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
-    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MptForCausalLM,
@@ -102,7 +101,11 @@ def test_attention_is_read_and_set(model: LlamaForCausalLM) -> None:
 def test_a_class_tells_which_attention_it_has() -> None:
     assert _compat.supported_attention(LlamaForCausalLM) == ("sdpa", "flash_attention", "flex_attention")
     assert _compat.supported_attention(MptForCausalLM) == ()
-    assert _compat.supported_attention(Gemma2ForCausalLM) == ("flash_attention", "flex_attention")
+
+    class WithoutSdpa(LlamaForCausalLM):
+        _supports_sdpa = False
+
+    assert _compat.supported_attention(WithoutSdpa) == ("flash_attention", "flex_attention")
 
 
 def test_a_model_tells_whether_it_compiles(model: LlamaForCausalLM) -> None:
