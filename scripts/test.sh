@@ -20,7 +20,7 @@ done
 venv=.venv
 if [ "$oldest" = yes ]; then
     venv=.venv-oldest
-    export VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+    export VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=train,dev
 fi
 bash scripts/setup.sh
 python="$venv/bin/python"
