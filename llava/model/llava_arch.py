@@ -17,6 +17,7 @@ from llava.constants import (
     IGNORE_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.checkpoints.class_loading import load_class
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
 from llava.model.checkpoints.gather import whole
 from llava.model.checkpoints.saving import save_whole_model
@@ -435,6 +436,12 @@ class LlavaMetaForCausalLM(_LLM):
         ):
             self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
             self.get_output_embeddings().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does; see checkpoints.class_loading for what is added."""
+        load = super().from_pretrained
+        return load_class(load, cls.base_model_prefix, pretrained_model_name_or_path, args, kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""

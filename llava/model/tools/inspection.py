@@ -21,7 +21,7 @@ from llava.model.builder import best_device, best_dtype, load_pretrained_model, 
 from llava.model.checkpoints import files, quantization
 from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.generation import GENERATION_FILE, check_generation_config
-from llava.model.checkpoints.loading import UnfitWeightsError
+from llava.model.checkpoints.faults import UnfitWeightsError
 from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
