@@ -1,4 +1,4 @@
-"""Which weights a checkpoint lacks, has no place for, or stores in another shape; which are exempt, and why."""
+"""Which weights a checkpoint lacks, has no place for, or stores in another shape, and which are exempt."""
 
 from __future__ import annotations
 
