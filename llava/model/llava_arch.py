@@ -350,8 +350,11 @@ class LlavaMetaForCausalLM(_LLM):
         positions, targets = supervised_positions(labels)
         if len(labels) == count:
             samples = torch.arange(count, device=labels.device)[:, None].expand_as(labels)
+            mask = inputs["attention_mask"]  # (B, L)
+            read = torch.ones_like(labels).sum(1) if mask is None else mask.sum(1)
         else:  # packed: positions start again with each sample
             samples = (inputs["position_ids"] == 0).cumsum(1) - 1
+            read = torch.bincount(samples.flatten(), minlength=count)
         body = self.get_model()
         body.positions_for_head = positions
         try:
@@ -371,6 +374,7 @@ class LlavaMetaForCausalLM(_LLM):
             loss=loss,
             loss_sums=sums,
             loss_counts=counts,
+            tokens_read=read,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

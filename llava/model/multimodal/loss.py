@@ -16,10 +16,12 @@ class SupervisedOutput(CausalLMOutputWithPast):
     """Output of a forward pass without logits; also says what each sample has added to the loss.
 
     loss_sums: summed token losses, without graph; loss_counts: labelled tokens; both float32 (samples,).
+    tokens_read: positions without padding that the LLM reads, image features among them; (samples,).
     """
 
     loss_sums: torch.Tensor | None = None
     loss_counts: torch.Tensor | None = None
+    tokens_read: torch.Tensor | None = None
 
 
 def supervised_positions(
