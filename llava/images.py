@@ -56,12 +56,14 @@ def load_image(
         raise ImageError(f"the image {source!r} cannot be read: {error.strerror or error}") from error
 
 
-def load_image_from_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image_from_bytes(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Decode a picture file that lies in memory, as load_image does; `name` is for messages.
 
-    Raises ImageError.
+    formats: Pillow's names of those that are tried (None: all). Raises ImageError.
     """
-    return _to_rgb(_decode(io.BytesIO(data), name, max_pixels), name)
+    return _to_rgb(_decode(io.BytesIO(data), name, max_pixels, formats), name)
 
 
 def as_picture(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -111,13 +113,15 @@ def expand2square(pil_img: Image.Image, background_color: Color) -> Image.Image:
     return square
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _decode(
+    file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Read the first frame of an opened picture file, after a look at its size."""
     if not file.read(1):
         raise ImageError(f"the image {name!r} is empty (0 bytes)")
     file.seek(0)
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=formats)
         if image.format == "EPS":  # decoding one would run the program Ghostscript
             raise ImageError(f"the image {name!r} is PostScript (EPS); convert it to PNG or JPEG")
         width, height = image.size

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.conversation import Conversation
+from llava.images import as_picture
 from llava.inference.answer import end_ids, stream_answer
 from llava.inference.decoder import Decoder, digest_of
+from llava.inference.dialog import Answer, Dialog
 from llava.inference.model_inputs import (
     check_fits,
     context_of,
@@ -27,24 +28,9 @@ from llava.inference.streaming import TextStream
 from llava.model.multimodal.splice import pad_rows
 from llava.utils import UserError
 
+__all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch", "prompt_lengths"]
+
 DEFAULT_BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Dialog:
-    """A conversation whose last answer is wanted (its last message is None), and its images in order."""
-
-    conversation: Conversation
-    images: Sequence[Image.Image] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer, why it ended ("stop", "length" or "context"), and its token ids without an end token."""
-
-    text: str
-    finish_reason: str
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -128,10 +114,11 @@ def _read_dialog(
     if dialog.images and image_processor is None:
         raise UserError("it has images, but this model has no vision tower; ask it without an image")
     ids = encode_prompt(tokenizer, conversation, len(dialog.images))
-    lengths = [image_length(model, one.size) for one in dialog.images]
+    images = [as_picture(one) for one in dialog.images]
+    lengths = [image_length(model, one.size) for one in images]
     n_positions = len(ids) - len(lengths) + sum(lengths)
     check_fits(model, n_positions, has_images=bool(lengths))
-    return _Prompt(index, ids, dialog.images, stop_strings(conversation) + params.stop, n_positions)
+    return _Prompt(index, ids, images, stop_strings(conversation) + params.stop, n_positions)
 
 
 def _buckets(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:

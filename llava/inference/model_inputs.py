@@ -16,6 +16,10 @@ from llava.model.multimodal.splice import Row, count_features, splice_rows
 from llava.utils import UserError
 
 
+class PromptTooLong(UserError):
+    """A prompt that leaves no position for an answer."""
+
+
 def device_of(model: Any) -> torch.device:
     """Return the device that token ids go to."""
     return model.get_input_embeddings().weight.device
@@ -30,13 +34,13 @@ def context_of(model: Any) -> int:
 
 
 def check_fits(model: Any, n_positions: int, *, has_images: bool = False) -> None:
-    """Raise UserError for a prompt that leaves no position for an answer, or that the model would cut."""
+    """Raise PromptTooLong for a prompt that leaves no position for an answer, or that the model would cut."""
     limit = context_of(model)
     longest = MultimodalConfig.of(model.config).max_length
     if has_images and longest is not None:  # where the model's own splice cuts a prompt
         limit = min(limit, longest)
     if n_positions >= limit:
-        raise UserError(
+        raise PromptTooLong(
             f"the prompt takes at least {n_positions} positions, but this model takes {limit}, answer "
             "included; ask a shorter question, use fewer images or start a new conversation"
         )

@@ -27,8 +27,9 @@ from llava.model import (
     LlavaMptConfig,
     LlavaMptForCausalLM,
 )
+from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import read_config
-from llava.model.checkpoints.loading import check_loading, from_pretrained, load_tower
+from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into

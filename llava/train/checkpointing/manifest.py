@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llava.atomic import write_text
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
 from llava.train.data.sources import find_sources
 from llava.utils import UserError
@@ -187,9 +188,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     """Write a manifest into a folder; it is whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{MANIFEST_FILE}.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST_FILE)
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,44 @@
+"""What is asked and what is answered: dialogs, prompts as they stand, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from llava.conversation import Conversation
+
+# An image of a question: a Pillow image, or a path or URL that is opened when its turn comes.
+ImageSource = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class Dialog:
+    """A conversation whose last answer is wanted (its last message is None), and its images in order."""
+
+    conversation: Conversation
+    images: Sequence[ImageSource] = ()
+
+
+@dataclass(frozen=True)
+class RawPrompt:
+    """A prompt without a template: text in which `<image>` stands for each image, or token ids.
+
+    In token ids IMAGE_TOKEN_INDEX stands for each image. stop: the strings that end the answer, beside those
+    of SamplingParams.
+    """
+
+    prompt: str | Sequence[int]
+    images: Sequence[ImageSource] = ()
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, why it ended ("stop", "length" or "context"), and its token ids without an end token."""
+
+    text: str
+    finish_reason: str
+    ids: tuple[int, ...]
