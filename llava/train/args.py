@@ -174,8 +174,9 @@ class TrainingArguments(transformers.TrainingArguments):
         _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
         self._take_old_names()
         self._fit_to_device()
-        if self.disable_tqdm is None:
-            self.disable_tqdm = False  # else it would follow how much transformers says
+        inherited: Any = self
+        if inherited.disable_tqdm is None:
+            inherited.disable_tqdm = False  # else it would follow how much transformers says
         super().__post_init__()
 
     def _take_old_names(self) -> None:

@@ -156,7 +156,7 @@ class Progress(TrainerCallback):
         if self._line is None or not self._shows(state):
             return
         self._batches += 1
-        loader = kwargs.get("eval_dataloader")
+        loader: Any = kwargs.get("eval_dataloader")
         total = f"/{len(loader):,}" if has_length(loader) else ""
         self._line.open()
         self._line.draw([_step(state), f"evaluating {self._batches:,}{total}"])
