@@ -24,7 +24,9 @@ from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
+from llava.model.multimodal.loss import (
+    SupervisedOutput, losses_of_samples, supervised_positions, tokens_of_samples,
+)  # fmt: skip
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
@@ -351,11 +353,8 @@ class LlavaMetaForCausalLM(_LLM):
         positions, targets = supervised_positions(labels)
         if len(labels) == count:
             samples = torch.arange(count, device=labels.device)[:, None].expand_as(labels)
-            mask = inputs["attention_mask"]  # (B, L)
-            read = torch.ones_like(labels).sum(1) if mask is None else mask.sum(1)
         else:  # packed: positions start again with each sample
             samples = (inputs["position_ids"] == 0).cumsum(1) - 1
-            read = torch.bincount(samples.flatten(), minlength=count)
         body = self.get_model()
         body.positions_for_head = positions
         try:
@@ -375,7 +374,7 @@ class LlavaMetaForCausalLM(_LLM):
             loss=loss,
             loss_sums=sums,
             loss_counts=counts,
-            tokens_read=read,
+            tokens_read=tokens_of_samples(samples, inputs["attention_mask"], count),
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

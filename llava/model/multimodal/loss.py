@@ -50,3 +50,12 @@ def losses_of_samples(
     sums = found.new_zeros(count).index_add_(0, members, found)
     counts = found.new_zeros(count).index_add_(0, members, torch.ones_like(found))
     return token_losses.mean(), sums, counts
+
+
+def tokens_of_samples(samples: torch.Tensor, mask: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Return how many positions each of `count` samples has without its padding: (count,).
+
+    samples: (B, L), the sample that a position belongs to; mask: (B, L), 0 for padding, None without any.
+    """
+    kept = torch.ones_like(samples) if mask is None else mask.to(samples)
+    return kept.new_zeros(count).index_add_(0, samples.flatten(), kept.flatten())
