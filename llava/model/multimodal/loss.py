@@ -52,7 +52,7 @@ def losses_of_samples(
     return token_losses.mean(), sums, counts
 
 
-def tokens_of_samples(samples: torch.Tensor, mask: torch.Tensor | None, count: int) -> torch.Tensor:
+def read_by(samples: torch.Tensor, mask: torch.Tensor | None, count: int) -> torch.Tensor:
     """Return how many positions each of `count` samples has without its padding: (count,).
 
     samples: (B, L), the sample that a position belongs to; mask: (B, L), 0 for padding, None without any.
