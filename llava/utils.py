@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -43,6 +44,14 @@ class MissingPackageError(UserError, ImportError):
     """An optional package is not installed or cannot be imported."""
 
 
+def shortened(text: object, limit: int = 300) -> str:
+    """Return a text, or a path, of which the middle is left out where it is longer than `limit`."""
+    whole = str(text)
+    if len(whole) <= limit:
+        return whole
+    return f"{whole[: limit // 2]}...{whole[-limit // 4 :]} ({len(whole)} characters)"
+
+
 def run_program(main: Callable[[], object]) -> None:
     """Run the main function of a command-line program.
 
@@ -55,6 +64,16 @@ def run_program(main: Callable[[], object]) -> None:
         logger.debug("a user error ended the program", exc_info=True)
         sys.stdout.flush()
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        logger.debug("too long a path ended the program", exc_info=True)
+        sys.stdout.flush()
+        sys.stderr.write(
+            f"error: the path {shortened(error.filename)!r}, or a name in it, is too long for the file "
+            "system; give a shorter one\n"
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")

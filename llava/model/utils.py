@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
 
+from llava.atomic import write_text
 from llava.model.checkpoints.files import CONFIG_FILE, find_file, read_json
 from llava.model.checkpoints.writing import explained_write
 
@@ -31,11 +30,5 @@ def auto_upgrade(config: str) -> None:
     content["model_type"] = "llava_llama"
     content["architectures"] = ["LlavaLlamaForCausalLM"]
     with explained_write(file):
-        _replace(file, content)
+        write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     print("Upgraded.")
-
-
-def _replace(file: Path, content: dict) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, file)

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llava.atomic import atomic_file
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable
 from llava.train.data.validation import CheckSettings, Finding, check_range, open_all
@@ -185,16 +186,12 @@ def _as_list(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _write(path: Path, parts: Sequence[str] | Iterator[str]) -> None:
-    """Write a file under another name, then rename it."""
-    part = path.with_name(f"{path.name}.part")
+    """Write a file whole or not at all."""
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with atomic_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
             file.writelines(parts)
-        os.replace(part, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_output(name: str | None, inputs: set[Path]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from llava._compat import cached_hub_file
+from llava.atomic import atomic_file
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.sanity import check_config
 
@@ -284,31 +284,19 @@ def load_weights(path: str | Path, *, shapes_only: bool = False) -> dict[str, to
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def let_others_read(file: Path) -> None:
-    """Give a file the permissions that new files have here; safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
-
-
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: str | Path) -> None:
-    """Write a dict of tensors as `.bin` or `.safetensors` under a temporary name, then rename it."""
+    """Write a dict of tensors as `.bin` or `.safetensors`, whole or not at all."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    with atomic_file(file) as scratch:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             save_file(
-                {name: value.contiguous() for name, value in tensors.items()}, partial, {"format": "pt"}
+                {name: value.contiguous() for name, value in tensors.items()}, scratch, {"format": "pt"}
             )
         else:
-            torch.save(dict(tensors), partial)
-        let_others_read(partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+            torch.save(dict(tensors), scratch)
 
 
 # ------------------------------------------------------------------------------------------- names of weights

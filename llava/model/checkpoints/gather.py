@@ -15,7 +15,7 @@ def is_split(param: Any) -> bool:
 
 
 @contextlib.contextmanager
-def whole(params: Iterable[torch.Tensor], *, write: bool) -> Iterator[None]:
+def gathered(params: Iterable[torch.Tensor], *, write: bool) -> Iterator[None]:
     """Gather parameters that ZeRO-3 has split for the time of the block; every process has to enter it.
 
     write: what the block changes is kept. All processes have to make the same changes; the first one's count.
@@ -35,5 +35,5 @@ def full_values(param: Any) -> torch.Tensor:
     """Return a copy of a parameter's full values on the CPU; every process has to call it."""
     if hasattr(param, "full_tensor"):  # a DTensor of FSDP2
         return param.detach().full_tensor().cpu().clone()
-    with whole([param], write=False):
+    with gathered([param], write=False):
         return param.data.detach().cpu().clone()

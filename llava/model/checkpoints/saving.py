@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava.model.checkpoints.files import let_others_read
+from llava.atomic import let_others_read
 
 logger = logging.getLogger(__name__)
 

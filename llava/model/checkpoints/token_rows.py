@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llava.model.checkpoints.files import CheckpointError, read_tensors
-from llava.model.checkpoints.gather import full_values, whole
+from llava.model.checkpoints.gather import full_values, gathered
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ STORED_ROWS = "new_token_rows."  # begins the names of saved rows in non_lora_tr
 def average_new_rows(model: Any, new: int) -> None:
     """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with whole([embeddings.weight], write=True):
+        with gathered([embeddings.weight], write=True):
             rows = embeddings.weight.data
             rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)
 
@@ -46,7 +46,7 @@ def set_new_token_rows(model: Any, stored: Mapping[str, torch.Tensor], source: s
                 f"{source} holds rows of new tokens of shape {tuple(rows.shape)}; the model's embeddings are "
                 f"{tuple(part.weight.shape)}. Is this the right base model?"
             )
-        with whole([part.weight], write=True), torch.no_grad():
+        with gathered([part.weight], write=True), torch.no_grad():
             part.weight.data[-len(rows) :] = rows.to(part.weight)
 
 
@@ -56,7 +56,7 @@ def load_start_end_rows(model: Any, file: str, new: int) -> None:
     if stored is None:  # a projector that was trained without these tokens
         logger.warning("%s holds no embeddings of <im_start> and <im_end>; they start from the mean", file)
         return
-    with whole([model.get_input_embeddings().weight], write=True):
+    with gathered([model.get_input_embeddings().weight], write=True):
         embeddings = model.get_input_embeddings().weight.data
         if new == 0 or stored.shape not in (embeddings.shape, embeddings[-new:].shape):
             raise CheckpointError(

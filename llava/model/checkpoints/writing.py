@@ -6,22 +6,30 @@ import contextlib
 import errno
 import logging
 import os
-import platform
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llava.model.checkpoints.files import (
-    WEIGHT_FILES,
-    WEIGHT_INDEXES,
-    CheckpointError,
-    first_line,
-    let_others_read,
-)
+from llava.atomic import atomic_folder
+from llava.model.checkpoints.files import WEIGHT_INDEXES, CheckpointError, first_line
+from llava.utils import UserError, shortened
 
 logger = logging.getLogger(__name__)
 
+DISK_FULL = "the disk is full"
+QUOTA_USED_UP = "the disk quota is used up"
+_WORDS = {
+    errno.ENOSPC: DISK_FULL,
+    errno.EDQUOT: QUOTA_USED_UP,
+    errno.ENAMETOOLONG: "the path, or a name in it, is too long for the file system",
+}
+_PROBE_BYTES = 1024 * 1024
 FREE_BYTES_OF_A_FULL_DISK = 16 * 1024 * 1024
+# what torch, safetensors and tokenizers say, in errors of their own, of a file that cannot be written
+_WRITERS = re.compile(r"PytorchStreamWriter|inline_container|I/O error|Parent directory|cannot be opened")
+_NUMBER = re.compile(r"\(os error (\d+)\)")
 # a folder gets new weights: these of its old files must not stay beside them
 _OLD_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", *WEIGHT_INDEXES)
 
@@ -42,26 +50,15 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     Until then, and after a crash, `target` is as it was. Files that `target` has under other names stay, but
     for old weights beside new ones. Raises CheckpointError where the disk does not take what is written.
     """
-    name, target = target, Path(target).resolve()
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{name} is a file; expected a folder to write to.")
-    # a folder that others are in, or that is a disk of its own, cannot be renamed
-    inside = target.is_dir() and (os.path.ismount(target) or Path.cwd().is_relative_to(target))
-    scratch = _aside(target, "partial", inside=inside)
-    with explained_write(name), _removed_at_the_end(scratch):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _take_back(target)
-        for left in scratch.parent.glob(f"{scratch.name.rpartition('-')[0]}-*"):
-            _remove_if_dead(left)
-        scratch.mkdir()
-        yield scratch
-        for file in scratch.rglob("*.safetensors"):
-            let_others_read(file)
-        sync_tree(scratch)
-        if inside:
-            _move_into(scratch, target)
-        else:
-            _exchange(scratch, target)
+    with explained_write(target):
+        if Path(target).exists() and not Path(target).is_dir():
+            raise CheckpointError(f"{target} is a file; expected a folder to write to.")
+        with atomic_folder(target, keep=True, stale=_OLD_WEIGHTS) as scratch:
+            yield scratch
+            if Path(target).is_dir() and any(one != scratch for one in Path(target).resolve().iterdir()):
+                logger.warning(
+                    "%s exists; its files of the same names, and old weights, are replaced", target
+                )
 
 
 @contextlib.contextmanager
@@ -72,119 +69,43 @@ def explained_write(name: str | Path) -> Iterator[None]:
     except Exception as error:
         if reason := write_failure(error, Path(name).parent):
             raise CheckpointError(
-                f"{name} could not be written: {reason}. It is as it was before."
+                f"{shortened(name)} could not be written: {reason}. It is as it was before."
             ) from error
         raise
 
 
-@contextlib.contextmanager
-def _removed_at_the_end(scratch: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _aside(target: Path, kind: str, *, inside: bool = False) -> Path:
-    """Name a folder of this process beside (or in) `target`."""
-    name = f".{target.name}.{kind}-{platform.node()}-{os.getpid()}"
-    return (target if inside else target.parent) / name
-
-
-def _exchange(scratch: Path, target: Path) -> None:
-    """Put `scratch` in the place of `target` by renaming; between the two renames `target` is set aside."""
-    before = _aside(target, "before")
-    if target.exists():
-        if any(target.iterdir()):
-            logger.warning("%s exists; its files of the same names, and old weights, are replaced", target)
-        os.replace(target, before)
-    try:
-        os.replace(scratch, target)
-    finally:
-        if before.exists():
-            _keep_others(before, target)
-    sync(target.parent)
-
-
-def _keep_others(before: Path, target: Path) -> None:
-    """Move into `target` what only `before` has, and remove `before`; without `target`, put it back."""
-    if not target.exists():
-        os.replace(before, target)
-        return
-    new_weights = any((target / name).exists() for name in WEIGHT_FILES + WEIGHT_INDEXES)
-    old = {file for pattern in _OLD_WEIGHTS for file in before.glob(pattern)} if new_weights else set()
-    for file in before.iterdir():
-        if file not in old and not (target / file.name).exists():
-            os.replace(file, target / file.name)
-    shutil.rmtree(before)
-
-
-def _take_back(target: Path) -> None:
-    """Finish or undo an exchange that a crash cut off."""
-    for before in sorted(target.parent.glob(f".{target.name}.before-*")):
-        _keep_others(before, target)
-
-
-def _move_into(scratch: Path, target: Path) -> None:
-    """Move files into a folder that cannot be renamed; without config.json it does not look whole."""
-    (target / "config.json").unlink(missing_ok=True)
-    for pattern in _OLD_WEIGHTS:
-        for file in target.glob(pattern):
-            file.unlink()
-    for file in sorted(scratch.iterdir(), key=lambda one: one.name == "config.json"):
-        os.replace(file, target / file.name)
-    sync(target)
-
-
-def _remove_if_dead(left: Path) -> None:
-    """Remove what a process of this machine that is no more began to write."""
-    number = left.name.rpartition("-")[2]
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        shutil.rmtree(left, ignore_errors=True)
-    except (OSError, ValueError):
-        return  # it lives, or belongs to another user
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot sync folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
 def write_failure(error: BaseException, folder: Path) -> str:
-    """Say why a file could not be written; empty if `error` is about something else."""
-    text = first_line(error)
-    full = "the disk is full"
-    if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return full if error.errno == errno.ENOSPC else "the disk quota is used up"
-        return error.strerror or text
-    if "No space left" in text or "os error 28" in text:
-        return full
-    # torch and safetensors have errors of their own for a file that does not take what is written
-    of_writer = any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container", "I/O error"))
-    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and of_writer):
-        return full if _is_full(folder) else f"the disk did not take it ({text})"
-    return ""
+    """Say why a file could not be written to `folder`; empty if `error` is about something else.
+
+    The number that the system gave is what counts; where a writer hides it, writing to `folder` is tried.
+    """
+    if isinstance(error, UserError):
+        return ""
+    text = shortened(first_line(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        return _words(error.errno)
+    if found := _NUMBER.search(str(error)):
+        return _words(int(found.group(1)))
+    if "No space left" in str(error):
+        return DISK_FULL
+    of_writer = isinstance(error, RuntimeError) and _WRITERS.search(str(error))
+    if of_writer or type(error).__name__ == "SafetensorError":
+        number = _try_to_write(folder)
+        return _words(number) if number else f"the disk did not take it ({text})"
+    return text if isinstance(error, OSError) else ""
 
 
-def _is_full(folder: Path) -> bool:
+def _words(number: int) -> str:
+    return _WORDS.get(number) or os.strerror(number)
+
+
+def _try_to_write(folder: Path) -> int:
+    """Return the number of the error that writing a small file to `folder` meets, 0 if it meets none."""
     try:
-        return shutil.disk_usage(folder).free < FREE_BYTES_OF_A_FULL_DISK
-    except OSError:
-        return False
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        return errno.ENOSPC if shutil.disk_usage(folder).free < FREE_BYTES_OF_A_FULL_DISK else 0
+    except OSError as error:
+        return error.errno or errno.EIO

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llava.atomic import atomic_file
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.writing import explained_write
 from llava.model.conversion import weights
 from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name
@@ -48,13 +49,11 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     kind = check_hf(config, source)
     if config.get("vision_feature_select_strategy", "default") != "default":
         raise CheckpointError(f"{source} keeps the CLS feature, which llama.cpp's LLaVA takes off.")
-    output = Path(output)
-    partial = output.with_name(f".{output.name}.partial")
-    writer = gguf.GGUFWriter(partial, "clip")
-    layers = _add_fields(writer, config, kind, source)
-    writer.add_file_type(_FTYPES[dtype])
-    count = 0
-    try:
+    with explained_write(output), atomic_file(output) as scratch:
+        writer = gguf.GGUFWriter(scratch, "clip")
+        layers = _add_fields(writer, config, kind, source)
+        writer.add_file_type(_FTYPES[dtype])
+        count = 0
         for name, value in weights.stored(source, _is_vision):
             ours = from_hf_name(name)
             layer = _LAYER.search(ours)
@@ -67,9 +66,6 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 

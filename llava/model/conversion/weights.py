@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from llava.atomic import atomic_folder, move
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.writing import write_failure
 from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VISION_LEVEL, VOCABULARY_WEIGHTS
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import describe_tower
+from llava.utils import shortened
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -140,12 +142,7 @@ class ShardWriter:
         self.total_bytes += size
 
     def _write(self) -> None:
-        file = self.folder / f"shard-{len(self._shards)}.partial"
-        try:
-            save_file(self._pending, file, {"format": "pt"})
-        except SafetensorError as error:  # its name for a full disk
-            raise OSError(files.first_line(error)) from error
-        file.chmod(0o644)  # safetensors writes for the owner alone
+        save_file(self._pending, self.folder / f"shard-{len(self._shards)}.partial", {"format": "pt"})
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
 
@@ -157,7 +154,7 @@ class ShardWriter:
         weight_map = {}
         for index, names in enumerate(self._shards):
             file = f"model-{index + 1:05d}-of-{count:05d}.safetensors" if count > 1 else files.WEIGHT_FILES[0]
-            os.replace(self.folder / f"shard-{index}.partial", self.folder / file)
+            move(self.folder / f"shard-{index}.partial", self.folder / file)
             weight_map.update(dict.fromkeys(names, file))
         if count > 1:
             content = {
@@ -228,23 +225,14 @@ def new_folder(target: Path, *, overwrite: bool, needs_bytes: int) -> Iterator[P
             f"or "
             "give another place."
         )
-    scratch, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir()
-        yield scratch
-        if target.exists():
-            os.replace(target, old)
-        os.replace(scratch, target)
-    except OSError as error:
+        with atomic_folder(target) as scratch:
+            yield scratch
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{target} could not be written ({files.first_line(error)}); nothing is left of it."
+            f"{shortened(target)} could not be written ({write_failure(error, target.parent)}); "
+            "nothing is left of it."
         ) from error
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        for rest in (scratch, old):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from llava.atomic import write_text
 from llava.constants import IGNORE_INDEX
 from llava.train.records import SAMPLE_KEY
 from llava.utils import UserError
@@ -127,7 +128,7 @@ class LostSamples(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         samples = [{"sample": key, "name": name} for key, name in self.names.items()]
         content = {"causes": CAUSES, "samples": samples}
-        (folder / REPORT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_text(folder / REPORT_FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _union(own: set[int | str], device: torch.device) -> set[int | str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.atomic import exchange, move, move_into
 from llava.model.checkpoints.checksums import INDEX_FILE, list_files, read_list
 from llava.model.checkpoints.files import (
     ADAPTER_CONFIG_FILE,
@@ -26,7 +26,8 @@ from llava.model.checkpoints.files import (
     CheckpointError,
     first_line,
 )
-from llava.model.checkpoints.writing import sync, sync_tree, write_failure
+from llava.model.checkpoints.writing import DISK_FULL, QUOTA_USED_UP, write_failure
+from llava.utils import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -159,11 +160,7 @@ def commit(staged: Path, target: Path) -> None:
     staged: `staging_folder(target) / target.name`. An older folder of the same name is replaced.
     """
     list_files(staged)
-    sync_tree(staged)
-    if target.exists():
-        os.replace(target, staged.with_name("replaced"))
-    os.replace(staged, target)
-    sync(target.parent)
+    exchange(staged, target, before=staged.with_name("replaced"))
     shutil.rmtree(staged.parent, ignore_errors=True)
 
 
@@ -172,25 +169,11 @@ def publish(staging: Path, target: Path) -> None:
 
     A crash in between leaves a folder without config.json, or without adapter_config.json: no model.
     """
-    sync_tree(staging)
-    target.mkdir(parents=True, exist_ok=True)
-    files = sorted(staging.iterdir(), key=lambda one: one.name in MARKERS and MARKERS.index(one.name) + 1)
-    for name in reversed(MARKERS):
-        if (staging / name).exists():
-            (target / name).unlink(missing_ok=True)
-    for file in files:
-        place = target / file.name
-        if place.is_dir():
-            shutil.rmtree(place)
-        if file.name == files[-1].name:
-            sync(target)  # all others are there before the one that completes the model
-        os.replace(file, place)
-    sync(target)
-    staging.rmdir()
+    move_into(staging, target, last=MARKERS)
 
 
 @contextlib.contextmanager
-def explained_failure(what: str, output_dir: Path, staging: Path) -> Iterator[None]:
+def explained_failure(what: str, output_dir: Path, staging: Path | None = None) -> Iterator[None]:
     """Turn a failure to write into a CheckpointError of one sentence, and remove what was written.
 
     what: the name of what is being written. Other errors pass unchanged; the partial folder goes as well.
@@ -199,15 +182,23 @@ def explained_failure(what: str, output_dir: Path, staging: Path) -> Iterator[No
         yield
     except Exception as error:
         reason = write_failure(error, output_dir)
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
         if not reason:
             raise
-        whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
-        kept = f"{whole[-1].path.name} is kept" if whole else "there is no earlier checkpoint"
+        remedy = "free some space" if reason in (DISK_FULL, QUOTA_USED_UP) else "mend that"
         raise CheckpointError(
-            f"{what} could not be written to {output_dir}: {reason}. What was written of it is removed, "
-            f"{kept}; free some space, then give the same command again"
+            f"{what} could not be written to {shortened(output_dir)}: {reason}. What was written of it is "
+            f"removed, {_kept(output_dir)}; {remedy}, then give the same command again"
         ) from error
+
+
+def _kept(output_dir: Path) -> str:
+    try:
+        whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
+    except OSError:  # the folder cannot be read either
+        whole = []
+    return f"{whole[-1].path.name} is kept" if whole else "there is no earlier checkpoint"
 
 
 # ---- removing ----
@@ -235,7 +226,7 @@ def remove(folder: Path) -> None:
     """Delete a checkpoint; it loses its name first, so that a crash leaves no half of it."""
     doomed = folder.with_name(f"{STAGING_PREFIX}removed-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
+    move(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -257,7 +248,7 @@ def clear_leftovers(output_dir: Path) -> list[str]:
             replaced = path / "replaced"
             target = output_dir / path.name.removeprefix(STAGING_PREFIX)
             if replaced.is_dir() and not target.exists():
-                os.replace(replaced, target)  # the crash came between giving up the old and naming the new
+                move(replaced, target)  # the crash came between giving up the old and naming the new
             shutil.rmtree(path, ignore_errors=True)
             names.append(path.name)
     return names

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llava.atomic import write_text
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
 from llava.train.data.sources import find_sources
 from llava.utils import UserError
@@ -52,7 +53,8 @@ _NO_EFFECT = (
     "local_rank use_cpu no_cuda push_to_hub hub_model_id hub_strategy hub_token hub_private_repo "
     "hub_always_push hub_revision dataloader_num_workers dataloader_pin_memory ddp_timeout "
     "dataloader_persistent_workers dataloader_prefetch_factor evaluation_strategy project trackio_space_id "
-    "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run"
+    "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run "
+    "verbose_libraries"
 )
 NO_EFFECT = frozenset(_NO_EFFECT.split())
 # Settings on which it depends which weights train, and in which groups the optimizer holds them.
@@ -186,9 +188,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     """Write a manifest into a folder; it is whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{MANIFEST_FILE}.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST_FILE)
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
+from llava.atomic import move
 from llava.model.checkpoints.checksums import damaged_files
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.folders import (
@@ -158,7 +159,7 @@ def _set_aside(output_dir: Path) -> None:
     folder = output_dir / f"before-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(exist_ok=True)
     for one in found:
-        os.replace(one.path, folder / one.path.name)
+        move(one.path, folder / one.path.name)
     logger.warning("starting anew; the %d checkpoint(s) of before are now in %s", len(found), folder)
 
 
@@ -196,7 +197,7 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
         logger.warning("%s has no manifest; what has changed since it was written is not known", checkpoint)
     if training_args.should_save:
         folder = Path(training_args.output_dir)
-        with explained_failure(MANIFEST_FILE, folder, folder / "tmp-manifest"):
+        with explained_failure(MANIFEST_FILE, folder):
             write_manifest(manifest, folder)
     return manifest
 

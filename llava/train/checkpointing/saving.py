@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llava.atomic import atomic_file
 from llava.model.checkpoints.files import (
     NON_LORA_FILE,
     PROJECTOR_FILE,
@@ -324,7 +325,5 @@ def save_trained_model(trainer: Any, training_args: Any) -> None:
 
 def _save_state(trainer: Any, output_dir: Path) -> None:
     """Write the course of the training beside the model."""
-    partial = output_dir / f".{STATE_FILE}.partial"
-    with explained_failure(STATE_FILE, output_dir, partial):
-        trainer.state.save_to_json(str(partial))
-        partial.replace(output_dir / STATE_FILE)
+    with explained_failure(STATE_FILE, output_dir), atomic_file(output_dir / STATE_FILE) as scratch:
+        trainer.state.save_to_json(str(scratch))

@@ -8,13 +8,12 @@ import json
 import logging
 import mmap
 import os
-import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.atomic import atomic_file
 from llava.train.data.readers import Row, read_rows
 from llava.train.data.sources import Source
 from llava.train.records import DataError, find_fault, has_images, stray_marks
@@ -153,34 +152,24 @@ def _columns(row: Row) -> tuple[int, int, bool, str | None]:
 
 
 def _convert(source: Source, path: Path, total: int) -> None:
-    """Write the table of a source: under another name first, so that a crash leaves none that looks whole."""
+    """Write the table of a source, whole or not at all."""
     import pyarrow
     from tqdm.auto import tqdm
 
-    mine = f"{path.name}.{re.sub('[^A-Za-z0-9]', '-', socket.gethostname())}-"
-    for left in path.parent.glob(f"{mine}*.part"):  # by a process that was killed; the lock is ours
-        left.unlink(missing_ok=True)
-    part = path.with_name(f"{mine}{os.getpid()}.part")
     logger.info("converting %s (%.0f MB) to the table %s; this is done once", source.name, total / 1e6, path)
     count = 0
     try:
         # no bar where nobody sees it, such as a log file
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"reading {source.name}", disable=None)
-        with bar, part.open("wb") as file:
-            with pyarrow.ipc.new_file(file, _schema()) as writer:
-                for batch in _batches(source, bar.update):
-                    writer.write_batch(batch)
-                    count += len(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with atomic_file(path) as scratch, bar, pyarrow.ipc.new_file(str(scratch), _schema()) as writer:
+            for batch in _batches(source, bar.update):
+                writer.write_batch(batch)
+                count += len(batch)
     except OSError as error:
         raise DataError(
             f"cannot write the table {path}: {error.strerror or error}; it needs about {total / 1e6:.0f} MB, "
             "choose another folder with --data_cache_dir"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     logger.info("%s: %d records converted", source.name, count)
 
 

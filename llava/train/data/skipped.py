@@ -12,6 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from llava.atomic import write_text
+
 logger = logging.getLogger(__name__)
 
 POLICIES = ("error", "skip")
@@ -82,7 +84,7 @@ def _tell(skipped: dict[str, str], folder: Path) -> None:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE
-    path.write_text(json.dumps(skipped, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(skipped, indent=1, ensure_ascii=False))
     logger.warning(
         "%d sample(s) could not be used and were replaced (--on_bad_sample skip): %s%s; reasons in %s",
         len(names),

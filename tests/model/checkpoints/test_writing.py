@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -19,13 +21,14 @@ import torch
 
 from llava.model.apply_delta import apply_delta
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoints import loading, writing
+from llava.model.checkpoints import loading
 from llava.model.checkpoints.files import CheckpointError, load_weights, save_tensors
-from llava.model.checkpoints.writing import whole_folder
+from llava.model.checkpoints.writing import whole_folder, write_failure
 from llava.model.consolidate import consolidate_ckpt
 from llava.model.make_delta import make_delta
 from llava.model.tools.extract import extract_projector, merge_lora
 from llava.model.tools.inspection import inspect_checkpoint
+from llava.utils import run_program
 
 ROOT = Path(__file__).parents[3]
 
@@ -218,7 +221,7 @@ def test_others_may_read_what_the_umask_lets_them(mask, build, tmp_path):
 
 
 def test_a_scratch_folder_of_a_living_process_stays(tmp_path):
-    other = tmp_path / f".model.partial-{writing.platform.node()}-{os.getppid()}"
+    other = tmp_path / f".model.partial-{platform.node()}-{os.getppid()}"
     other.mkdir()
     with whole_folder(tmp_path / "model") as scratch:
         (scratch / "x").write_text("x")
@@ -237,6 +240,65 @@ def test_a_file_in_the_way_of_the_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="could not be written"), whole_folder(tmp_path / "file" / "m"):
         pass
+
+
+# ------------------------------------------------------------------------------------ words of write failures
+
+
+class SafetensorError(Exception):
+    """Has the name of that of safetensors, by which it is known."""
+
+
+TORCHS = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), "the disk is full"),
+        (OSError(errno.EDQUOT, "x"), "the disk quota is used up"),
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+        (OSError(errno.EACCES, "x"), "Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "x"), "too long for the file system"),
+        (SafetensorError("Error while serializing: I/O error: bad (os error 13)"), "Permission denied"),
+        (SafetensorError("Error while serializing: I/O error: bad (os error 28)"), "the disk is full"),
+        (SafetensorError("Error while serializing: I/O error: bad (os error 30)"), "Read-only file system"),
+        (Exception("No space left on device"), "the disk is full"),
+        (RuntimeError(TORCHS), "the disk did not take it"),
+        (RuntimeError("shapes do not match"), ""),
+        (KeyError("bug"), ""),
+        (CheckpointError("a sentence of ours (os error 2)"), ""),
+    ],
+)
+def test_words_come_from_the_number(error, words, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    found = write_failure(error, tmp_path)
+    assert words in found and bool(words) == bool(found)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(TORCHS), SafetensorError("it failed")])
+def test_a_writer_that_hides_the_number(error, tmp_path, monkeypatch):
+    """An unwritable place is not called a full disk, however little is free there."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    (tmp_path / "file").write_text("")
+    assert write_failure(error, tmp_path / "file") == "Not a directory"
+    assert write_failure(error, tmp_path / "none") == "No such file or directory"
+    assert "full" not in write_failure(error, Path("/proc"))
+    assert write_failure(error, tmp_path) == "the disk is full"
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+@pytest.mark.parametrize("name", TOOLS)
+def test_too_long_a_path_is_one_sentence(name, length, checkpoints, tmp_path, capsys):
+    target = tmp_path / ("x" * length)
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: tool(name, checkpoints, target))
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert told.startswith("error: ") and "too long for the file system" in told and len(told) < 700
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------ merge and extract

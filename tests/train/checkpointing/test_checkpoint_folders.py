@@ -11,6 +11,7 @@ import pytest
 import torch
 from recorded_training import flags, run_train
 
+from llava import atomic
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import CheckpointError, read_tensors
@@ -197,13 +198,13 @@ def test_a_model_that_is_half_moved_is_no_model(tmp_path: Path, monkeypatch: pyt
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("adapter_config.json", "adapter_model.safetensors", "config.json", "zzz.json"):
             (folder / name).write_text(text)
-    replace, states = folders.os.replace, []
+    replace, states = atomic.os.replace, []
 
     def watch(source: Path, place: Path) -> None:
         states.append({path.name for path in target.iterdir()} >= {"config.json", "adapter_config.json"})
         replace(source, place)
 
-    monkeypatch.setattr(folders.os, "replace", watch)
+    monkeypatch.setattr(atomic.os, "replace", watch)
     folders.publish(staging, target)
     assert states == [False] * 4
     assert {path.read_text() for path in target.iterdir()} == {"new"}

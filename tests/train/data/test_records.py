@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from recorded_training import dialog
 
+from llava import atomic
 from llava.train.data import arrow_cache, readers
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable, load_records
@@ -283,7 +284,7 @@ def test_a_table_is_made_once_and_again_when_the_data_changes(
     monkeypatch.undo()
     write(path, [record(5)])
     assert ids(load_records(path, cache_dir=cache)) == [5]
-    assert len(list(cache.glob("*.arrow"))) == 2 and not list(cache.glob("*.part"))
+    assert len(list(cache.glob("*.arrow"))) == 2 and not list(cache.glob("*.partial-*"))
 
 
 def test_tables_lie_beside_the_data_or_else_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,10 +333,10 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arrow_cache.os, "replace", full)
+    monkeypatch.setattr(atomic.os, "replace", full)
     with pytest.raises(DataError, match="No space left on device.*--data_cache_dir"):
         load_records(path, cache_dir=cache)
-    assert not list(cache.glob("*.arrow")) and not list(cache.glob("*.part"))
+    assert not list(cache.glob("*.arrow")) and not list(cache.glob("*.partial-*"))
 
 
 def test_data_that_changes_under_the_conversion_is_refused(
@@ -403,7 +404,7 @@ def test_eight_processes_that_start_together_convert_once(tmp_path: Path) -> Non
     ended = [process.communicate(timeout=120) for process in started]
     assert {out for out, _ in ended} == {f"{count} {7 * count} {count - 1}\n"}
     assert sum("records converted" in error for _, error in ended) == 1
-    assert len(list(cache.glob("*.arrow"))) == 1 and not list(cache.glob("*.part"))
+    assert len(list(cache.glob("*.arrow"))) == 1 and not list(cache.glob("*.partial-*"))
 
 
 @pytest.mark.slow
@@ -411,11 +412,11 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: P
     path = write(tmp_path / "d.json", [record(k) for k in range(100_000)])
     cache = tmp_path / "cache"
     process = subprocess.Popen([sys.executable, "-c", START, str(path), str(cache), "0"])
-    while not list(cache.glob("*.part")):
+    while not list(cache.glob("*.partial-*")):
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert list(cache.glob("*.part")) and not list(cache.glob("*.arrow"))
+    assert list(cache.glob("*.partial-*")) and not list(cache.glob("*.arrow"))
     assert len(load_records(path, cache_dir=cache)) == 100_000
-    assert not list(cache.glob("*.part"))
+    assert not list(cache.glob("*.partial-*"))

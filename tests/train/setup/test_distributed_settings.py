@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.integrations.deepspeed import deepspeed_optim_sched
 
-from llava.model.checkpoints.gather import full_values, whole
+from llava.model.checkpoints.gather import full_values, gathered
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.setup import distributed
 from llava.utils import UserError
@@ -119,7 +119,7 @@ def test_fsdp_splits_by_layers_that_are_there() -> None:
 
 def test_ordinary_weights_are_whole_already() -> None:
     param = torch.nn.Parameter(torch.arange(4.0))
-    with whole([param], write=True), torch.no_grad():
+    with gathered([param], write=True), torch.no_grad():
         param[0] = 7
     values = full_values(param)
     assert values.tolist() == [7, 1, 2, 3]
