@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 import socket
 import subprocess
@@ -11,14 +9,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx2
 import pytest
+from fake_worker import Worker, status
 from running import free_port, running, wait_until
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 import llava.serve.controller
@@ -28,56 +27,9 @@ from llava.serve.controller_app import create_app
 from llava.serve.errors import ServeError
 from llava.serve.guard import guard
 from llava.serve.protocol import read_frames
-from llava.serve.worker_addresses import WorkerAddressError, WorkerAddresses
 from llava.utils import UserError
 
 HOST = "http://localhost:21002"
-
-
-def status(*models: str, speed: float = 1, queue_length: int = 0) -> dict:
-    return {"model_names": list(models), "speed": speed, "queue_length": queue_length}
-
-
-class Worker:
-    """What a worker of the reference does, without a model: it counts to n."""
-
-    def __init__(self, *models: str, n: int = 3, wait_s: float = 0.0, break_after: int | None = None) -> None:
-        self.models, self.n, self.wait_s, self.break_after = models, n, wait_s, break_after
-        self.headers: list[dict[str, str]] = []
-        self.params: list[dict] = []
-        self.left_early = threading.Event()
-        self.stuck = threading.Event()
-        self.app = Starlette(
-            routes=[
-                Route("/worker_generate_stream", self.generate, methods=["POST"]),
-                Route("/worker_get_status", self.tell, methods=["POST"]),
-            ]
-        )
-
-    async def tell(self, request: Request) -> Response:
-        self.headers.append(dict(request.headers))
-        while self.stuck.is_set():
-            await asyncio.sleep(0.01)
-        return JSONResponse(status(*self.models))
-
-    async def generate(self, request: Request) -> Response:
-        self.headers.append(dict(request.headers))
-        self.params.append(await request.json())
-        return StreamingResponse(self.frames(self.params[-1]["prompt"]))
-
-    async def frames(self, text: str) -> AsyncIterator[bytes]:
-        ended = False
-        try:
-            for i in range(self.n):
-                if i == self.break_after:
-                    raise ConnectionError("the worker dies")
-                text += f" {i}"
-                yield json.dumps({"text": text, "error_code": 0}).encode() + b"\0"
-                await asyncio.sleep(self.wait_s)
-            ended = True
-        finally:
-            if not ended:
-                self.left_early.set()
 
 
 @pytest.fixture
@@ -89,86 +41,6 @@ def controller() -> Iterator[Controller]:
 
 def ask(controller: Controller, **params: object) -> list[dict]:
     return list(read_frames(controller.worker_api_generate_stream({"prompt": "p", **params})))
-
-
-# ---- addresses ----
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "http://169.254.169.254",
-        "http://169.254.169.254/latest/meta-data",
-        "http://[fe80::1]:80",
-        "http://[::ffff:169.254.169.254]:80",
-        "http://10.0.0.1:21002",
-        "http://worker.example.org:21002",
-        "http://localhost:21002@10.0.0.1",
-        "http://127.0.0.1\\@10.0.0.1",
-        "http://user:word@localhost:21002",
-        "http://localhost.example.org",
-        "http://127.0.0.1.example.org",
-        "http://2130706433",
-        "http://0x7f000001",
-        "http://0177.0.0.1",
-        "http://127.1",
-        "http://127.0.0.1:99999",
-        "http://localhost:21002/path",
-        "http://localhost:21002?x=1",
-        "http://localhost:21002#x",
-        "http://loc\nalhost",
-        "http://löcalhost",
-        "http://",
-        "file:///etc/passwd",
-        "ftp://localhost",
-        "localhost:21002",
-        "",
-        "http://" + "a" * 400,
-    ],
-)
-def test_a_worker_elsewhere_or_with_a_strange_address_is_refused(
-    controller: Controller, address: str
-) -> None:
-    with pytest.raises(WorkerAddressError):
-        controller.register_worker(address, True, status("m"))
-    assert controller.worker_info == {} and not controller.receive_heart_beat(address, 0)
-
-
-@pytest.mark.parametrize(
-    ("allowed", "address", "passes"),
-    [
-        ((), "http://localhost:21002", True),
-        ((), "http://127.0.0.1:1", True),
-        ((), "http://127.9.9.9:1", True),
-        ((), "http://[::1]:1", True),
-        ((), "https://LOCALHOST/", True),
-        (("10.0.0.0/8",), "http://10.1.2.3:21002", True),
-        (("10.0.0.0/8",), "http://11.1.2.3:21002", False),
-        (("10.0.0.0/8",), "http://localhost:21002", False),
-        (("127.0.0.1",), "http://localhost:21002", True),
-        (("gpu1",), "http://gpu1:21002", True),
-        (("gpu1",), "http://GPU1:21002", True),
-        (("gpu1",), "http://gpu11:21002", False),
-        (("*.example.org",), "http://a.example.org", True),
-        (("*.example.org",), "http://example.org", False),
-        (("*.example.org",), "http://badexample.org", False),
-        (("2001:db8::/32",), "http://[2001:db8::1]:1", True),
-        (("2001:db8::/32",), "http://[2001:db9::1]:1", False),
-    ],
-)
-def test_the_allow_list(allowed: tuple[str, ...], address: str, passes: bool) -> None:
-    addresses = WorkerAddresses(allowed)
-    if passes:
-        assert addresses.check(address) == address.lower().rstrip("/")
-    else:
-        with pytest.raises(WorkerAddressError, match="not allowed here"):
-            addresses.check(address)
-
-
-@pytest.mark.parametrize("entry", ["http://gpu1", "gpu1:21002", "10.0.0.1/99", "", "a b", "127.1", "*"])
-def test_a_malformed_entry_of_the_allow_list_is_named(entry: str) -> None:
-    with pytest.raises(UserError, match="--allow-worker"):
-        WorkerAddresses([entry])
 
 
 # ---- registration and choice ----

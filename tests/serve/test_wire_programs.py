@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
+from fake_worker import Worker, status
 from running import free_port, running
-from test_controller import Worker, status
 
 from llava.serve import register_worker, test_message
 from llava.serve.controller import Controller
