@@ -1,4 +1,4 @@
-"""Asking an application without a socket: requests with texts and images, and what an error must look like."""
+"""Asking an application without a socket: texts and images, and what an error must look like."""
 
 from __future__ import annotations
 
