@@ -26,7 +26,6 @@ from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
     from transformers import GenerationMixin, PreTrainedModel

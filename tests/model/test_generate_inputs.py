@@ -1,4 +1,4 @@
-"""What generate() takes: prompts of one or two dimensions, Pillow images, transformers' pipeline; refusals."""
+"""What generate() takes: prompts of one or two dimensions, Pillow images, the pipeline of transformers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ HOW_TO_TOKENIZE = 'tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
 
 
 def checked_ids(inputs: object, vocab_size: int) -> torch.Tensor:
-    """Return token ids as (B, T), from (T,), (B, T), or lists of numbers. Raises UserError for what is none."""
+    """Return token ids as (B, T), from (T,), (B, T) or lists. Raises UserError for what is none."""
     if inputs is None:
         raise UserError("generate() got no token ids; pass them as inputs (B, T).")
     if isinstance(inputs, (list, tuple)):
@@ -57,7 +57,7 @@ def _tensor_of(rows: list[Any] | tuple[Any, ...]) -> torch.Tensor:
         return torch.tensor(rows)
     except (TypeError, ValueError, RuntimeError) as error:  # texts, or rows of different length
         raise UserError(
-            f"generate() got a {type(rows).__name__} that is no batch of token ids; expected whole numbers, in "
+            f"generate() got a {type(rows).__name__} that is no batch of token ids; expected whole numbers in "
             f"rows of one length (pad them, and pass attention_mask), made with {HOW_TO_TOKENIZE}."
         ) from error
 
@@ -115,8 +115,8 @@ def checked_images(
 
 
 _EXPECTED = (
-    "expected Pillow images (llava.images.load_image opens files and URLs) or the tensors that process_images "
-    "makes, all of one kind."
+    "expected Pillow images (llava.images.load_image opens files and URLs) or the tensors that process_images"
+    " makes, all of one kind."
 )
 
 
