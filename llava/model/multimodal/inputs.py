@@ -57,7 +57,7 @@ def _tensor_of(rows: list[Any] | tuple[Any, ...]) -> torch.Tensor:
         return torch.tensor(rows)
     except (TypeError, ValueError, RuntimeError) as error:  # texts, or rows of different length
         raise UserError(
-            f"generate() got a {type(rows).__name__} that is no batch of token ids; expected whole numbers in "
+            f"generate() got a {type(rows).__name__} that is no batch of token ids; expected numbers in "
             f"rows of one length (pad them, and pass attention_mask), made with {HOW_TO_TOKENIZE}."
         ) from error
 
