@@ -24,7 +24,7 @@ from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
+from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
@@ -372,6 +372,7 @@ class LlavaMetaForCausalLM(_LLM):
             loss=loss,
             loss_sums=sums,
             loss_counts=counts,
+            tokens_read=read_by(samples, inputs["attention_mask"], count),
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

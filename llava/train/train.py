@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ from llava.train.setup import distributed, trainable
 from llava.train.setup.attention import select_attention
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.liger import use_liger
+from llava.train.setup.noise import quiet_libraries
 from llava.train.setup.packing import use_packing
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
@@ -317,6 +319,7 @@ def train(attn_implementation: str | None = None) -> None:
     attn_implementation: "flash_attention_2" if it works here, "sdpa" (default) or "eager". Writes the trained
     model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
     """
+    quiet_libraries(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)
