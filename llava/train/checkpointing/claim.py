@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from transformers import TrainerCallback
 
+from llava.atomic import atomic_file
 from llava.train.checkpointing.manifest import MANIFEST_FILE
 from llava.utils import UserError
 
@@ -92,9 +92,8 @@ class OutputClaim(TrainerCallback):
         if self._manifest is None:
             file.unlink(missing_ok=True)
         elif file.read_bytes() != self._manifest:
-            beside = file.with_name(f".{MANIFEST_FILE}.before")
-            beside.write_bytes(self._manifest)
-            os.replace(beside, file)
+            with atomic_file(file) as scratch:
+                scratch.write_bytes(self._manifest)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note that the run has begun; from now on a failure leaves what it wrote."""
