@@ -29,6 +29,7 @@ FLOORS = {
     "constants": 0,
     "utils": 1,
     "atomic": 2,
+    "arguments": 2,
     "images": 3,
     "conversation": 4,
     "mm_utils": 4,

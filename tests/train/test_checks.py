@@ -46,8 +46,11 @@ ROWS = [
     ("--deepspeed {folder}/broken.json", "--deepspeed: {folder}/broken.json is not valid JSON"),
     ("--deepspeed {folder}/list.json", "--deepspeed: {folder}/list.json holds no JSON object"),
     ("--fsdp_config {folder}/none.json", "--fsdp_config is '{folder}/none.json'"),
-    ("--output_dir {folder}/list.json", "--output_dir {folder}/list.json is a file"),
-    ("--output_dir {folder}/list.json/x", "--output_dir {folder}/list.json/x cannot be made"),
+    ("--output_dir {folder}/list.json", "--output_dir {folder}/list.json cannot be written: it is a file"),
+    (
+        "--output_dir {folder}/list.json/x",
+        "--output_dir {folder}/list.json/x cannot be written: a part of the path is no folder",
+    ),
     ("--output_dir=", "--output_dir is missing"),
     (
         "--vision_tower x --tune_mm_mlp_adapter True --mm_projector_type identity",

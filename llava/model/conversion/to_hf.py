@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS
+from llava.model.checkpoints.writing import refuse_unwritable
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
@@ -95,9 +97,10 @@ def to_hf(
 
 
 def check_target(source: str, target: str | Path) -> None:
-    """Raise CheckpointError when a conversion would write over its own source."""
-    if Path(source).exists() and Path(source).resolve() == Path(target).resolve():
-        raise CheckpointError(f"{target} is the source itself; give the name of another folder.")
+    """Raise CheckpointError when a conversion would write over its own source, or cannot write at all."""
+    if os.path.exists(source) and Path(source).resolve() == Path(target).resolve():
+        raise CheckpointError(f"DST {target} is the source itself; give the name of another folder.")
+    refuse_unwritable(target, "DST")
 
 
 def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:

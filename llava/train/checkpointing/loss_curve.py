@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.atomic import atomic_file
+
 if TYPE_CHECKING:  # an optional package
     from matplotlib.axes import Axes
 
@@ -49,7 +51,8 @@ def draw_loss_curve(log_history: Sequence[LogEntry], file: Path) -> bool:
     for panel in panels:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     logger.info("loss curve: %s", file)
     return True
 
