@@ -90,6 +90,33 @@ def as_picture(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return source if source.mode == "RGB" else _to_rgb(source, name)
 
 
+def image_size(source: Image.Image | str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """Return (width, height) of an image without decoding it; None for a URL, which is not fetched.
+
+    Raises ImageError for a file that is missing, no image or too large, as load_image does.
+    """
+    if isinstance(source, Image.Image):
+        return source.size
+    name = str(source)
+    if "://" in name:
+        return None
+    try:
+        with open(name, "rb") as file:
+            return _decode(file, name, max_pixels, load=False).size
+    except OSError as error:
+        raise ImageError(f"the image {name!r} cannot be read: {error.strerror or error}") from error
+
+
+def load_image_from_data_url(url: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the picture of a `data:` URL with base64 content to RGB. Raises ImageError."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ImageError(
+            "the data: URL of an image has no base64 content; expected data:image/png;base64,..."
+        )
+    return _to_rgb(load_image_from_base64(data, max_pixels=max_pixels), "in the data: URL")
+
+
 def load_image_from_base64(image: str | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a base64 text to a picture, in the mode it was stored in. Raises ImageError."""
     try:
@@ -117,9 +144,14 @@ def expand2square(pil_img: Image.Image, background_color: Color) -> Image.Image:
 
 
 def _decode(
-    file: IO[bytes], name: str, max_pixels: int, formats: tuple[str, ...] | None = None
+    file: IO[bytes],
+    name: str,
+    max_pixels: int,
+    formats: tuple[str, ...] | None = None,
+    *,
+    load: bool = True,
 ) -> Image.Image:
-    """Read the first frame of an opened picture file, after a look at its size."""
+    """Read the first frame of an opened picture file, after a look at its size; or only look (load=False)."""
     if not file.read(1):
         raise ImageError(f"the image {name!r} is empty (0 bytes)")
     file.seek(0)
@@ -133,7 +165,8 @@ def _decode(
                 f"the image {name!r} has {width} x {height} = {width * height:,} pixels; "
                 f"at most {max_pixels:,} are read, make it smaller"
             )
-        image.load()
+        if load:
+            image.load()
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

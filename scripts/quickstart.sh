@@ -10,4 +10,5 @@ seconds="$(sed -n 2p .venv/.llava-setup)" # what the installation took, now or w
 # one core for the model, one for the data loader; two threads on tensors this small lose more than they gain as
 # soon as anything else runs (seen: several times slower)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONDONTWRITEBYTECODE='' # its programs import the same packages: compiled once
 exec .venv/bin/python -m playground.digits.quickstart --setup-seconds "$seconds" "$@"

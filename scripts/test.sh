@@ -26,6 +26,7 @@ bash scripts/setup.sh
 python="$venv/bin/python"
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONDONTWRITEBYTECODE='' # hundreds of processes start: each would compile again what set-up has not compiled
 export OMP_NUM_THREADS=1 # one thread a worker: two workers share two cores
 started=$SECONDS
 

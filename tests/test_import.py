@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
     ("-m", "llava.eval.run_llava"),
+    ("-m", "llava.serve.controller"),
+    ("-m", "llava.serve.register_worker"),
+    ("-m", "llava.serve.test_message"),
     ("-m", "llava.model.inspect"),
     ("-m", "llava.model.convert_hf"),
     ("-m", "llava.model.convert_hf", "to-hf"),

@@ -39,5 +39,5 @@ def ask(args: Any, images: list[Image.Image], model: tuple[Any, Any, Any, int] |
         model = open_model(args.model_path, field("model_base"), name, device=field("device"))
     loaded = LoadedModel(*model)
     template, _ = pick_conv_mode(field("conv_mode"), name, loaded.model.config)
-    session = ChatSession(loaded.tokenizer, loaded.model, loaded.image_processor, template=template)
+    session = ChatSession(loaded, template=template)
     return session.ask(args.query, images, params)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoder import Decoder
-from llava.inference.model_inputs import context_of, device_of, pixels_for
+from llava.inference.model_inputs import context_of, device_of, end_ids, pixels_for
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
 
@@ -50,15 +50,6 @@ def stream_answer(
     if stream.stopped:
         return "stop"
     return "context" if reason == "length" and n_new < params.max_new_tokens else reason
-
-
-def end_ids(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
-    """Return the ids that end an answer: end tokens, and stop strings that are one added token."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(configured) if isinstance(configured, (list, tuple)) else {configured}
-    added = tokenizer.get_added_vocab()
-    ends |= {tokenizer.eos_token_id, *(added[one] for one in stop if one in added)}
-    return {one for one in ends if one is not None}
 
 
 def _tokens(

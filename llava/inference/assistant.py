@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
-from llava.inference.batch import DEFAULT_BATCH_SIZE, Answer, Dialog, generate_batch
+from llava.images import as_picture
+from llava.inference.batch import DEFAULT_BATCH_SIZE, Reader, answer_all
 from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder
 from llava.inference.decoder import Decoder
-from llava.inference.loading import LoadedModel, open_model
+from llava.inference.dialog import Answer, Dialog, ImageSource
+from llava.inference.loading import open_model
+from llava.inference.messages import Message, history_of, is_messages, read_messages
+from llava.inference.model import LoadedModel
 from llava.inference.model_inputs import device_of
 from llava.inference.pool import DecoderPool
-from llava.inference.prompt import Images, one_or_many, open_dialog, pick_conv_mode, with_system
+from llava.inference.prompt import Images, new_dialog, one_or_many, pick_conv_mode, with_system
 from llava.inference.sampling import SamplingParams
-from llava.inference.sharded import generate_sharded
+from llava.inference.sharded import answer_sharded
 from llava.mm_utils import get_model_name_from_path
 from llava.utils import UserError
 
-Question = str | tuple[str, Images] | Dialog
+Question = str | tuple[str, Images] | Sequence[Message] | Dialog
 
 
 def load(
@@ -69,10 +74,11 @@ class Assistant:
     """
 
     def __init__(self, loaded: LoadedModel, template: Conversation, decoder: Decoder | None = None) -> None:
+        self.loaded = loaded
         self.tokenizer, self.model, self.image_processor, self.context_len = loaded
         self.template = template
         self._shared = decoder
-        self._pool = DecoderPool(lambda: Decoder(self.model, self.image_processor))
+        self._pool = DecoderPool(loaded.decoder)
 
     def __repr__(self) -> str:
         return (
@@ -85,13 +91,13 @@ class Assistant:
         if self._shared is not None:
             self._shared.forget()
 
-    def chat(self, text: str, images: Images | None = (), **settings: Any) -> str:
-        """Return the answer to one question; see `stream`."""
+    def chat(self, text: str | Sequence[Message], images: Images | None = (), **settings: Any) -> str:
+        """Return the answer to one question, or to a dialog in OpenAI's form; see `stream`."""
         return "".join(self.stream(text, images, **settings))
 
     def stream(
         self,
-        text: str,
+        text: str | Sequence[Message],
         images: Images | None = (),
         *,
         image: Images | None = None,
@@ -101,12 +107,41 @@ class Assistant:
         """Return a generator of the pieces of the answer to one question.
 
         images (or image): Pillow images, paths or URLs; they go where the text says `<image>`, else in front
-        of it. system: text in place of the template's own. Raises UserError at once for settings, images and
-        texts that cannot be used, on the first piece for a prompt that is too long.
+        of it. system: text in place of the template's own. In place of the text a dialog in OpenAI's form may
+        stand, which brings its images (see messages.read_messages). Raises UserError at once for settings,
+        images and texts that cannot be used, on the first piece for a prompt that is too long.
         """
-        session = self.session(system=system)
-        pieces = session.stream(text, images, SamplingParams.of(**settings), image=image)
+        params = SamplingParams.of(**settings)
+        given = one_or_many(image, images)
+        if is_messages(text):
+            session, question, given = self._last_question(text, given, system)
+        else:
+            session, question = self.session(system=system), cast(str, text)
+        pieces = session.stream(question, given, params)
         return pieces if self._shared is not None else self._lend_decoder(session, pieces)
+
+    def _last_question(
+        self, messages: Any, given: Images, system: str | None
+    ) -> tuple[ChatSession, str, Sequence[ImageSource]]:
+        """Return a session with all but the last of the messages, and the last one's text and images."""
+        if given or system is not None:
+            raise UserError("images and system belong into the messages; leave the arguments away")
+        dialog = self._read(messages)
+        dialog.conversation.messages.pop()
+        question = dialog.conversation.messages.pop()[1]
+        n_own = question.count(DEFAULT_IMAGE_TOKEN)
+        session = self._session_of(dialog.conversation, dialog.images[: len(dialog.images) - n_own])
+        return session, question, dialog.images[len(dialog.images) - n_own :]
+
+    def _read(self, messages: Sequence[Message]) -> Dialog:
+        return read_messages(messages, self.template, self.model.config, has_tower=self.loaded.has_tower)
+
+    def _session_of(self, conversation: Conversation, images: Sequence[ImageSource]) -> ChatSession:
+        """Return a session that begins with these turns and images."""
+        session = self.session()
+        session.conversation = conversation
+        session.images = [as_picture(one) for one in images]
+        return session
 
     def _lend_decoder(
         self, session: ChatSession, pieces: Generator[str, None, None]
@@ -115,27 +150,35 @@ class Assistant:
         with self._pool.lend() as session.decoder, contextlib.closing(pieces):
             yield from pieces
 
-    def session(self, *, system: str | None = None) -> ChatSession:
-        """Return a new conversation that remembers: `.ask(text, images)`, `.stream(text, images)`."""
+    def session(self, messages: Sequence[Message] | None = None, *, system: str | None = None) -> ChatSession:
+        """Return a new conversation that remembers: `.ask(text, images)`, `.stream(text, images)`.
+
+        messages: turns that it begins with, in OpenAI's form; the last one is the assistant's.
+        """
+        if messages is not None:
+            if system is not None:
+                raise UserError("system belongs into the messages; leave the argument away")
+            conversation, images = history_of(
+                messages, self.template, self.model.config, has_tower=self.loaded.has_tower
+            )
+            if conversation.messages[-1][0] == conversation.roles[0]:
+                raise UserError("the last message is a user's; give it to ask, or all of them to chat")
+            return self._session_of(conversation, images)
         template = self.template if system is None else with_system(self.template, system)
-        return ChatSession(
-            self.tokenizer,
-            self.model,
-            self.image_processor,
-            template=template,
-            decoder=self._shared,
-        )
+        return ChatSession(self.loaded, template=template, decoder=self._shared)
 
     def batch(
         self,
-        questions: Sequence[Question],
+        questions: Iterable[Question],
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Return the answers to many questions: texts, (text, images) pairs, or Dialogs; see generate_batch.
+        """Return the answers to many questions.
 
+        A question is a text, a (text, images) pair, a dialog in OpenAI's form or a Dialog. Image files are
+        opened when their turn comes; see generate_batch.
         sharded: split them over the processes of `accelerate launch` or `torchrun`; each gets all answers.
         """
         return [
@@ -144,7 +187,7 @@ class Assistant:
 
     def answers(
         self,
-        questions: Sequence[Question],
+        questions: Iterable[Question],
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
@@ -156,36 +199,30 @@ class Assistant:
                 f"batch takes a list of questions and got a {type(questions).__name__}; "
                 "put it in a list, or use chat for a single question"
             )
-        run = generate_sharded if sharded else generate_batch
-        return run(
-            self.tokenizer,
-            self.model,
-            self.image_processor,
-            [self._dialog(index, one) for index, one in enumerate(questions)],
-            SamplingParams.of(**settings),
-            batch_size=batch_size,
-        )
+        reader = Reader(self.loaded, SamplingParams.of(**settings), self._dialog, "question")
+        if sharded:
+            return answer_sharded(reader, questions, batch_size=batch_size)
+        found = answer_all(reader, questions, batch_size=batch_size)
+        return [found[index] for index in range(len(found))]
 
-    def _dialog(self, index: int, question: Question) -> Dialog:
-        """Turn a question into a dialog; UserError names its index."""
+    def _dialog(self, question: Question) -> Dialog:
+        """Turn a question into a dialog."""
         if isinstance(question, Dialog):
             return question
+        if is_messages(question):
+            return self._read(question)
         if isinstance(question, str):
             question = (question, ())
         if not isinstance(question, (tuple, list)) or len(question) != 2:
             raise UserError(
-                f"question {index}: it is a {type(question).__name__}; expected a text, (text, images) "
+                f"it is a {type(question).__name__}; expected a text, (text, images), a list of messages "
                 "or a Dialog"
             )
-        text, images = question
-        try:
-            conversation, pictures = open_dialog(
-                self.template,
-                text,
-                one_or_many(None, images),
-                self.model.config,
-                has_tower=self.image_processor is not None,
-            )
-        except UserError as error:
-            raise UserError(f"question {index}: {error}") from error
-        return Dialog(conversation, pictures)
+        text, images = cast(tuple[str, Images | None], question)
+        return new_dialog(
+            self.template,
+            text,
+            one_or_many(None, images),
+            self.model.config,
+            has_tower=self.loaded.has_tower,
+        )

@@ -1,153 +1,202 @@
-"""Many dialogs at once: buckets of similar length, left padding, rows that leave when they are answered."""
+"""Many dialogs at once: read in order, answered the longest first, images opened when their turn comes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Generic, TypeVar, overload
 
 import torch
-from PIL import Image
 
-from llava.images import as_picture
-from llava.inference.answer import end_ids, stream_answer
+from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder, digest_of
-from llava.inference.dialog import Answer, Dialog
-from llava.inference.model_inputs import (
-    check_fits,
-    context_of,
-    device_of,
-    encode_images,
-    image_length,
-    splice_prompts,
-)
-from llava.inference.prompt import encode_prompt, stop_strings
+from llava.inference.dialog import Answer, Dialog, OpenPrompt, Prompt
+from llava.inference.model import LoadedModel
+from llava.inference.model_inputs import context_of, device_of, encode_images, end_ids, splice_prompts
 from llava.inference.sampling import NextToken, SamplingParams, choose_rows
 from llava.inference.streaming import TextStream
 from llava.model.multimodal.splice import pad_rows
 from llava.utils import UserError
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch", "prompt_lengths"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch"]
 
 DEFAULT_BATCH_SIZE = 8
+# Of an iterable without a length so many dialogs for each row of the batch are read at a time, to run those
+# of similar length together.
+READ_AHEAD = 32
+
+Question = TypeVar("Question")
+OnAnswer = Callable[[int, Answer], object]
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A dialog ready to run: its place among the dialogs, ids, images, stop strings, positions."""
+class Reader(Generic[Question]):
+    """Turns questions into prompts; UserError names the index of the one that cannot be asked."""
 
-    index: int
-    ids: list[int]
-    images: Sequence[Image.Image]
-    stop: tuple[str, ...]
-    n_positions: int
+    loaded: LoadedModel
+    params: SamplingParams
+    as_dialog: Callable[[Question], Dialog]
+    word: str = "dialog"
+
+    def read(self, index: int, question: Question) -> Prompt:
+        """Return a question as a prompt whose images are not opened."""
+        try:
+            return self.loaded.read(self.as_dialog(question), self.params.stop)
+        except UserError as error:
+            raise self._named(index, error) from error
+
+    def open(self, index: int, prompt: Prompt) -> OpenPrompt:
+        """Return a prompt with its images opened."""
+        try:
+            return self.loaded.open(prompt)
+        except UserError as error:
+            raise self._named(index, error) from error
+
+    def _named(self, index: int, error: UserError) -> UserError:
+        return UserError(f"{self.word} {index}: {error}")
 
 
+@overload
+def generate_batch(
+    loaded: LoadedModel,
+    dialogs: Iterable[Dialog],
+    params: SamplingParams | None = None,
+    /,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_answer: OnAnswer | None = None,
+) -> list[Answer]: ...
+
+
+@overload
 def generate_batch(
     tokenizer: Any,
     model: Any,
     image_processor: Any,
-    dialogs: Sequence[Dialog],
+    dialogs: Iterable[Dialog],
     params: SamplingParams | None = None,
+    /,
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    on_answer: Callable[[int, Answer], None] | None = None,
+    on_answer: OnAnswer | None = None,
+) -> list[Answer]: ...
+
+
+def generate_batch(
+    *given: Any,
+    params: SamplingParams | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_answer: OnAnswer | None = None,
 ) -> list[Answer]:
     """Return the answer to each dialog, in their order.
 
-    Dialogs of similar length run together, at most `batch_size` at a time, the longest first; text-only ones,
-    images of any size and several images mix. The answers are those that ChatSession gives one by one (the
-    same seed for each), as far as sums in another order round alike: token for token for float32 and greedy
-    choice, while in 16 bits near ties may fall the other way. With beams, dialogs run one by one.
-    on_answer is called with (index, answer) as answers come. Raises UserError, before anything is generated,
-    for a dialog that cannot be asked; its index is named.
+    `generate_batch(loaded, dialogs, params)`, or with tokenizer, model and image_processor in place of the
+    LoadedModel. Dialogs of similar length run together, at most `batch_size` at a time, the longest first,
+    and a new one joins as soon as one is answered; text-only ones, images of any size and several images mix.
+    Images that are given as paths or URLs are opened when their turn comes. A list of dialogs is read at
+    once, so that UserError names the first that cannot be asked before anything is generated (for an image
+    that turns out to be damaged: in its turn); another iterable is read piece by piece.
+
+    The answers are those that ChatSession gives one by one (the same seed for each), as far as sums in
+    another order round alike: token for token for float32 and greedy choice, while in 16 bits near ties may
+    fall the other way. With beams, dialogs run one by one. on_answer is called with (index, answer) as
+    answers come.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
-    params = params or SamplingParams()
-    prompts = _read_dialogs(tokenizer, model, image_processor, dialogs, params)
+    loaded, dialogs, settings = arguments_of(given, params)
+    reader: Reader[Dialog] = Reader(loaded, settings, same)
+    found = answer_all(reader, dialogs, batch_size=batch_size, on_answer=on_answer)
+    return [found[index] for index in range(len(found))]
+
+
+def arguments_of(
+    given: Sequence[Any], params: SamplingParams | None
+) -> tuple[LoadedModel, Iterable[Dialog], SamplingParams]:
+    """Return the model, dialogs and settings of either call form of generate_batch."""
+    n_model = 1 if isinstance(given[0], tuple) else 3
+    if not n_model < len(given) <= n_model + 2 - (params is not None):
+        raise TypeError("expected a LoadedModel (or tokenizer, model, image_processor), dialogs, and params")
+    dialogs, *rest = given[n_model:]
+    return (
+        LoadedModel.of(*given[:n_model]),
+        dialogs,
+        params or (rest[0] if rest else None) or SamplingParams(),
+    )
+
+
+def answer_all(
+    reader: Reader[Question],
+    questions: Iterable[Question],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_answer: OnAnswer | None = None,
+    start: int = 0,
+    step: int = 1,
+) -> dict[int, Answer]:
+    """Return the answers to every `step`-th question from `start` on, by the question's index."""
+    check_batch_size(batch_size)
+    window = None if isinstance(questions, Sequence) else READ_AHEAD * batch_size
+    own = islice(enumerate(questions), start, None, step)
     answers: dict[int, Answer] = {}
-    if params.num_beams > 1:
-        run, buckets = _one_by_one, iter([prompts])
-    else:
-        run, buckets = _answer_bucket, _buckets(prompts, batch_size)
-    for bucket in buckets:
-        for index, answer in run(tokenizer, model, image_processor, bucket, params):
+    while prompts := {index: reader.read(index, one) for index, one in islice(own, window)}:
+        for index, answer in answer_prompts(reader, prompts, batch_size):
             answers[index] = answer
             if on_answer is not None:
                 on_answer(index, answer)
-    return [answers[index] for index in range(len(prompts))]
+    return answers
 
 
-def prompt_lengths(
-    tokenizer: Any,
-    model: Any,
-    image_processor: Any,
-    dialogs: Sequence[Dialog],
-    params: SamplingParams | None = None,
-) -> list[int]:
-    """Return the positions of each dialog's prompt; UserError names the first that cannot be asked."""
-    prompts = _read_dialogs(tokenizer, model, image_processor, dialogs, params or SamplingParams())
-    return [one.n_positions for one in prompts]
+def check_batch_size(batch_size: object) -> None:
+    """Raise UserError for what is no number of rows."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
 
 
-def _read_dialogs(
-    tokenizer: Any, model: Any, image_processor: Any, dialogs: Sequence[Dialog], params: SamplingParams
-) -> list[_Prompt]:
-    """Turn dialogs into prompts; UserError names the first that cannot be asked."""
-    prompts = []
-    for index, dialog in enumerate(dialogs):
-        try:
-            prompts.append(_read_dialog(tokenizer, model, image_processor, index, dialog, params))
-        except UserError as error:
-            raise UserError(f"dialog {index}: {error}") from error
-    return prompts
+def read_all(
+    reader: Reader[Question], questions: Iterable[Question], *, start: int = 0, step: int = 1
+) -> dict[int, Prompt]:
+    """Read every `step`-th question from `start` on; UserError names the first that cannot be asked."""
+    return {index: reader.read(index, one) for index, one in islice(enumerate(questions), start, None, step)}
 
 
-def _read_dialog(
-    tokenizer: Any, model: Any, image_processor: Any, index: int, dialog: Dialog, params: SamplingParams
-) -> _Prompt:
-    conversation = dialog.conversation
-    if not conversation.messages or conversation.messages[-1][1] is not None:
-        raise UserError("its last message is not None; append (roles[1], None), the answer that is wanted")
-    if dialog.images and image_processor is None:
-        raise UserError("it has images, but this model has no vision tower; ask it without an image")
-    ids = encode_prompt(tokenizer, conversation, len(dialog.images))
-    images = [as_picture(one) for one in dialog.images]
-    lengths = [image_length(model, one.size) for one in images]
-    n_positions = len(ids) - len(lengths) + sum(lengths)
-    check_fits(model, n_positions, has_images=bool(lengths))
-    return _Prompt(index, ids, images, stop_strings(conversation) + params.stop, n_positions)
+def same(dialog: Dialog) -> Dialog:
+    """Return a dialog as it is; what a Reader of dialogs does with its questions."""
+    return dialog
 
 
-def _buckets(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
-    """Yield prompts in groups of similar length, the longest first, so that too little memory shows."""
-    by_length = sorted(prompts, key=lambda one: -one.n_positions)
-    for start in range(0, len(by_length), size):
-        yield by_length[start : start + size]
-
-
-def _one_by_one(
-    tokenizer: Any, model: Any, image_processor: Any, prompts: Sequence[_Prompt], params: SamplingParams
+def answer_prompts(
+    reader: Reader[Any], prompts: Mapping[int, Prompt], batch_size: int
 ) -> Iterator[tuple[int, Answer]]:
-    decoder = Decoder(model, image_processor)
-    for prompt in prompts:
-        stream = TextStream(tokenizer, prompt.stop)
-        pieces = stream_answer(decoder, tokenizer, prompt.ids, prompt.images, params, stream)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                yield prompt.index, Answer(stream.text, end.value, tuple(stream.ids))
-                break
+    """Yield (index, answer) of prompts as they end, the longest first, so that too little memory shows."""
+    by_length = sorted(prompts.items(), key=lambda one: -one[1].n_positions)
+    if reader.params.num_beams > 1:
+        decoder = reader.loaded.decoder()
+        for index, prompt in by_length:
+            yield index, _answer_alone(decoder, reader, reader.open(index, prompt))
+        return
+    for start in range(0, len(by_length), batch_size):
+        bucket = by_length[start : start + batch_size]
+        yield from _answer_bucket(reader, [(index, reader.open(index, one)) for index, one in bucket])
+
+
+def _answer_alone(decoder: Decoder, reader: Reader[Any], prompt: OpenPrompt) -> Answer:
+    stream = TextStream(reader.loaded.tokenizer, prompt.stop)
+    pieces = stream_answer(decoder, reader.loaded.tokenizer, prompt.ids, prompt.images, reader.params, stream)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return Answer(stream.text, end.value, tuple(stream.ids))
 
 
 class _Row:
     """One running answer of a bucket."""
 
-    def __init__(self, prompt: _Prompt, tokenizer: Any, model: Any, params: SamplingParams) -> None:
-        self.index = prompt.index
+    def __init__(
+        self, index: int, prompt: OpenPrompt, tokenizer: Any, model: Any, params: SamplingParams
+    ) -> None:
+        self.index = index
         self.stream = TextStream(tokenizer, prompt.stop)
         self.choose = NextToken(params, model.generation_config, device_of(model))
         self.ends = end_ids(model, tokenizer, prompt.stop)
@@ -169,12 +218,13 @@ class _Row:
 
 
 def _answer_bucket(
-    tokenizer: Any, model: Any, image_processor: Any, prompts: Sequence[_Prompt], params: SamplingParams
+    reader: Reader[Any], prompts: Sequence[tuple[int, OpenPrompt]]
 ) -> Iterator[tuple[int, Answer]]:
     """Yield (index, answer) of the prompts of a bucket, as they end."""
-    rows = [_Row(one, tokenizer, model, params) for one in prompts]
+    tokenizer, model, image_processor, _ = reader.loaded
+    rows = [_Row(index, one, tokenizer, model, reader.params) for index, one in prompts]
     with torch.inference_mode():
-        batch = _LeftPadded(model, image_processor, prompts)
+        batch = _LeftPadded(model, image_processor, [one for _, one in prompts])
         logits = batch.prefill()
     while True:
         tokens = choose_rows([row.choose for row in rows], logits, [row.new_ids for row in rows])
@@ -195,7 +245,7 @@ def _answer_bucket(
 class _LeftPadded:
     """The rows of a bucket in the model: embeddings, mask, positions and KV cache."""
 
-    def __init__(self, model: Any, image_processor: Any, prompts: Sequence[_Prompt]) -> None:
+    def __init__(self, model: Any, image_processor: Any, prompts: Sequence[OpenPrompt]) -> None:
         self.model = model
         images = [image for one in prompts for image in one.images]
         digests = [digest_of(image) for image in images]

@@ -11,6 +11,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
+from llava.inference.model import LoadedModel
 from llava.inference.prompt import Images, encode_prompt, one_or_many, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
@@ -24,23 +25,23 @@ class ChatSession:
     `finish_reason` tells how the last answer ended: "stop" (end token or stop string), "length"
     (max_new_tokens), "context" (the context is full) or "interrupted". An interrupted answer stays in the
     dialog as far as it was given; if no text had come, or the turn failed, the turn is withdrawn.
+    The model is one LoadedModel, or given by its parts (tokenizer, model, image_processor).
     `decoder` holds the KV cache and the image features between turns; sessions may share one, one at a time.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        model: Any,
+        model: Any = None,
         image_processor: Any = None,
         *,
         template: str | Conversation,
         decoder: Decoder | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.model = model
-        self.image_processor = image_processor
+        self.loaded = LoadedModel.of(tokenizer, model, image_processor)
+        self.tokenizer, self.model, self.image_processor, _ = self.loaded
         self.template = conv_templates[template] if isinstance(template, str) else template
-        self.decoder = Decoder(model, image_processor) if decoder is None else decoder
+        self.decoder = self.loaded.decoder() if decoder is None else decoder
         self._answering = False
         self.reset()
 

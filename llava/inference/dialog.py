@@ -36,6 +36,26 @@ class RawPrompt:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A dialog that was read: ids (IMAGE_TOKEN_INDEX for each image), stop strings, positions it takes."""
+
+    ids: list[int]
+    images: Sequence[ImageSource]
+    stop: tuple[str, ...]
+    n_positions: int
+
+
+@dataclass(frozen=True)
+class OpenPrompt:
+    """A prompt whose images are opened."""
+
+    ids: list[int]
+    images: list[Image.Image]
+    stop: tuple[str, ...]
+    n_positions: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer, why it ended ("stop", "length" or "context"), and its token ids without an end token."""
 

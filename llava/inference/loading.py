@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
 
 import torch
 
+from llava.inference.model import LoadedModel
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import best_device, best_dtype, load_pretrained_model
 from llava.utils import UserError
 
-
-class LoadedModel(NamedTuple):
-    """What load_pretrained_model returns, by name; unpacks in the reference's order."""
-
-    tokenizer: Any
-    model: Any
-    image_processor: Any
-    context_len: int
+__all__ = ["LoadedModel", "check_device", "open_model"]
 
 
 def open_model(

@@ -33,6 +33,15 @@ def context_of(model: Any) -> int:
     return 2048  # the reference's fallback
 
 
+def end_ids(model: Any, tokenizer: Any, stop: Sequence[str]) -> set[int]:
+    """Return the ids that end an answer: end tokens, and stop strings that are one added token."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured) if isinstance(configured, (list, tuple)) else {configured}
+    added = tokenizer.get_added_vocab()
+    ends |= {tokenizer.eos_token_id, *(added[one] for one in stop if one in added)}
+    return {one for one in ends if one is not None}
+
+
 def check_fits(model: Any, n_positions: int, *, has_images: bool = False) -> None:
     """Raise PromptTooLong for a prompt that leaves no position for an answer, or that the model would cut."""
     limit = context_of(model)

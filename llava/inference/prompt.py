@@ -25,6 +25,7 @@ from llava.conversation import (
     warn_of_unknown_template,
 )
 from llava.images import as_picture
+from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError, text_fault
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 SYSTEM_HEAD = "<|im_start|>system\n"
 
 # Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
-Images = Sequence[Image.Image | str | Path] | Image.Image | str | Path
+Images = Sequence[ImageSource] | ImageSource
 
 
 def one_or_many(image: Images | None, images: Images | None) -> Images:
@@ -69,7 +70,15 @@ def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
 def read_question(
     text: str, images: Images, config: object, *, has_tower: bool
 ) -> tuple[str, list[Image.Image]]:
-    """Return a question with its image tokens in place, and its images opened.
+    """Return a question with its image tokens in place, and its images opened; see place_question."""
+    question, sources = place_question(text, images, config, has_tower=has_tower)
+    return question, [as_picture(one) for one in sources]
+
+
+def place_question(
+    text: str, images: Images, config: object, *, has_tower: bool
+) -> tuple[str, list[ImageSource]]:
+    """Return a question with its image tokens in place, and its images as they were given.
 
     images: pictures, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
@@ -84,9 +93,9 @@ def read_question(
         raise UserError("the question is empty; write some text or give an image")
     if images and not has_tower:
         raise UserError("an image was given, but this model has no vision tower; ask it without an image")
-    pictures = [as_picture(one) for one in images]
-    question = place_image_tokens(text, len(pictures), start_end=MultimodalConfig.of(config).use_im_start_end)
-    return question, pictures
+    sources = list(images)
+    start_end = MultimodalConfig.of(config).use_im_start_end
+    return place_image_tokens(text, len(sources), start_end=start_end), sources
 
 
 def with_system(template: Conversation, system: str) -> Conversation:
@@ -103,20 +112,15 @@ def with_system(template: Conversation, system: str) -> Conversation:
     return changed
 
 
-def open_dialog(
-    template: Conversation,
-    text: str,
-    images: Images,
-    config: object,
-    *,
-    has_tower: bool,
-) -> tuple[Conversation, list[Image.Image]]:
-    """Return a new dialog with one question whose answer is wanted, and its images; see read_question."""
-    question, pictures = read_question(text, images, config, has_tower=has_tower)
+def new_dialog(
+    template: Conversation, text: str, images: Images, config: object, *, has_tower: bool
+) -> Dialog:
+    """Return a dialog with one question whose answer is wanted; its images stay as they were given."""
+    question, sources = place_question(text, images, config, has_tower=has_tower)
     conversation = template.copy()
     conversation.append_message(conversation.roles[0], question)
     conversation.append_message(conversation.roles[1], None)
-    return conversation, pictures
+    return Dialog(conversation, sources)
 
 
 def stop_strings(conversation: Conversation) -> tuple[str, ...]:
@@ -153,10 +157,15 @@ def encode_prompt(tokenizer: Any, conversation: Conversation, n_images: int) -> 
     Raises UserError when the prompt does not have one image token for each image.
     """
     ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    check_image_count(ids, n_images)
+    return ids
+
+
+def check_image_count(ids: Sequence[int], n_images: int) -> None:
+    """Raise UserError unless a prompt has one image token for each image."""
     n_tokens = ids.count(IMAGE_TOKEN_INDEX)
     if n_tokens != n_images:
         raise UserError(
             f"the prompt has {n_tokens} image token(s) but the dialog has {n_images} image(s); "
             f"write {DEFAULT_IMAGE_TOKEN} once for each image"
         )
-    return ids

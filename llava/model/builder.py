@@ -24,6 +24,7 @@ from llava.model import (
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.errors import CheckpointError, explained
+from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.token_rows import average_new_rows
 from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
@@ -95,7 +96,8 @@ def load_pretrained_model(
     model_base: base model of LoRA and projector-only folders. dtype (or torch_dtype): float16 unless given;
     "auto" is the checkpoint's own. overwrite_config: fields to change in its config; customized_config: a
     config object in its place. multimodal: accepted for callers of LLaVA-NeXT. Further keywords go to
-    transformers' `from_pretrained`.
+    transformers' `from_pretrained`; a quantization_config among them, or load_in_8bit and load_in_4bit as
+    transformers 4 had them, quantises the LLM's layers alone.
 
     Returns (tokenizer, model in eval mode, image processor or None for a text model, context length). Raises
     CheckpointError for anything missing, damaged or left over.
@@ -107,7 +109,8 @@ def load_pretrained_model(
     arguments.update(_placement(device_map, device))
     arguments.update(_attention(use_flash_attn, arguments, plan))
     config = {**plan.config, **(overwrite_config or {})}
-    quantized = _quantize(plan, config, arguments, quantization.requested_bits(load_8bit, load_4bit))
+    request = quantization.requested_quantization(load_8bit, load_4bit, arguments)
+    quantized = _quantize(plan, config, arguments, request)
 
     if plan.is_llava:
         check_settings(customized_config.to_dict() if customized_config else config, plan.path)
@@ -159,7 +162,9 @@ def _placement(device_map: Any, device: str) -> dict[str, Any]:
     return {} if device_map is None else {"device_map": device_map}
 
 
-def _quantize(plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any], requested: int) -> bool:
+def _quantize(
+    plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any], request: quantization.Request
+) -> bool:
     """Complete `arguments` and `config` for weights of 8 or 4 bits, asked for or stored; tell if they are.
 
     What an adapter's config says of quantisation is how its base was held in training, not how it is stored.
@@ -177,18 +182,18 @@ def _quantize(plan: LoadPlan, config: dict[str, Any], arguments: dict[str, Any],
                 f"{plan.source} is stored in {stored} bit, and {plan.path} cannot be put on it; give the "
                 f"base in 16 or 32 bit, with load_{stored}bit to save memory."
             )
-    bits = quantization.choose_bits(requested, stored, plan.source)
+    bits = quantization.choose_bits(request.bits, stored, plan.source, asked_by=request.asked_by)
     quantization.check_quantization(
         stored if bits == 16 else bits,
         arguments.get("device_map"),
         arguments["dtype"],
-        asked_by=f"load_{requested}bit" if bits != 16 else f"{plan.source} ({stored} bit)",
+        asked_by=request.asked_by if bits != 16 else f"{plan.source} ({stored} bit)",
     )
-    arguments.update(
-        quantization.quantization_arguments(
-            bits, arguments["dtype"], body=family_of(plan.config).body if plan.is_llava else None
-        )
-    )
+    if bits != 16 and request.config is not None:
+        arguments["quantization_config"] = request.config  # LlavaMetaForCausalLM spares what it has to
+    else:
+        body = family_of(plan.config).body if plan.is_llava else None
+        arguments.update(quantization.quantization_arguments(bits, arguments["dtype"], body=body))
     return stored != 16 or bits != 16
 
 
@@ -225,7 +230,7 @@ def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, info = loading.from_pretrained(AutoModelForCausalLM, plan.source, **arguments)
-    loading.check_loading(info, plan.source, tower_is_built=False, projector_later=False)
+    check_loading(info, plan.source, tower_is_built=False, projector_later=False)
     _settle(plan, model)
     return loading.merge_adapter(model, plan.path).eval() if plan.kind == "text_lora" else model.eval()
 
@@ -253,9 +258,7 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
     if "unpad" in (plan.config.get("mm_patch_merge_type") or "") or plan.source != plan.path:
         # left over if the caller changed that, or the base merges tiles and what was trained on it does not
         info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.endswith("image_newline")}
-    loading.check_loading(
-        info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path
-    )
+    check_loading(info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path)
     _resize(model, rows)
     return model, info
 

@@ -17,13 +17,14 @@ from llava.constants import (
     IGNORE_INDEX,
 )
 from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.checkpoints.class_loading import load_class
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
 from llava.model.checkpoints.gather import gathered
 from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import average_new_rows, load_start_end_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, supervised_positions
+from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
@@ -371,6 +372,7 @@ class LlavaMetaForCausalLM(_LLM):
             loss=loss,
             loss_sums=sums,
             loss_counts=counts,
+            tokens_read=read_by(samples, inputs["attention_mask"], count),
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
@@ -435,6 +437,12 @@ class LlavaMetaForCausalLM(_LLM):
         ):
             self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
             self.get_output_embeddings().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does; see checkpoints.class_loading for what is added."""
+        load = super().from_pretrained
+        return load_class(load, cls.base_model_prefix, pretrained_model_name_or_path, args, kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""

@@ -56,7 +56,7 @@ def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalCh
         check_compile_device(device)
     name = get_model_name_from_path(args.model_path)
     _note(f"loading {args.model_path} on {device}{'' if args.device else ' (the best device present)'} ...")
-    tokenizer, model, image_processor, _ = open_model(
+    loaded = open_model(
         args.model_path,
         args.model_base,
         name,
@@ -64,17 +64,17 @@ def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalCh
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
     )
-    if image is not None and image_processor is None:
+    if image is not None and not loaded.has_tower:
         raise UserError(
             f"{args.model_path} is a text model without a vision tower; --image-file needs a LLaVA model"
         )
-    template, reason = pick_conv_mode(args.conv_mode, name, model.config)
+    template, reason = pick_conv_mode(args.conv_mode, name, loaded.model.config)
     _note(f"conversation mode: {template} ({reason})")
     decoder = None
     if args.compile:
-        decoder = CompiledDecoder(model, image_processor)
+        decoder = CompiledDecoder(loaded.model, loaded.image_processor)
         _note("the first answer begins with compiling, which may take minutes")
-    session = ChatSession(tokenizer, model, image_processor, template=template, decoder=decoder)
+    session = ChatSession(loaded, template=template, decoder=decoder)
     return TerminalChat(session, image, params, debug=args.debug)
 
 

@@ -156,6 +156,10 @@ class TrainingArguments(transformers.TrainingArguments):
     max_lost_samples: float = _explained(
         0.01, "Share of samples without anything to train on above which the run stops; 1 never stops"
     )
+    verbose_libraries: bool = _explained(
+        False,
+        "Show warnings and other messages of transformers, DeepSpeed and torch (--debug is another flag)",
+    )
     dry_run: bool = _explained(False, "Load everything, show samples, what trains and the memory; then exit")
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
@@ -177,6 +181,9 @@ class TrainingArguments(transformers.TrainingArguments):
         _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
         self._take_old_names()
         self._fit_to_device()
+        inherited: Any = self
+        if inherited.disable_tqdm is None:
+            inherited.disable_tqdm = False  # else it would follow how much transformers says
         super().__post_init__()
 
     def _take_old_names(self) -> None:

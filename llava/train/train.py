@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from llava.model import (
     LlavaMptConfig,
     LlavaMptForCausalLM,
 )
+from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import read_config
-from llava.model.checkpoints.loading import check_loading, from_pretrained, load_tower
+from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
@@ -71,6 +73,7 @@ from llava.train.setup import distributed, trainable
 from llava.train.setup.attention import select_attention
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.liger import use_liger
+from llava.train.setup.noise import quiet_libraries
 from llava.train.setup.packing import use_packing
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
@@ -316,6 +319,7 @@ def train(attn_implementation: str | None = None) -> None:
     attn_implementation: "flash_attention_2" if it works here, "sdpa" (default) or "eager". Writes the trained
     model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
     """
+    quiet_libraries(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)

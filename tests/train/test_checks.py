@@ -139,7 +139,7 @@ def test_unusual_flags_that_mean_something_are_taken(flags: str, folder: Path) -
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="is not writable"):
+    with pytest.raises(UserError, match="it is not writable for you"):
         parse_args(["--data_path", "x.json", "--output_dir", str(tmp_path / "a" / "b")])
 
 

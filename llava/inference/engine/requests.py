@@ -113,8 +113,8 @@ class Ticket:
 
     `for event in ticket` blocks a thread, `async for event in ticket` never blocks the event loop. Both yield
     Piece and Waiting (at least one of them each second), end with the answer, and raise EngineError or
-    UserError if it failed. Leaving the loop early, or cancelling the task, cancels the request (a task that
-    leaves by `break` should hold the iterator in contextlib.aclosing).
+    UserError if it failed. Leaving the loop early, or cancelling the task, cancels the request; a task that
+    leaves by `break` should hold the iterator in contextlib.aclosing.
     """
 
     def __init__(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llava.model.checkpoints import files
+from llava.model.checkpoints.class_loading import loading_report_held
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
+from llava.model.checkpoints.faults import BROUGHT_LATER, count_of, some_of
 from llava.model.checkpoints.generation import check_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
 from llava.utils import import_optional
@@ -21,24 +20,6 @@ logger = logging.getLogger(__name__)
 
 COMPARED_TOWER_WEIGHTS = 8
 LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
-
-# what adapter and projector-only folders bring themselves, on top of a base that lacks it
-BROUGHT_LATER = files.PROJECTOR_NAMES
-
-
-@contextlib.contextmanager
-def _without_loading_report() -> Iterator[None]:
-    """Silence transformers' table of missing and unexpected keys: `check_loading` judges them."""
-    reporter = logging.getLogger("transformers.modeling_utils")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in str(record.msg)
-
-    reporter.addFilter(is_other)
-    try:
-        yield
-    finally:
-        reporter.removeFilter(is_other)
 
 
 def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -57,7 +38,7 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
-        with _without_loading_report(), torch.random.fork_rng(devices=[]):
+        with loading_report_held(), torch.random.fork_rng(devices=[]):
             # check_loading raises mismatches with the weight's name: transformers' own error has none
             model, info = model_class.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
@@ -98,74 +79,6 @@ def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tupl
     return model_class, {**arguments, **shapes, "config": config}
 
 
-@dataclass(frozen=True)
-class Faults:
-    """Weights that a checkpoint lacks, has no place for, or stores in another shape than its config says.
-
-    shapes: (name, shape stored, shape expected).
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-
-
-class UnfitWeightsError(CheckpointError):
-    """Weights are missing, left over or of another shape; `faults` lists them all."""
-
-    def __init__(self, message: str, faults: Faults) -> None:
-        super().__init__(message)
-        self.faults = faults
-
-
-def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: bool) -> Faults:
-    """Pick the faults among transformers' lists of keys; the arguments are those of `check_loading`."""
-    missing = sorted(
-        name
-        for name in info["missing_keys"]
-        if not files.is_recomputed(name)
-        and not files.is_tower_key(name)  # filled from the tower's own files
-        and not (projector_later and any(part in name for part in BROUGHT_LATER))
-    )
-    unexpected = sorted(
-        name
-        for name in info["unexpected_keys"]
-        if not files.is_recomputed(name) and (tower_is_built or not files.is_tower_key(name))
-    )
-    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
-    return Faults(missing, unexpected, shapes)
-
-
-def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
-    """Raise UnfitWeightsError that names a key which is missing, unexpected, or of another shape.
-
-    tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
-    projector and image_newline may be missing, because the next step fills them.
-    """
-    faults = find_faults(info, tower_is_built=tower_is_built, projector_later=projector_later)
-    message = ""
-    if shapes := faults.shapes:
-        name, stored, expected = shapes[0]
-        message = (
-            f"{path} holds {_count([one[0] for one in shapes])} of another shape than its config asks for: "
-            f"{name} has {stored}, expected {expected}."
-        )
-    elif missing := faults.missing:
-        message = f"{path} lacks {_count(missing)} that its config asks for: {_some(missing)}."
-    elif unexpected := faults.unexpected:
-        message = f"{path} has {_count(unexpected)} that its config has no place for: {_some(unexpected)}."
-    if message:
-        raise UnfitWeightsError(message, faults)
-
-
-def _count(names: list[str]) -> str:
-    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
-
-
 def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
     """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
     tower = model.get_vision_tower()
@@ -177,7 +90,7 @@ def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
         if stored > 0:
             raise CheckpointError(
                 f"{path} holds only {stored} of the vision tower's weights; missing: "
-                f"{_some(sorted(missing))}."
+                f"{some_of(sorted(missing))}."
             )
         logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
         tower.is_loaded = False
@@ -271,14 +184,14 @@ def _adapter_brings_projector(model: Any, path: str) -> bool:
 def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:
     missing = [name for name in needed if not any(stored.endswith(name) for stored in weights)]
     if missing:
-        raise CheckpointError(f"{source} lacks {_some(missing)}; it would be random.")
+        raise CheckpointError(f"{source} lacks {some_of(missing)}; it would be random.")
 
 
 def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> None:
     places = model.state_dict()
     unknown = sorted(name for name in weights if name not in places)
     if unknown:
-        raise CheckpointError(f"{source} has weights that the model has no place for: {_some(unknown)}.")
+        raise CheckpointError(f"{source} has weights that the model has no place for: {some_of(unknown)}.")
     wrong = [name for name, value in weights.items() if value.shape != places[name].shape]
     if wrong:
         name = wrong[0]
@@ -307,7 +220,7 @@ def attach_adapter(model: Any, path: str) -> Any:
     strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
     if strangers:
         raise CheckpointError(
-            f"The adapter in {path} is for modules that the base lacks: {_some(strangers)}."
+            f"The adapter in {path} is for modules that the base lacks: {some_of(strangers)}."
         )
     peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
     _check_adapter_config(peft, path)
@@ -327,7 +240,7 @@ def attach_adapter(model: Any, path: str) -> Any:
     places = {_adapter_name(n): value.shape for n, value in wrapped.state_dict().items() if ".lora_" in n}
     missing = sorted(set(places) - set(stored))
     if missing:
-        raise CheckpointError(f"The adapter in {path} lacks {_count(missing)}: {_some(missing)}.")
+        raise CheckpointError(f"The adapter in {path} lacks {count_of(missing)}: {some_of(missing)}.")
     if other := [name for name in places if places[name] != stored[name]]:
         raise CheckpointError(
             f"The adapter in {path} does not fit its base: {other[0]} has {tuple(stored[other[0]])}, "

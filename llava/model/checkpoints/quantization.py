@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llava.model.checkpoints.files import CheckpointError, first_line, load_weights
 from llava.utils import UserError, import_optional
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +24,10 @@ NEVER_QUANTIZED = ("mm_projector", "vision_tower", "vision_resampler")
 
 # what bitsandbytes' CPU kernel for bfloat16 takes: rows in tiles of 32, columns in blocks of 64
 PACKED_ROWS, PACKED_COLUMNS = 32, 64
+
+# fields of a BitsAndBytesConfig that transformers 4 took as keywords of `from_pretrained` as well
+KEYWORDS = ("load_in_8bit", "load_in_4bit")
+KEYWORD_STARTS = ("bnb_4bit_", "llm_int8_")
 
 AUTOMATIC_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -47,9 +57,7 @@ def quantization_arguments(
         return {}
     from transformers import BitsAndBytesConfig
 
-    skipped = None
-    if body is not None:  # matched from the start of a module's name, so the whole path is needed
-        skipped = [*(f"{body}.{name}" for name in NEVER_QUANTIZED), "lm_head"]
+    skipped = None if body is None else spared_parts(body)
     if bits == 8:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)}
     config = BitsAndBytesConfig(
@@ -60,6 +68,93 @@ def quantization_arguments(
         bnb_4bit_quant_type=quant_type,
     )
     return {"quantization_config": config}
+
+
+def spared_parts(body: str) -> list[str]:
+    """Return the modules of a LLaVA that stay as they are; `body` is its LLM without the head.
+
+    They are matched from the start of a module's name, so the whole path is needed.
+    """
+    return [*(f"{body}.{name}" for name in NEVER_QUANTIZED), "lm_head"]
+
+
+# ---- what a caller gives ----
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks for: bits of a weight (16: nothing), the config, None for the reference's, and the
+    word it was asked with, for messages."""
+
+    bits: int
+    config: BitsAndBytesConfig | None
+    asked_by: str
+
+
+def requested_quantization(load_8bit: bool, load_4bit: bool, keywords: dict[str, Any]) -> Request:
+    """Read what `load_pretrained_model` is asked for, and take what says so out of its further keywords.
+
+    Raises UserError for two requests that differ, and for a quantisation that is not bitsandbytes'.
+    """
+    bits = requested_bits(load_8bit, load_4bit)
+    named = next((name for name in KEYWORDS if keywords.get(name)), "quantization_config")
+    config = keywords_as_config(keywords)
+    if config is None:
+        return Request(bits, None, f"load_{bits}bit")
+    from transformers import BitsAndBytesConfig
+
+    own = 0
+    if isinstance(config, BitsAndBytesConfig):
+        own = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 0
+    if not own:
+        raise UserError(
+            f"{named} is a {type(config).__name__} that asks for neither 8 nor 4 bit; expected a "
+            f"BitsAndBytesConfig with load_in_8bit=True or load_in_4bit=True."
+        )
+    if bits not in (16, own):
+        raise UserError(f"load_{bits}bit is given, and {named} asks for {own} bit; give one of the two.")
+    return Request(own, config, named)
+
+
+def keywords_as_config(keywords: dict[str, Any]) -> QuantizationConfigMixin | None:
+    """Take quantization_config out of the keywords of a `from_pretrained`; None if there is none.
+
+    `load_in_8bit=True`, `load_in_4bit=True` and the fields beside them mean the BitsAndBytesConfig of these
+    values, as in transformers 4; transformers 5 has dropped them. Raises UserError where both are given.
+    """
+    config = keywords.pop("quantization_config", None)
+    asked = [name for name in KEYWORDS if keywords.pop(name, False)]
+    fields = {
+        name: keywords.pop(name) for name in list(keywords) if asked and name.startswith(KEYWORD_STARTS)
+    }
+    if asked and (config is not None or len(asked) > 1):
+        both = asked[1] if config is None else "quantization_config"
+        raise UserError(f"{asked[0]} and {both} are both given; give one of the two.")
+    if asked:
+        return _config_of({asked[0]: True, **fields}, asked[0])
+    return _config_of(dict(config), "quantization_config") if isinstance(config, Mapping) else config
+
+
+def _config_of(fields: dict[str, Any], asked_by: str) -> QuantizationConfigMixin:
+    """Build the config of some fields, of whatever quantisation they name; without a name of bitsandbytes."""
+    from transformers.quantizers import AutoQuantizationConfig
+
+    if fields.get("quant_method", "bitsandbytes") == "bitsandbytes":
+        import_optional("bitsandbytes", needed_for=asked_by, install="bitsandbytes>=0.49")
+    try:
+        return AutoQuantizationConfig.from_dict({"quant_method": "bitsandbytes", **fields})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{asked_by}: {first_line(error)}") from error
+
+
+def sparing_parts(config: QuantizationConfigMixin, body: str) -> QuantizationConfigMixin:
+    """Return a copy of a caller's config that also spares a LLaVA's tower, projector and head."""
+    config = copy.deepcopy(config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(config, name):
+            given = getattr(config, name) or []
+            setattr(config, name, [*given, *(part for part in spared_parts(body) if part not in given)])
+    return config
 
 
 # ---- what works here ----
@@ -183,7 +278,7 @@ def check_stored(path: str, bits: int) -> None:
         )
 
 
-def choose_bits(requested: int, stored: int, path: str) -> int:
+def choose_bits(requested: int, stored: int, path: str, *, asked_by: str | None = None) -> int:
     """Return the bits to quantise to while loading, 16 if nothing is to be done.
 
     Raises CheckpointError when the weights are stored in another number of bits than asked for.
@@ -192,7 +287,7 @@ def choose_bits(requested: int, stored: int, path: str) -> int:
         return requested
     if requested not in (16, stored):
         raise CheckpointError(
-            f"{path} is stored in {stored} bit, load_{requested}bit cannot change that; leave it away, or "
-            f"load the model it was made from."
+            f"{path} is stored in {stored} bit, {asked_by or f'load_{requested}bit'} cannot change that; "
+            f"omit it, or load the model it was made from."
         )
     return 16

@@ -15,6 +15,7 @@ import transformers
 from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llava.atomic import write_text
 from llava.conversation import Conversation, choose_template, conv_templates, find_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
@@ -92,7 +93,7 @@ def to_hf(
         )
         if not report.passed:
             raise proof.ParityError(report)
-        (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / REPORT_FILE, json.dumps(report.content(), indent=2) + "\n")
     return report
 
 
@@ -171,9 +172,7 @@ def _hf_name(name: str, path: str) -> str:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as transformers does."""
-    file.write_text(
-        json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
 
 
 def expected_shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:

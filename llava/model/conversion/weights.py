@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llava.atomic import atomic_folder, move
+from llava.atomic import atomic_folder, move, write_text
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.writing import explained_write
@@ -160,7 +160,7 @@ class ShardWriter:
                 "metadata": {"total_size": self.total_bytes},
                 "weight_map": dict(sorted(weight_map.items())),
             }
-            (self.folder / files.WEIGHT_INDEXES[0]).write_text(json.dumps(content, indent=2) + "\n")
+            write_text(self.folder / files.WEIGHT_INDEXES[0], json.dumps(content, indent=2) + "\n")
 
 
 def write_weights(

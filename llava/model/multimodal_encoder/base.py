@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoints import loading
 from llava.model.checkpoints.errors import explained
+from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
@@ -110,7 +111,7 @@ class VisionTower(nn.Module):
             self.model_class, self.vision_tower_name, dtype=torch.float32, device_map=device_map
         )
         info["unexpected_keys"] = ()  # the text half of a whole CLIP
-        loading.check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
+        check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
         self.vision_tower = VisionModelHolder(model)
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True

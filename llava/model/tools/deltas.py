@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llava.model.checkpoints import files, loading
+from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.writing import refuse_input_as_target, refuse_unwritable, whole_folder
@@ -85,7 +86,7 @@ def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
     model, info = loading.from_pretrained(model_class, path, dtype=dtype, **arguments)
     tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
     built = tower is not None and tower.is_loaded
-    loading.check_loading(info, path, tower_is_built=built, projector_later=False)
+    check_loading(info, path, tower_is_built=built, projector_later=False)
     repair_generation_config(model)
     return model
 

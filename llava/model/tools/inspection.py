@@ -20,8 +20,8 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import best_device, best_dtype, load_pretrained_model, make_plan
 from llava.model.checkpoints import files, quantization
 from llava.model.checkpoints.errors import CheckpointError
+from llava.model.checkpoints.faults import UnfitWeightsError
 from llava.model.checkpoints.generation import GENERATION_FILE, check_generation_config
-from llava.model.checkpoints.loading import UnfitWeightsError
 from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig

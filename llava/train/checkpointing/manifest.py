@@ -53,7 +53,8 @@ _NO_EFFECT = (
     "local_rank use_cpu no_cuda push_to_hub hub_model_id hub_strategy hub_token hub_private_repo "
     "hub_always_push hub_revision dataloader_num_workers dataloader_pin_memory ddp_timeout "
     "dataloader_persistent_workers dataloader_prefetch_factor evaluation_strategy project trackio_space_id "
-    "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run"
+    "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run "
+    "verbose_libraries"
 )
 NO_EFFECT = frozenset(_NO_EFFECT.split())
 # Settings on which it depends which weights train, and in which groups the optimizer holds them.

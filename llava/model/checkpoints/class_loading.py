@@ -1,0 +1,69 @@
+"""What the LLaVA classes add to transformers' `from_pretrained`, also when an Auto class calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llava.model.checkpoints import files
+from llava.model.checkpoints.faults import find_faults
+from llava.model.checkpoints.quantization import keywords_as_config, settle_layers, sparing_parts
+
+_REPORTER = logging.getLogger("transformers.modeling_utils")
+
+
+@contextlib.contextmanager
+def loading_report_held() -> Iterator[list[logging.LogRecord]]:
+    """Hold back transformers' table of missing and unexpected keys; yields the list that it is put into."""
+    held: list[logging.LogRecord] = []
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in str(record.msg):
+            return True
+        held.append(record)
+        return False
+
+    _REPORTER.addFilter(is_other)
+    try:
+        yield held
+    finally:
+        _REPORTER.removeFilter(is_other)
+
+
+def load_class(
+    load: Callable[..., Any], body: str, path: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call `load` (the `from_pretrained` of transformers) for a LLaVA class whose LLM without head is `body`.
+
+    Quantising spares tower, projector and head, whoever asks for it: the caller's quantization_config, or
+    `load_in_8bit` and `load_in_4bit` as transformers 4 had them. transformers' table of keys is shown only
+    where a key is not accounted for: a copy of a tower that is read from its own files is.
+    """
+    with_info = kwargs.pop("output_loading_info", False)
+    asked = keywords_as_config(kwargs)
+    if asked is not None:
+        kwargs["quantization_config"] = sparing_parts(asked, body)
+    held: list[logging.LogRecord] = []
+    shown = True  # if it raises, its message may speak of the table
+    try:
+        with loading_report_held() as held:
+            model, info = load(path, *args, output_loading_info=True, **kwargs)
+        shown = _has_faults(model, info)
+    finally:
+        for record in held if shown else ():
+            _REPORTER.handle(record)
+    settle_layers(model)
+    return (model, info) if with_info else model
+
+
+def _has_faults(model: Any, info: dict[str, Any]) -> bool:
+    """Tell whether weights would be random or are left over; nothing is filled in after an Auto class."""
+    tower = model.get_vision_tower()
+    built = tower is not None and tower.is_loaded
+    faults = find_faults(info, tower_is_built=built, projector_later=False)
+    random_tower = any(
+        files.is_tower_key(name) and not files.is_recomputed(name) for name in info["missing_keys"]
+    )
+    return random_tower or bool(faults.missing or faults.unexpected or faults.shapes)
