@@ -186,6 +186,11 @@ class TrainingArguments(transformers.TrainingArguments):
             inherited.disable_tqdm = False  # else it would follow how much transformers says
         super().__post_init__()
 
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes to the output folder; none does in a --dry_run."""
+        return not self.dry_run and bool(super().should_save)
+
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
         inherited: Any = (
