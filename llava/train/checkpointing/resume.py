@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
-from llava.atomic import move
+from llava.atomic import move, write_text
 from llava.model.checkpoints.checksums import INDEX_FILE, damaged_files, read_list, unsound_files
 from llava.model.checkpoints.files import CheckpointError, first_line
 from llava.train.checkpointing.folders import (
@@ -258,7 +258,7 @@ class RunMemory(TrainerCallback):
         }
         loss, step = unlogged_loss(trainer)
         content["loss_since_log"], content["step_of_last_log"] = loss.hex(), step
-        self._file(folder).write_text(json.dumps(content), encoding="utf-8")
+        write_text(self._file(folder), json.dumps(content))
 
     def load(self, folder: Path) -> None:
         """Read this rank's memory; it is put in place when training begins."""
