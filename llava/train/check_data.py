@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.train.labels import LABEL_MASKS
 from llava.utils import UserError, run_program
 
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser whose complaints are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+MOST_WORKERS = 1024
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = _Parser(
+    parser = ProgramParser(
         allow_abbrev=False,
         prog="python -m llava.train.check_data",
         description="Check training data before the first step. Exit code: 0 no fault, 1 faults, 2 usage.",
@@ -30,10 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--data_path",
+        type=local_path,
         required=True,
         help=".json, .jsonl (or .gz of either), .parquet, a folder or pattern of them, or a mixture",
     )
-    add("--image_folder", help="folder that image names are relative to")
+    add("--image_folder", type=local_path, help="folder that image names are relative to")
     add(
         "--allow_images_outside_folder",
         type=_boolean,
@@ -41,11 +37,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="True|False",
         help="images may lie outside of --image_folder",
     )
-    add("--data_cache_dir", help="folder for the table that large data is converted to")
-    add("--model_name_or_path", help="model whose tokenizer counts tokens; without one they are not counted")
+    add("--data_cache_dir", type=local_path, help="folder for the table that large data is converted to")
+    add(
+        "--model_name_or_path",
+        type=local_path,
+        help="model whose tokenizer counts tokens; without one they are not counted",
+    )
     add("--version", default="v1", help="conversation template (default: %(default)s)")
     add("--model_max_length", type=int, default=2048, help="tokens of a sample (default: %(default)s)")
-    add("--vision_tower", help="CLIP folder or hub name; without one an image counts as one token")
+    add(
+        "--vision_tower",
+        type=local_path,
+        help="CLIP folder or hub name; without one an image counts as one token",
+    )
     add("--image_aspect_ratio", default="square", choices=("square", "pad", "anyres"))
     add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
     add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
@@ -53,8 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")
-    add("--fix", metavar="OUT", help="write the records without a fault to this new .json or .jsonl file")
-    add("--json", metavar="REPORT", help="write all findings to this file")
+    add(
+        "--fix",
+        type=output_path,
+        metavar="OUT",
+        help="write the records without a fault to this new .json or .jsonl file",
+    )
+    add("--json", type=output_path, metavar="REPORT", help="write all findings to this file")
     return parser
 
 
@@ -67,8 +76,8 @@ def _boolean(text: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, report and end with an exit code. Raises UserError for what cannot be checked."""
     args = build_parser().parse_args(argv)
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers is {args.workers}; expected at least 1")
+    if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
+        raise UserError(f"--workers is {args.workers}; expected at least 1, and at most {MOST_WORKERS}")
     from llava.train.data.doctor import check
 
     check(args)

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from llava.atomic import atomic_file
+from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.check_settings import CheckSettings
 from llava.train.data.image_folders import check_folder, image_names
 from llava.train.data.sources import find_sources
@@ -36,8 +36,8 @@ def check(args: argparse.Namespace) -> None:
     names = {field.name for field in fields(CheckSettings)}
     settings = CheckSettings(**{name: value for name, value in vars(args).items() if name in names})
     sources = {one.resolve() for source in find_sources(args.data_path) for one in source.files}
-    for output in (args.fix, args.json):
-        _check_output(output, sources)
+    for flag, output in (("--fix", args.fix), ("--json", args.json)):
+        _check_output(flag, output, sources)
     records = open_all(settings)
     for index in records.first_with_images():
         check_folder(records.image_folder(index), image_names(records, index), records.name(index))
@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> None:
     report = summarize(settings, records, findings)
     _print_summary(report, records, findings)
     if args.json:
-        _write(Path(args.json), [json.dumps(report, indent=1, ensure_ascii=False)])
+        _write(Path(args.json), [json.dumps(report, indent=1, ensure_ascii=False)], "--json")
     if args.fix:
         bad = {finding.index for finding in findings if not finding.is_note}
         changed = write_clean(records, bad, Path(args.fix))
@@ -194,26 +194,32 @@ def _as_list(texts: Iterator[str]) -> Iterator[str]:
     yield "\n]\n"
 
 
-def _write(path: Path, parts: Sequence[str] | Iterator[str]) -> None:
+def _write(path: Path, parts: Iterable[str], flag: str = "--fix") -> None:
     """Write a file whole or not at all."""
     try:
-        with atomic_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        with (
+            atomic_file(path) as scratch,
+            # JSON has escapes for half characters, UTF-8 has not
+            scratch.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.writelines(parts)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"{flag} {shortened(path)} could not be written: {words_of(error)}") from error
 
 
-def _check_output(name: str | None, inputs: set[Path]) -> None:
-    """Refuse to write over the data, or over anything else."""
+def _check_output(flag: str, name: str | None, inputs: set[Path]) -> None:
+    """Refuse to write over the data, or over anything else, and where nothing can be written."""
     if name is None:
         return
-    path = Path(name)
+    path, shown = Path(name), f"{flag} {shortened(name)}"
+    if reason := obstacle(name, folder=False):
+        raise UserError(f"{shown} cannot be written: {reason}; name another file")
     if path.resolve() in inputs:
-        raise UserError(f"{name} is the data itself; name another file")
+        raise UserError(f"{shown} is the data itself; name another file")
     if path.exists():
-        raise UserError(f"{name} exists; delete it or name another file")
+        raise UserError(f"{shown} exists; delete it or name another file")
     if not path.resolve().parent.is_dir():
-        raise UserError(f"the folder of {name} does not exist; make it first")
+        raise UserError(f"the folder of {shown} does not exist; make it first")
 
 
 def _check_fix(name: str | None, records: RecordTable) -> None:
