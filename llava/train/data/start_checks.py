@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.image_folders import check_folder, check_folders
@@ -12,16 +12,21 @@ from llava.train.labels.dialogs import check_dialogs
 from llava.train.records import find_fault, image_paths
 from llava.utils import UserError
 
-if TYPE_CHECKING:
-    from llava.train.args import DataArguments
-
 logger = logging.getLogger(__name__)
 
 NO_IMAGE = "no record of the data has an image, although --vision_tower is given; is 'image' its key?"
 NO_TOWER = "the data has images, but --vision_tower is missing"
 
 
-def check_data(dataset: object, data_args: DataArguments, *, vision_tower: str | None, template: str) -> None:
+class DataFlags(Protocol):
+    """The flags of training that are looked at."""
+
+    image_folder: str | None
+    allow_images_outside_folder: bool
+    on_bad_sample: str
+
+
+def check_data(dataset: object, data_args: DataFlags, *, vision_tower: str | None, template: str) -> None:
     """Refuse data with images that have no tower or no folder, and dialogs that the template cannot hold.
 
     Warns of a multimodal run without a single image. Of a stream the first samples are looked at. Raises
@@ -48,7 +53,7 @@ def check_data(dataset: object, data_args: DataArguments, *, vision_tower: str |
 
 
 def _check_stream(
-    stream: StreamingDataset, data_args: DataArguments, vision_tower: str | None, template: str | None
+    stream: StreamingDataset, data_args: DataFlags, vision_tower: str | None, template: str | None
 ) -> None:
     """Check the first samples of a stream; the others are met when they are read."""
     for raw in stream.peek():
