@@ -1,4 +1,4 @@
-"""Tables of records: a changed file is noticed, also one of the same size and time; damage has no traceback."""
+"""Tables of records: a changed file is noticed, also of the same size and time; damage is one sentence."""
 
 from __future__ import annotations
 
