@@ -23,7 +23,7 @@ from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEA
 from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
-from llava.train.labels.masks import LABEL_MASKS
+from llava.train.labels import LABEL_MASKS
 from llava.train.old_flags import OLD_FLAGS_HELP, translate_old_flags
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
@@ -78,13 +78,17 @@ class DataArguments:
     """Where the samples are, and how pictures are brought to the tower's size."""
 
     data_path: str | None = _explained(
-        None, "Records: .json, .jsonl or .parquet, a folder or pattern of them, or a .yaml mixture"
+        None,
+        "Records: .json, .jsonl (or .gz of either), .parquet, a folder or pattern, or a .yaml mixture",
     )
     lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     eval_data_path: str | None = _explained(None, "Records to evaluate on, in the formats of --data_path")
     eval_split: float = _explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
+    allow_images_outside_folder: bool = _explained(
+        False, "Read images whose names lead out of --image_folder: ../x.png, or absolute elsewhere"
+    )
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
     image_grid_pinpoints: str | None = _explained(
         None, 'Tile grids of anyres in pixels, "[[336,672],[672,336]]"; by default those of the model'
