@@ -15,12 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
     ("-m", "llava.eval.run_llava"),
+    ("-m", "llava.serve.controller"),
+    ("-m", "llava.serve.register_worker"),
+    ("-m", "llava.serve.test_message"),
     ("-m", "llava.model.inspect"),
     ("-m", "llava.model.convert_hf"),
     ("-m", "llava.model.convert_hf", "to-hf"),
     ("-m", "llava.model.apply_delta"),
     ("-m", "llava.model.make_delta"),
     ("-m", "llava.model.consolidate"),
+    ("-m", "llava.train.check_data"),
     ("scripts/merge_lora_weights.py",),
     ("scripts/extract_mm_projector.py",),
 ]

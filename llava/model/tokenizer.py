@@ -12,14 +12,16 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava._compat import added_tokens, cached_hub_file, trie_tokens
+from llava.atomic import atomic_file, write_text
 from llava.model.checkpoints.files import CheckpointError, find_file, read_json, refuse_pointer
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def _load_neox(path: str | Path, config: dict[str, Any], kwargs: dict[str, Any])
     return tokenizer
 
 
-def _load(loader: Any, path: str | Path, kwargs: dict[str, Any]) -> Any:
+def _load(loader: type[PreTrainedTokenizerBase], path: str | Path, kwargs: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(str(path), **kwargs)
     except Exception as error:  # on damaged files each library raises its own kind, down to bare Exception
@@ -162,10 +164,10 @@ class LlamaTokenizer(SentencePieceBackend):
     def __init__(
         self,
         vocab_file: str,
-        unk_token: Any = "<unk>",
-        bos_token: Any = "<s>",
-        eos_token: Any = "</s>",
-        pad_token: Any = None,
+        unk_token: str | AddedToken = "<unk>",
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "</s>",
+        pad_token: str | AddedToken | None = None,
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         legacy: bool | None = None,
@@ -194,7 +196,7 @@ class LlamaTokenizer(SentencePieceBackend):
             return pieces[1:]
         return pieces
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Return the id of a piece or the ids of a list of pieces."""
         if isinstance(tokens, str):
             return super().convert_tokens_to_ids(tokens)
@@ -243,7 +245,7 @@ class LlamaTokenizer(SentencePieceBackend):
 
     def _decode(
         self,
-        token_ids: Any,
+        token_ids: int | Iterable[int],
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
@@ -277,7 +279,8 @@ class LlamaTokenizer(SentencePieceBackend):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write tokenizer.model as it was read, also when the folder it came from is gone."""
         file = Path(save_directory, f"{filename_prefix}-{MODEL_FILE}" if filename_prefix else MODEL_FILE)
-        file.write_bytes(self._model_bytes)
+        with atomic_file(file) as scratch:
+            scratch.write_bytes(self._model_bytes)
         return (str(file),)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:
@@ -307,12 +310,15 @@ class GPTNeoXTokenizer(PreTrainedTokenizerFast):
         content = json.loads(file.read_text(encoding="utf-8"))
         merges = content["model"]["merges"]
         content["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        write_text(file, json.dumps(content, ensure_ascii=False, indent=2))
         return (*files, *_finish_saving(self, save_directory, prefix, {}))
 
 
 def _finish_saving(
-    tokenizer: Any, folder: str | os.PathLike, prefix: str | None, settings: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike,
+    prefix: str | None,
+    settings: dict[str, Any],
 ) -> tuple[str, ...]:
     """Write what transformers 5 leaves out of a saved folder and 4.37 needs. Returns the files added."""
     lead = f"{prefix}-" if prefix else ""
@@ -325,12 +331,12 @@ def _finish_saving(
         config["additional_special_tokens"] = extra  # the name that all versions read
     elif extra:
         config["extra_special_tokens"] = extra
-    file.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
     special: dict[str, Any] = dict(tokenizer.special_tokens_map)
     special.pop("extra_special_tokens", None)
     special = {key: str(token) for key, token in special.items() if token}
     if isinstance(extra, list) and extra:
         special["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
     target = Path(folder, lead + SPECIAL_FILE)
-    target.write_text(json.dumps(special, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(target, json.dumps(special, ensure_ascii=False, indent=2) + "\n")
     return (str(target),)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -17,13 +17,14 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
 from llava._compat import parser_actions
+from llava.arguments import ProgramParser, take_paths
 from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
-from llava.train.labels.masks import LABEL_MASKS
-from llava.train.old_flags import OLD_FLAGS_HELP, translate_old_flags
+from llava.train.labels import LABEL_MASKS
+from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
@@ -34,6 +35,13 @@ LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
 NONFINITE_POLICIES = ("error", "skip")
+TOKENS_SEEN = ("no", "all", "non_padding")
+# Flags that name files and folders, or hub names in their place.
+PATHS = (
+    *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
+    *("data_path", "eval_data_path", "image_folder", "data_cache_dir", "resume_from_checkpoint"),
+    *("output_dir", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
+)
 
 
 def _explained(default: object, text: str) -> Any:
@@ -71,13 +79,17 @@ class DataArguments:
     """Where the samples are, and how pictures are brought to the tower's size."""
 
     data_path: str | None = _explained(
-        None, "Records: .json, .jsonl or .parquet, a folder or pattern of them, or a .yaml mixture"
+        None,
+        "Records: .json, .jsonl (or .gz of either), .parquet, a folder or pattern, or a .yaml mixture",
     )
     lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     eval_data_path: str | None = _explained(None, "Records to evaluate on, in the formats of --data_path")
     eval_split: float = _explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
+    allow_images_outside_folder: bool = _explained(
+        False, "Read images whose names lead out of --image_folder: ../x.png, or absolute elsewhere"
+    )
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
     image_grid_pinpoints: str | None = _explained(
         None, 'Tile grids of anyres in pixels, "[[336,672],[672,336]]"; by default those of the model'
@@ -115,6 +127,15 @@ class TrainingArguments(transformers.TrainingArguments):
 
     cache_dir: str | None = _explained(None, "Where files from the hub are kept")
     optim: str = _explained("adamw_torch", "Optimizer")
+    # the parser of transformers takes true and false only, though the field knows these
+    include_num_input_tokens_seen: str = field(
+        default="no",
+        metadata={
+            "help": f"Log how many tokens were read: {', '.join(TOKENS_SEEN)}",
+            "nargs": "?",
+            "const": "all",
+        },
+    )
     remove_unused_columns: bool = _explained(False, "Keep false: the collator needs every column")
     freeze_mm_mlp_adapter: bool = _explained(False, "Do not train the projector")
     mpt_attn_impl: str | None = _explained("triton", "Accepted; today's MPT chooses its attention itself")
@@ -149,6 +170,10 @@ class TrainingArguments(transformers.TrainingArguments):
     max_lost_samples: float = _explained(
         0.01, "Share of samples without anything to train on above which the run stops; 1 never stops"
     )
+    verbose_libraries: bool = _explained(
+        False,
+        "Show warnings and other messages of transformers, DeepSpeed and torch (--debug is another flag)",
+    )
     dry_run: bool = _explained(False, "Load everything, show samples, what trains and the memory; then exit")
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
@@ -168,9 +193,21 @@ class TrainingArguments(transformers.TrainingArguments):
         _one_of("lora_bias", self.lora_bias, LORA_BIASES)
         _one_of("quant_type", self.quant_type, QUANT_TYPES)
         _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
+        seen = str(self.include_num_input_tokens_seen).lower()
+        seen = "all" if seen in TRUE else "no" if seen in FALSE else seen
+        _one_of("include_num_input_tokens_seen", seen, TOKENS_SEEN)
+        self.include_num_input_tokens_seen = seen
         self._take_old_names()
         self._fit_to_device()
+        inherited: Any = self
+        if inherited.disable_tqdm is None:
+            inherited.disable_tqdm = False  # else it would follow how much transformers says
         super().__post_init__()
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes to the output folder; none does in a --dry_run."""
+        return not self.dry_run and bool(super().should_save)
 
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
@@ -227,17 +264,15 @@ def _one_of(flag: str, value: object, allowed: Sequence[object]) -> None:
         raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
-class _Parser(transformers.HfArgumentParser):
-    """Argument parser whose complaints are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+class _Parser(ProgramParser, transformers.HfArgumentParser):
+    """Argument parser of the fields of the argument classes."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
     classes = (ModelArguments, DataArguments, TrainingArguments)
     parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
+    take_paths(parser, PATHS)
     known = frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:

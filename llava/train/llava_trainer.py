@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import PrinterCallback
+from transformers.trainer_callback import ProgressCallback
 
 from llava._compat import train_batch_size
 from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
+from llava.train.callbacks.progress import Progress
 from llava.train.callbacks.unsupervised import LostMarks, LostSamples
-from llava.train.checkpointing.resume import RunMemory, flag_settings, put_back
+from llava.train.checkpointing.resume import RunMemory, explained_state, flag_settings, put_back
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     leave_out_frozen,
@@ -66,6 +69,11 @@ class LLaVATrainer(LossByModality):
         self.add_callback(self.guard)
         self.add_callback(self.lost)
         self.add_callback(self.memory)
+        self.progress: Progress | None = None
+        # a notebook has a display of its own, which stays
+        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+            self.progress = Progress(self.counts, in_place=not self.args.disable_tqdm)
+            self.add_callback(self.progress)
 
     @property
     def tokenizer(self) -> Any:
@@ -86,15 +94,8 @@ class LLaVATrainer(LossByModality):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self._end_progress_bars()
-
-    def _end_progress_bars(self) -> None:
-        """End the lines of progress bars, so that the error of a run that fails has a line of its own."""
-        for callback in self.callback_handler.callbacks:
-            for name in ("training_bar", "prediction_bar"):
-                bar = getattr(callback, name, None)
-                if bar is not None:
-                    bar.close()
+            if self.progress is not None:
+                self.progress.close()  # so that the error of a run that fails has a line of its own
 
     @property
     def trains_projector_only(self) -> bool:
@@ -183,9 +184,14 @@ class LLaVATrainer(LossByModality):
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with explained_state(checkpoint or "", "the state of the optimizer or of its schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             put_back(self._flag_settings, self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with explained_state(checkpoint or "", "the state of the random numbers"):
+            super()._load_rng_state(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to a folder; in stage 1 the projector only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
+from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
-from llava.train.checkpointing.resume import OutputLock, choose_checkpoint, open_run
+from llava.train.checkpointing.resume import choose_checkpoint, open_run
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -52,8 +54,8 @@ from llava.train.data.dataset import (
 )
 from llava.train.data.samples import choose_tile_grids
 from llava.train.data.skipped import report_skipped
+from llava.train.data.start_checks import check_data
 from llava.train.dry_run.report import report_dry_run
-from llava.train.labels.dialogs import check_dialogs
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -72,6 +74,7 @@ from llava.train.setup import distributed, trainable
 from llava.train.setup.attention import select_attention
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.liger import use_liger
+from llava.train.setup.noise import quiet_libraries
 from llava.train.setup.packing import use_packing
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
@@ -296,27 +299,13 @@ def _attach_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def _check_data(dataset: Any, model_args: ModelArguments, data_args: DataArguments, template: str) -> None:
-    """Refuse data with images for a model without a tower, and dialogs that the template cannot hold.
-
-    A stream tells both only while it is read.
-    """
-    if not isinstance(dataset, LazySupervisedDataset):
-        return
-    if data_args.on_bad_sample == "error":
-        check_dialogs(dataset.list_data_dict, template)
-    if model_args.vision_tower is not None:
-        return
-    if dataset.list_data_dict.with_images.any():
-        raise UserError("the data has images, but --vision_tower is missing")
-
-
 def train(attn_implementation: str | None = None) -> None:
     """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
 
     attn_implementation: "flash_attention_2" if it works here, "sdpa" (default) or "eager". Writes the trained
     model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
     """
+    quiet_libraries(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)
@@ -337,9 +326,24 @@ def train(attn_implementation: str | None = None) -> None:
     data_args.label_masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
-        _check_data(data_module[part], model_args, data_args, template)
-    writes = training_args.should_save and not training_args.dry_run
-    lock = OutputLock(Path(training_args.output_dir)) if writes else None
+        check_data(data_module[part], data_args, vision_tower=model_args.vision_tower, template=template)
+    with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
+        _load_and_train(
+            claim, model_args, data_args, training_args, tokenizer, template, data_module, attn_implementation
+        )
+
+
+def _load_and_train(
+    claim: OutputClaim,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: Any,
+    template: str,
+    data_module: dict[str, Any],
+    attn_implementation: str | None,
+) -> None:
+    """Load the model, from a checkpoint of the output folder if there is one, train it, and write it."""
     checkpoint = choose_checkpoint(training_args)
     manifest = make_manifest(model_args, data_args, training_args)
     if not training_args.dry_run:
@@ -363,11 +367,10 @@ def train(attn_implementation: str | None = None) -> None:
     if training_args.dry_run:
         return report_dry_run(trainer)
     trainer.manifest = manifest
+    trainer.add_callback(claim)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report_skipped(data_module["train_dataset"], training_args.output_dir)
     save_trained_model(trainer, training_args)
-    if lock is not None:
-        lock.release()
 
 
 if __name__ == "__main__":

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llava.model.checkpoints import files
 from llava.model.checkpoints.class_loading import loading_report_held
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
-from llava.model.checkpoints.faults import BROUGHT_LATER, count_of, some_of
+from llava.model.checkpoints.faults import (
+    BROUGHT_LATER,
+    NEW_ROWS,
+    NEWLINE,
+    TOWER_REST,
+    Exempt,
+    count_of,
+    note,
+    some_of,
+)
 from llava.model.checkpoints.generation import check_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
+from llava.protocols import CausalModel, LlavaModel, Tower
 from llava.utils import import_optional
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +40,8 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
     and mismatched keys, which `check_loading` judges.
 
-    On the device "meta" only names and shapes of the weights are read. Raises CheckpointError for missing
+    On the device "meta" only names and shapes of the weights are read; stored_names in the lists are all of
+    them. Raises CheckpointError for missing
     shards and damaged files.
     """
     if not files.weight_files(path):
@@ -34,8 +49,10 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     check_generation_config(path)
     source: str | None = path
+    stored_names: tuple[str, ...] = ()
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
+        stored_names = tuple(arguments["state_dict"])
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
         with loading_report_held(), torch.random.fork_rng(devices=[]):
@@ -63,7 +80,7 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
             f"{path} cannot be loaded ({type(error).__name__}: {reason_of(error)}); compare its "
             f"{files.CONFIG_FILE} with the original's, or copy the folder again."
         ) from error
-    return model, info
+    return model, {**info, "stored_names": stored_names}
 
 
 def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -79,7 +96,7 @@ def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tupl
     return model_class, {**arguments, **shapes, "config": config}
 
 
-def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
+def load_tower(model: LlavaModel, info: dict[str, Any], path: str, exempt: Exempt | None = None) -> None:
     """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
     tower = model.get_vision_tower()
     missing = [
@@ -97,13 +114,14 @@ def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
         del tower.vision_tower
     was_loaded = tower.is_loaded
     tower.load_model(device_map="meta" if model.device.type == "meta" else None)
+    note(exempt, TOWER_REST, getattr(tower, "not_of_the_tower", ()))  # towers of other projects lack it
     tower.requires_grad_(False)  # from_pretrained makes every weight trainable
     stored_names = sorted(name for name in info["unexpected_keys"] if files.is_tower_key(name))
     if stored_names and not was_loaded and model.device.type != "meta":
         _compare_stored_tower(tower, stored_names, path)
 
 
-def _compare_stored_tower(tower: Any, names: list[str], path: str) -> None:
+def _compare_stored_tower(tower: Tower, names: list[str], path: str) -> None:
     """Warn where a checkpoint's copy of the tower, which is not used, differs from the tower's own files.
 
     A few weights spread over the tower tell: training changes all of them.
@@ -131,13 +149,13 @@ def _compare_stored_tower(tower: Any, names: list[str], path: str) -> None:
         )
 
 
-def place_tower(model: Any, dtype: torch.dtype | None) -> None:
+def place_tower(model: LlavaModel, dtype: torch.dtype | None) -> None:
     """Move the tower to the device of the projector's output, and to `dtype` unless that is None."""
     reference = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
     model.get_vision_tower().to(device=reference.device, dtype=dtype)
 
 
-def fill_projector(model: Any, path: str) -> None:
+def fill_projector(model: LlavaModel, path: str, exempt: Exempt | None = None) -> None:
     """Fill projector (and embeddings, if stored) from the `mm_projector.bin` of a stage-1 folder."""
     file = files.find_file(path, files.PROJECTOR_FILE)
     if file is None:
@@ -148,9 +166,13 @@ def fill_projector(model: Any, path: str) -> None:
     _load_by_name(model, rest, str(file))
     if getattr(model.get_model(), "image_newline", None) is not None:
         _require(["image_newline"], weights, str(file))
+    else:
+        note(exempt, NEWLINE, [name for name in weights if name.endswith("image_newline")])
 
 
-def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
+def load_non_lora(
+    model: LlavaModel, path: str, *, projector_missing: bool, exempt: Exempt | None = None
+) -> None:
     """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
     file = files.find_file(path, files.NON_LORA_FILE)
     if file is None:
@@ -166,12 +188,13 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
         needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
         _require(needed, weights, str(file))
     rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
+    note(exempt, NEW_ROWS, rows)
     _load_by_name(model, weights, str(file))
     if not shapes_only:
         set_new_token_rows(model, rows, str(file))
 
 
-def _adapter_brings_projector(model: Any, path: str) -> bool:
+def _adapter_brings_projector(model: LlavaModel, path: str) -> bool:
     """Tell whether an adapter holds the projector itself (PEFT's modules_to_save). Raises for half a one."""
     weights = _adapter_weights(path, shapes_only=True)
     brought = {name: value for name, value in weights.items() if any(part in name for part in BROUGHT_LATER)}
@@ -187,7 +210,7 @@ def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -
         raise CheckpointError(f"{source} lacks {some_of(missing)}; it would be random.")
 
 
-def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> None:
+def _load_by_name(model: LlavaModel, weights: dict[str, torch.Tensor], source: str) -> None:
     places = model.state_dict()
     unknown = sorted(name for name in weights if name not in places)
     if unknown:
@@ -203,7 +226,7 @@ def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> 
     model.load_state_dict(weights, strict=False)
 
 
-def merge_adapter(model: Any, path: str) -> Any:
+def merge_adapter(model: CausalModel, path: str) -> Any:
     """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model.
 
     Raises CheckpointError when the adapter and the model do not cover the same modules.
@@ -211,7 +234,7 @@ def merge_adapter(model: Any, path: str) -> Any:
     return attach_adapter(model, path).merge_and_unload()
 
 
-def attach_adapter(model: Any, path: str) -> Any:
+def attach_adapter(model: CausalModel, path: str) -> Any:
     """Put the PEFT adapter of `path` on the model, as PEFT's wrapper of it. Raises as `merge_adapter`."""
     shapes_only = model.device.type == "meta"
     weights = _adapter_weights(path, shapes_only=shapes_only)
@@ -249,7 +272,7 @@ def attach_adapter(model: Any, path: str) -> Any:
     return wrapped
 
 
-def _check_adapter_config(peft: Any, path: str) -> None:
+def _check_adapter_config(peft: ModuleType, path: str) -> None:
     """Raise CheckpointError for an `adapter_config.json` that names no kind of adapter that peft knows."""
     file = files.find_file(path, files.ADAPTER_CONFIG_FILE)
     content = files.read_json(file) if file else {}
@@ -266,7 +289,7 @@ def _check_adapter_config(peft: Any, path: str) -> None:
         )
 
 
-def _filled_adapter(peft: Any, model: Any, path: str, config: Any) -> Any:
+def _filled_adapter(peft: ModuleType, model: CausalModel, path: str, config: PeftConfig) -> Any:
     try:
         return peft.PeftModel.from_pretrained(model, path, config=config)
     except RuntimeError as error:  # torch's list of shapes

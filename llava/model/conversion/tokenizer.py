@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llava.atomic import atomic_file, write_text
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -26,6 +27,7 @@ from llava.model.tokenizer import (
     LlamaTokenizer,
     load_tokenizer,
 )
+from llava.protocols import Tokenizer
 from llava.utils import import_optional
 
 PAD_TOKEN = "<pad>"
@@ -37,7 +39,7 @@ _NORMAL, _USER_DEFINED, _BYTE, _BPE = (
 )  # types of sentencepiece_model.proto
 
 
-def llava_tokenizer(path: str, config: Any) -> Any:
+def llava_tokenizer(path: str, config: object) -> Any:
     """Load the tokenizer of a LLaVA with the tokens that its loader adds (`mm_use_im_*`)."""
     tokenizer = load_tokenizer(path)
     settings = MultimodalConfig.of(config)
@@ -60,7 +62,7 @@ def add_image_tokens(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
+def save_for_hf(tokenizer: Tokenizer, folder: Path, chat_template: str) -> None:
     """Write the files of a tokenizer so that AutoTokenizer of transformers 4 and 5 gives LLaVA's ids.
 
     With a tokenizer.model it is a tokenizer.json that reproduces the slow tokenizer, named by the class that
@@ -91,7 +93,7 @@ def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------- tokenizer.json
@@ -291,7 +293,8 @@ def _from_model_file(model_file: Path, path: str, folder: Path, config: dict[str
         **{name: _text(special[name]) for name in _NAMED if special.get(name)},
         "pad_token": padding if known else _text(special.get("unk_token")) or "<unk>",
     }
-    shutil.copyfile(model_file, folder / MODEL_FILE)
+    with atomic_file(folder / MODEL_FILE) as scratch:
+        shutil.copyfile(model_file, scratch)
     _write_json(folder / CONFIG_FILE, settings)
     tokenizer = load_tokenizer(folder)
     tokenizer.save_pretrained(folder)  # with the files that older versions look for
@@ -301,7 +304,7 @@ def _from_model_file(model_file: Path, path: str, folder: Path, config: dict[str
 _SETTINGS = ("legacy", "add_bos_token", "add_eos_token", "model_max_length")
 
 
-def _text(token: Any) -> Any:
+def _text(token: object) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 

@@ -16,10 +16,12 @@ class SupervisedOutput(CausalLMOutputWithPast):
     """Output of a forward pass without logits; also says what each sample has added to the loss.
 
     loss_sums: summed token losses, without graph; loss_counts: labelled tokens; both float32 (samples,).
+    tokens_read: positions without padding that the LLM reads, image features among them; (samples,).
     """
 
     loss_sums: torch.Tensor | None = None
     loss_counts: torch.Tensor | None = None
+    tokens_read: torch.Tensor | None = None
 
 
 def supervised_positions(
@@ -48,3 +50,12 @@ def losses_of_samples(
     sums = found.new_zeros(count).index_add_(0, members, found)
     counts = found.new_zeros(count).index_add_(0, members, torch.ones_like(found))
     return token_losses.mean(), sums, counts
+
+
+def read_by(samples: torch.Tensor, mask: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Return how many positions each of `count` samples has without its padding: (count,).
+
+    samples: (B, L), the sample that a position belongs to; mask: (B, L), 0 for padding, None without any.
+    """
+    kept = torch.ones_like(samples) if mask is None else mask.to(samples)
+    return kept.new_zeros(count).index_add_(0, samples.flatten(), kept.flatten())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -227,7 +226,7 @@ def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
 def padded_left(
     embeds: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Move the padding of embeds (B, L, C) to the left of each row: new tokens go on at its right end.
+    """Move the padding of embeds (B, L, C), or ids (B, L), to the left of each row, whose right end goes on.
 
     mask (B, L) tells what is padding; without one, or without padding at the right, nothing changes.
     positions (B, L) move along. Returns the three.
@@ -235,7 +234,7 @@ def padded_left(
     if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
         return embeds, mask, positions
     order = mask.long().argsort(dim=1, stable=True)  # (B, L): padding first, tokens in their order
-    embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+    embeds = embeds.gather(1, order if embeds.ndim == 2 else order[..., None].expand_as(embeds))
     return (
         embeds,
         mask.gather(1, order),
@@ -259,7 +258,7 @@ def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return embeds[None], torch.cat(labels)[None], torch.cat(positions)[None]
 
 
-def per_image(images: Any) -> list[torch.Tensor]:
+def per_image(images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
     return [image[None] if image.ndim == 3 else image for image in images]
 

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from llava.model.language_model.registry import FAMILIES, family_of, positions_o
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import Contents, LoadPlan, look_into
 from llava.model.tokenizer import load_tokenizer
+from llava.protocols import Tokenizer
 from llava.utils import UserError
 
 KINDS = {
@@ -56,7 +57,8 @@ class Report:
 
     dtypes: number of values by dtype, as stored. parameters: of "llm", "projector", "vision tower" and
     "adapter". missing, unexpected, misshapen: weights against what the config asks for; misshapen are (name,
-    shape stored, shape expected). tokens and rows: entries of tokenizer and embeddings.
+    shape stored, shape expected). exempt: weights neither loaded as stored nor faults, by the reason.
+    tokens and rows: entries of tokenizer and embeddings.
     """
 
     path: str
@@ -80,6 +82,7 @@ class Report:
     tokenizer: str | None = None
     tokens: int | None = None
     rows: int | None = None
+    exempt: dict[str, list[str]] = field(default_factory=dict)
     generation_config: str = "none"
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -224,7 +227,7 @@ def _stored_shapes(report: Report, found: Contents) -> dict[str, torch.Tensor]:
     return stored
 
 
-def _count(named: Any) -> dict[str, int]:
+def _count(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
     """Count the values of named tensors by the part of the model they belong to."""
     counts = {"llm": 0, "projector": 0, "vision tower": 0, "adapter": 0}
     for name, value in named:
@@ -302,7 +305,14 @@ def _try(report: Report, plan: LoadPlan, **overwrite: Any) -> Any:
     base = plan.source if plan.source != plan.path else None
     try:
         name = get_model_name_from_path(plan.path)
-        return load_pretrained_model(plan.path, base, name, device="meta", overwrite_config=overwrite or None)
+        return load_pretrained_model(
+            plan.path,
+            base,
+            name,
+            device="meta",
+            overwrite_config=overwrite or None,
+            exempt=None if overwrite else report.exempt,
+        )
     except UnfitWeightsError as error:
         report.problems.append(str(error))
         report.missing, report.unexpected = error.faults.missing, error.faults.unexpected
@@ -332,7 +342,7 @@ def _measure_tokenizer(report: Report, plan: LoadPlan) -> None:
             report.problems.append(str(error))
 
 
-def _compare_tokens(report: Report, plan: LoadPlan, tokenizer: Any) -> None:
+def _compare_tokens(report: Report, plan: LoadPlan, tokenizer: Tokenizer) -> None:
     report.tokenizer, report.tokens = type(tokenizer).__name__, len(tokenizer)
     report.rows = plan.config.get("vocab_size")
     if report.rows is None or report.tokens == report.rows:

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from llava._compat import prepared_inputs
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.train.callbacks.progress import Counts
 from llava.train.setup.packing import pack_texts
 
 MODALITIES = ("text", "image")
@@ -68,6 +69,7 @@ class LossByModality(Trainer):
         self._training_losses = LossMeter()
         self._eval_losses = LossMeter()
         self._learned: torch.Tensor | None = None
+        self.counts = Counts()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -75,6 +77,7 @@ class LossByModality(Trainer):
         """Compute the loss of a micro-batch, as Trainer does, and note what each sample adds to it."""
         labels = inputs.get("labels")
         has_image = _with_images(inputs)
+        given = inputs
         if getattr(self.args, "packing", False) and model.training and not self._is_multimodal:
             inputs = pack_texts(inputs)
         loss, outputs = super().compute_loss(
@@ -83,6 +86,7 @@ class LossByModality(Trainer):
         # learned tokens of each sample, (samples,); image tokens may have pushed some out
         self._learned = getattr(outputs, "loss_counts", None)
         if model.training and has_image is not None and labels is not None:
+            self.counts.add(given, getattr(outputs, "tokens_read", None))
             sums: Any = getattr(outputs, "loss_sums", None)
             if sums is None:  # an LLM without image input: every sample is text
                 count = (labels[:, 1:] != IGNORE_INDEX).sum().float()[None]
@@ -97,6 +101,7 @@ class LossByModality(Trainer):
         if "loss" in logs:
             found = self._training_losses.read(self.accelerator)
             logs = {**logs, **{name: value for name, value in found.items() if name != "loss"}}
+            self.counts.gather(self.accelerator)
         super().log(logs, start_time)
 
     def prediction_step(

@@ -10,6 +10,7 @@ from typing import Any
 from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.train.setup.compiling import clear_dead_locks, extension_folder, is_built
+from llava.train.setup.noise import prints_as_messages
 from llava.utils import UserError, import_optional, watched
 
 logger = logging.getLogger(__name__)
@@ -46,10 +47,11 @@ def start(training_args: Any) -> None:
                 SHARED_MEMORY,
                 extension_folder(),
             )
-        with watched(
+        waited = watched(
             "DeepSpeed to compile its parts and to connect the processes of the run",
             f"see whether all processes were started, and whether a compiler works in {extension_folder()}",
-        ):
+        )
+        with waited, prints_as_messages(training_args.verbose_libraries):
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 

@@ -85,6 +85,8 @@ def test_packed_loss_and_gradients_equal_the_padded(
     hook.remove()
     real = padded.loss_counts.tolist()
     assert real == packed.loss_counts.tolist() and min(real) > 0
+    assert packed.tokens_read.tolist() == padded.tokens_read.tolist()
+    assert packed.tokens_read.sum() == lengths[0][1]
     assert torch.allclose(packed.loss_sums, padded.loss_sums, rtol=1e-5)
     assert torch.allclose(packed.loss, padded.loss, rtol=1e-5)
     assert found.keys() == expected.keys()

@@ -1,0 +1,113 @@
+"""The wire format between controller, workers and pages: frames, error codes, and the HTTP client's settings.
+
+A stream is JSON objects, each followed by a zero byte: {"text": prompt and answer so far, "error_code": 0}.
+A frame of another code ends the stream; its "text" is for people, and "error" says more to programs (as in
+OpenAI's API, see errors.ServeError; older programs pass over it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+from typing import Any
+
+import httpx2
+
+from llava.serve.errors import ServeError
+from llava.serve.limits import request_id
+from llava.utils import server_error_msg
+
+DELIMITER = b"\0"
+# How a client names itself to a worker; the reference's programs send the same.
+USER_AGENT = {"User-Agent": "LLaVA Client"}
+
+# A worker repeats a frame while a request waits, so that a silence of this length means that it is gone.
+CONNECT_TIMEOUT_S = 5.0
+STREAM_TIMEOUT_S = 60.0
+STATUS_TIMEOUT_S = 5.0
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+class ErrorCode(IntEnum):
+    """Why a stream ended."""
+
+    NONE = 0
+    FAILED = 1  # the worker could not answer
+    NO_WORKER = 2  # no worker has this model
+    WORKER_GONE = 3  # the worker does not answer any more
+
+
+class FrameError(ValueError):
+    """What came over the wire is no frame."""
+
+
+def frame(text: str, code: ErrorCode = ErrorCode.NONE) -> bytes:
+    """Return a frame with its delimiter."""
+    return json.dumps({"text": text, "error_code": int(code)}).encode() + DELIMITER
+
+
+def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> bytes:
+    """Return the frame that ends a stream which failed; its error names the request."""
+    content = {
+        "text": f"{server_error_msg} ({error.message})" if text is None else text,
+        "error_code": int(code),
+        "error": {**error.body["error"], "request_id": request_id.get()},
+    }
+    return json.dumps(content).encode() + DELIMITER
+
+
+def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a stream, however its bytes were cut. Raises FrameError."""
+    waiting = bytearray()
+    for chunk in chunks:
+        waiting += chunk
+        *whole, rest = bytes(waiting).split(DELIMITER)
+        waiting = bytearray(rest)
+        if len(waiting) > MAX_FRAME_BYTES:
+            raise FrameError(f"a frame is longer than {MAX_FRAME_BYTES:,} bytes")
+        yield from (_read_frame(one) for one in whole if one)
+    if waiting.strip():
+        raise FrameError("the stream ended within a frame")
+
+
+def _read_frame(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise FrameError(f"a frame is not JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+        raise FrameError("a frame has no text")
+    if not isinstance(found.get("error_code"), int):
+        raise FrameError("a frame has no error_code")
+    return found
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """Return the headers of a request from one of these programs to another."""
+    key = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    return {**USER_AGENT, **key, "x-request-id": request_id.get()}
+
+
+def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S) -> httpx2.Client:
+    """Return a client for requests to other programs of this protocol.
+
+    It follows no redirects and reads no proxy settings: it talks to the address it was given and to no other.
+    """
+    return httpx2.Client(
+        headers=headers(api_key),
+        timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+        follow_redirects=False,
+        trust_env=False,
+    )
+
+
+def post(url: str, content: Mapping[str, Any] | None = None, *, api_key: str | None = None) -> Any:
+    """Send JSON and return the JSON that comes back.
+
+    Raises httpx2.HTTPError, and ValueError for an answer that is no JSON.
+    """
+    with open_client(api_key) as client:
+        response = client.post(url, json=content)
+        response.raise_for_status()
+        return response.json()

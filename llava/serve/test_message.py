@@ -1,0 +1,91 @@
+"""Sends one message to a worker and prints its answer: `python -m llava.serve.test_message`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from llava.arguments import ProgramParser
+from llava.conversation import choose_template, conv_templates, template_of
+from llava.serve.auth import read_api_key
+from llava.serve.client import call, stream
+from llava.utils import UserError, accept_any_text, run_program
+
+DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = ProgramParser(
+        prog="python -m llava.serve.test_message",
+        description="Ask a worker one question, with the template that its model's name suggests.",
+    )
+    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument(
+        "--worker-address", default=None, help="ask this worker (default: the controller's choice)"
+    )
+    parser.add_argument(
+        "--model-name", default=None, help="a model that the controller lists (default: the only one)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--message", default=DEFAULT_MESSAGE)
+    parser.add_argument("--api-key", default=None, help="key of the servers (or LLAVA_API_KEY)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the answer as it comes. Raises UserError."""
+    key = read_api_key(args.api_key)
+    address = args.worker_address
+    if address is None:
+        model = args.model_name or _only_model(args.controller_address, key)
+        found = call(args.controller_address, "/get_worker_address", {"model": model}, api_key=key)
+        address = found["address"]
+        if not address:
+            raise UserError(f"no worker has the model {model!r}; start one, or give --worker-address")
+    else:
+        status = call(address, "/worker_get_status", api_key=key)
+        model = args.model_name or status["model_names"][0]
+    template, _ = choose_template(model)
+    conversation = conv_templates[template].copy()
+    conversation.append_message(conversation.roles[0], args.message)
+    conversation.append_message(conversation.roles[1], None)
+    prompt = conversation.get_prompt()
+    params = {
+        "model": model,
+        "prompt": prompt,
+        "temperature": 0.0,
+        "max_new_tokens": args.max_new_tokens,
+        "stop": next(iter(template_of(conversation).stop_strings()), None),
+    }
+    _show(prompt, address, params, key)
+
+
+def _only_model(controller_address: str, key: str | None) -> str:
+    names = call(controller_address, "/list_models", api_key=key)["models"]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise UserError(f"--model-name is missing; the controller's models are: {listed}")
+    return names[0]
+
+
+def _show(prompt: str, address: str, params: dict[str, object], key: str | None) -> None:
+    """Print the question, and the answer piece by piece."""
+    sys.stdout.write(f"{prompt} ")
+    shown = len(prompt)
+    for one in stream(address, params, api_key=key):
+        if one["error_code"]:
+            raise UserError(f"{one['text']} (error_code: {one['error_code']})")
+        sys.stdout.write(one["text"][shown:])
+        sys.stdout.flush()
+        shown = max(shown, len(one["text"]))
+    sys.stdout.write("\n")
+
+
+def _run() -> None:
+    accept_any_text()
+    main(build_parser().parse_args())
+
+
+if __name__ == "__main__":
+    run_program(_run)
