@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
+from llava.images import as_picture
 from llava.inference.answer import stream_answer
-from llava.inference.batch import Dialog, generate_batch
+from llava.inference.batch import Dialog, Reader, answer_all, generate_batch, same
 from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import encode_images, image_length
 from llava.inference.prompt import encode_prompt, stop_strings
@@ -236,3 +237,73 @@ def test_a_text_model_answers_batches(llama, checkpoints):
             GREEDY,
         )
     assert torch.is_grad_enabled()
+
+
+def files_of(tmp_path, count):
+    """Dialogs about image files, all of one size."""
+    dialogs = []
+    for index in range(count):
+        Image.effect_noise((60, 60), 10 + index).convert("RGB").save(tmp_path / f"{index}.png")
+        dialogs.append(dialog_of("llava_v1", "<image>\nWhat is this?", [tmp_path / f"{index}.png"]))
+    return dialogs
+
+
+def test_both_call_forms_are_taken(llama):
+    dialogs = mixed_dialogs("llava_v1", 3)
+    expected = generate_batch(llama.tokenizer, llama.model, llama.image_processor, dialogs, GREEDY)
+    assert generate_batch(llama, dialogs, GREEDY) == expected
+    assert generate_batch(llama, dialogs, params=GREEDY) == expected
+    assert generate_batch(tuple(llama), dialogs, GREEDY) == expected
+    with pytest.raises(TypeError, match="expected a LoadedModel"):
+        generate_batch(llama.tokenizer, llama.model, llama.image_processor)
+
+
+def test_images_are_opened_when_their_turn_comes(llama, tmp_path, monkeypatch):
+    opened, answered = [], []
+
+    def open_one(source):
+        opened.append(source)
+        assert len(opened) - len(answered) <= 4
+        return as_picture(source)
+
+    monkeypatch.setattr("llava.inference.model.as_picture", open_one)
+    generate_batch(
+        llama, files_of(tmp_path, 12), GREEDY, batch_size=2, on_answer=lambda *one: answered.append(one)
+    )
+    assert len(opened) == len(answered) == 12
+
+
+def test_an_iterable_is_read_piece_by_piece(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava.inference.batch.READ_AHEAD", 2)
+    dialogs = files_of(tmp_path, 9)
+    read, answered = [], []
+
+    def one_after_another():
+        for one in dialogs:
+            read.append(one)
+            assert len(read) - len(answered) <= 4
+            yield one
+
+    found = generate_batch(
+        llama, one_after_another(), GREEDY, batch_size=2, on_answer=lambda *one: answered.append(one)
+    )
+    assert found == generate_batch(llama, dialogs, GREEDY)
+
+
+def test_a_process_opens_only_its_own_share(llama, tmp_path):
+    dialogs = files_of(tmp_path, 6)
+    for index in (0, 2, 4):
+        (tmp_path / f"{index}.png").unlink()
+    found = answer_all(Reader(llama, GREEDY, same), dialogs, start=1, step=2)
+    assert sorted(found) == [1, 3, 5]
+
+
+def test_a_damaged_image_is_named_in_its_turn(llama, tmp_path):
+    dialogs = files_of(tmp_path, 3)
+    content = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"dialog 1: the image .*1.png' is damaged"):
+        generate_batch(llama, dialogs, GREEDY)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match=r"dialog 1: the image .*1.png' cannot be read"):
+        generate_batch(llama, dialogs, GREEDY)
