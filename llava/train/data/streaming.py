@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from llava.images import load_image_from_bytes
 from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
+from llava.train.plan import DataSettings, adapted
 from llava.train.records import SAMPLE_KEY, DataError, find_fault, stray_marks
 from llava.utils import UserError, import_optional
 
@@ -47,17 +49,25 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: Any, conv: Conversation | None = None
+        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
     ) -> None:
-        """Find the shards. data_args: as SampleMaker's, shuffle_buffer, on_bad_sample. Raises DataError."""
+        """Find the shards. data_args: DataSettings, or an object with its fields. Raises DataError."""
         super().__init__()
         self.shards = find_shards(data_path)
         self.tokenizer = tokenizer
-        self.data_args = data_args
-        self.maker = SampleMaker(tokenizer, data_args, conv)
-        self.shuffle_buffer = max(1, getattr(data_args, "shuffle_buffer", 1))
-        self.skipped = SkipLog() if getattr(data_args, "on_bad_sample", "error") == "skip" else None
+        self.data_args = data_args  # as given: subclasses of other projects have fields of their own there
+        self.settings = adapted(DataSettings, data_args)
+        self.maker = SampleMaker(tokenizer, self.settings, conv)
+        self.shuffle_buffer = max(1, self.settings.shuffle_buffer)
+        self.skipped = SkipLog() if self.settings.skips_bad_samples else None
         self.rank, self.world_size, self.seed = 0, 1, 0
+
+    def with_settings(self, settings: DataSettings) -> StreamingDataset:
+        """Return the same stream with other settings of its images."""
+        other = copy(self)
+        other.data_args = other.settings = settings
+        other.maker = SampleMaker(self.tokenizer, settings, self.maker.conv)
+        return other
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield samples without end. Raises DataError naming the sample, or when a pass yields none."""
@@ -107,7 +117,7 @@ class StreamingDataset(IterableDataset[Sample]):
         if fault:
             raise DataError(fault)
         names = _as_list(raw.record.get("image", []))
-        if names and not self.data_args.is_multimodal:
+        if names and not self.settings.is_multimodal:
             raise DataError("it has an image, but --vision_tower is missing")
         if stray_marks(raw.record):  # its image was forgotten, or cut off with the end of the shard
             raise DataError(f"its text has {DEFAULT_IMAGE_TOKEN}, but the shard has no image of that name")
