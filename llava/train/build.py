@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, set_seed
 
+from llava import conversation as conversation_lib
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import read_config
 from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
+from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
 from llava.train.args import ModelArguments, TrainingArguments
@@ -171,8 +173,41 @@ def attach_vision(
     return replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
 
 
-def settle_dtypes(model: Any, plan: RunPlan) -> None:
-    """Bring every weight to the dtype that it is trained, or held, in."""
+def smart_tokenizer_and_embedding_resize(
+    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+) -> None:
+    """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
+    new = tokenizer.add_special_tokens(special_tokens_dict)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if new > 0:
+        average_new_rows(model, new)
+
+
+def build_model(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    plan: RunPlan,
+    settings: DataSettings,
+    tokenizer: Any,
+    template: str,
+    *,
+    attention: str | None,
+) -> tuple[Any, DataSettings]:
+    """Build the model that a Trainer gets; also returns the settings of the data as its tower needs them.
+
+    attention: what the program asks for; --attn goes before it.
+    """
+    model = load_llm(model_args, training_args, plan, attention)
+    model = choose_trained_parts(model, plan)
+    if tokenizer.pad_token is None:
+        smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+    conversation_lib.warn_of_unknown_template(model.config, template)
+    model.config.conv_template = template
+    if settings.is_multimodal:
+        settings = attach_vision(model, tokenizer, model_args, plan, settings)
     if plan.bits != 16:
         trainable.cast_quantized(model, plan)
     trainable.keep_trained_in_float32(model, plan)
+    trainable.log_trainable(model, plan)
+    distributed.split_by_layers(model, plan)
+    return model, settings

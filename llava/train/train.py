@@ -27,7 +27,6 @@ from llava.model import (
     LlavaMptConfig,
     LlavaMptForCausalLM,
 )
-from llava.model.llava_arch import average_new_rows
 from llava.train.args import (
     DataArguments,
     ModelArguments,
@@ -37,9 +36,10 @@ from llava.train.args import (
     make_plan,
     parse_args,
 )
-from llava.train.build import attach_vision, check_start, choose_trained_parts, load_llm, settle_dtypes
+from llava.train.build import build_model, check_start, smart_tokenizer_and_embedding_resize
+from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
-from llava.train.checkpointing.resume import OutputLock, choose_checkpoint, open_run
+from llava.train.checkpointing.resume import choose_checkpoint, open_run
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -73,7 +73,7 @@ from llava.train.labels.preprocess import (
 )
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.plan import DataSettings
-from llava.train.setup import distributed, trainable
+from llava.train.setup import distributed
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.noise import quiet_libraries
 from llava.train.setup.tokenizer import load_training_tokenizer
@@ -135,16 +135,6 @@ def rank0_print(*args: object) -> None:
         logger.info(" ".join(map(str, args)))
 
 
-def smart_tokenizer_and_embedding_resize(
-    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
-) -> None:
-    """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
-    new = tokenizer.add_special_tokens(special_tokens_dict)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if new > 0:
-        average_new_rows(model, new)
-
-
 # ---- the steps of train() ----
 
 
@@ -199,37 +189,26 @@ def train(attn_implementation: str | None = None) -> None:
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)
     _check_data(data, settings, template)
 
-    # the folder that is written to, and what of an earlier run is in it
-    writes = training_args.should_save and not training_args.dry_run
-    lock = OutputLock(Path(training_args.output_dir)) if writes else None
-    checkpoint = choose_checkpoint(training_args)
-    manifest = make_manifest(model_args, replace(data_args, label_masks=masks), training_args)
-    if not training_args.dry_run:
-        manifest = open_run(manifest, training_args, checkpoint)
-
-    model = load_llm(model_args, training_args, plan, attn_implementation)
-    model = choose_trained_parts(model, plan)
-    if tokenizer.pad_token is None:
-        smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
-    conversation_lib.warn_of_unknown_template(model.config, template)
-    model.config.conv_template = template
-    if settings.is_multimodal:
-        settings = attach_vision(model, tokenizer, model_args, plan, settings)
+    with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
+        # from a checkpoint of the output folder, if there is one
+        checkpoint = choose_checkpoint(training_args)
+        manifest = make_manifest(model_args, replace(data_args, label_masks=masks), training_args)
+        if not training_args.dry_run:
+            manifest = open_run(manifest, training_args, checkpoint)
+        model, settings = build_model(
+            model_args, training_args, plan, settings, tokenizer, template, attention=attn_implementation
+        )
         data = with_settings(data, settings)
-    settle_dtypes(model, plan)
-    trainable.log_trainable(model, plan)
-    distributed.split_by_layers(model, plan)
 
-    arguments = for_trainer(training_args)
-    trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=arguments, plan=plan, **data)
-    if training_args.dry_run:
-        return report_dry_run(trainer)
-    trainer.manifest = manifest
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    report_skipped(data["train_dataset"], training_args.output_dir)
-    save_trained_model(trainer, plan, str(training_args.output_dir))
-    if lock is not None:
-        lock.release()
+        arguments = for_trainer(training_args)
+        trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=arguments, plan=plan, **data)
+        if training_args.dry_run:
+            return report_dry_run(trainer)
+        trainer.manifest = manifest
+        trainer.add_callback(claim)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        report_skipped(data["train_dataset"], training_args.output_dir)
+        save_trained_model(trainer, plan, str(training_args.output_dir))
 
 
 if __name__ == "__main__":
