@@ -154,6 +154,7 @@ class DataSettings:
     image_grid_pinpoints: Any = None  # pairs of (width, height), or their text
     label_masks: str | None = None
     on_bad_sample: str = "error"
+    allow_images_outside_folder: bool = False
     data_cache_dir: str | None = None
     streaming: bool = False
     shuffle_buffer: int = 1

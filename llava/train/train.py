@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llava import conversation as conversation_lib
 from llava.constants import (
@@ -56,8 +54,8 @@ from llava.train.data.dataset import (
     with_settings,
 )
 from llava.train.data.skipped import report_skipped
+from llava.train.data.start_checks import check_data
 from llava.train.dry_run.report import report_dry_run
-from llava.train.labels.dialogs import check_dialogs
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -72,13 +70,12 @@ from llava.train.labels.preprocess import (
     preprocess_v1,
 )
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.plan import DataSettings
 from llava.train.setup import distributed
 from llava.train.setup.determinism import seed_everything
 from llava.train.setup.noise import quiet_libraries
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
-from llava.utils import UserError, run_program
+from llava.utils import run_program
 
 __all__ = [
     "DEFAULT_IMAGE_TOKEN",
@@ -144,20 +141,6 @@ def _start_logging(training_args: TrainingArguments) -> None:
     logging.getLogger("llava").setLevel(logging.INFO if training_args.should_log else logging.WARNING)
 
 
-def _check_data(data: Mapping[str, Any], settings: DataSettings, template: str) -> None:
-    """Refuse data with images for a model without a tower, and dialogs that the template cannot hold.
-
-    A stream tells both only while it is read.
-    """
-    for dataset in (data["train_dataset"], data["eval_dataset"]):
-        if not isinstance(dataset, LazySupervisedDataset):
-            continue
-        if not settings.skips_bad_samples:
-            check_dialogs(dataset.list_data_dict, template)
-        if not settings.is_multimodal and dataset.list_data_dict.with_images.any():
-            raise UserError("the data has images, but --vision_tower is missing")
-
-
 def train(attn_implementation: str | None = None) -> None:
     """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
 
@@ -187,7 +170,8 @@ def train(attn_implementation: str | None = None) -> None:
     masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     settings = make_data_settings(model_args, data_args, label_masks=masks)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)
-    _check_data(data, settings, template)
+    for part in ("train_dataset", "eval_dataset"):
+        check_data(data[part], data_args, vision_tower=model_args.vision_tower, template=template)
 
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one

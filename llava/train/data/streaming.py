@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,15 @@ from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
 from llava.train.plan import DataSettings, adapted
-from llava.train.records import SAMPLE_KEY, DataError, find_fault, stray_marks
+from llava.train.records import (
+    SAMPLE_KEY,
+    DataError,
+    explain_unread_key,
+    find_fault,
+    image_paths,
+    stray_marks,
+    unread_media_key,
+)
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -29,6 +38,7 @@ logger = logging.getLogger(__name__)
 FORMATS = (".tar", ".parquet")
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 Item = TypeVar("Item")
+SAMPLES_PEEKED = 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,14 @@ class StreamingDataset(IterableDataset[Sample]):
         self.shuffle_buffer = max(1, self.settings.shuffle_buffer)
         self.skipped = SkipLog() if self.settings.skips_bad_samples else None
         self.rank, self.world_size, self.seed = 0, 1, 0
+        self._with_images = 0  # samples that this reader has seen
+        self._unread: set[str] = set()  # keys that it has warned about
+
+    def peek(self) -> list[RawSample]:
+        """Read the first samples of the first shard; none where it is not a file on this machine."""
+        if not Path(self.shards[0]).is_file():
+            return []
+        return list(islice(read_shard(self.shards[0]), SAMPLES_PEEKED))
 
     def with_settings(self, settings: DataSettings) -> StreamingDataset:
         """Return the same stream with other settings of its images."""
@@ -84,6 +102,10 @@ class StreamingDataset(IterableDataset[Sample]):
                 raise DataError(
                     f"reader {reader + 1} of {self.world_size * workers} found no sample in its shards of "
                     f"{self.shards[0]} ...; use fewer --dataloader_num_workers, or more shards"
+                )
+            if not epoch and self.data_args.is_multimodal and not self._with_images:
+                logger.warning(
+                    "no sample of the stream had an image in a whole pass, although --vision_tower is given"
                 )
             epoch += 1
 
@@ -116,7 +138,9 @@ class StreamingDataset(IterableDataset[Sample]):
         fault = raw.fault or find_fault(raw.record)
         if fault:
             raise DataError(fault)
-        names = _as_list(raw.record.get("image", []))
+        names = image_paths(raw.record)
+        self._with_images += bool(names)
+        self._warn_of_unread_key(raw)
         if names and not self.settings.is_multimodal:
             raise DataError("it has an image, but --vision_tower is missing")
         if stray_marks(raw.record):  # its image was forgotten, or cut off with the end of the shard
@@ -127,6 +151,12 @@ class StreamingDataset(IterableDataset[Sample]):
             load_image_from_bytes(data, name) for data, name in zip(raw.images, names, strict=True)
         ]
         return self.maker.make(raw.record, images=pictures)
+
+    def _warn_of_unread_key(self, raw: RawSample) -> None:
+        key = unread_media_key(raw.record)
+        if key is not None and key not in self._unread:
+            self._unread.add(key)
+            logger.warning("%s, and perhaps others: %s", raw.name, explain_unread_key(key))
 
 
 def stream_loader(dataset: StreamingDataset, args: Any, batch_size: int, collate_fn: Any) -> Any:
