@@ -32,8 +32,7 @@ class SampleMaker:
         self.tokenizer = tokenizer
         self.settings = adapted(DataSettings, settings)
         self.conv = conv
-        # data_args of other projects lack it
-        self._may_leave = bool(getattr(data_args, "allow_images_outside_folder", False))
+        self._may_leave = self.settings.allow_images_outside_folder
 
     def make(
         self,

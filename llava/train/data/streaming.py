@@ -103,7 +103,7 @@ class StreamingDataset(IterableDataset[Sample]):
                     f"reader {reader + 1} of {self.world_size * workers} found no sample in its shards of "
                     f"{self.shards[0]} ...; use fewer --dataloader_num_workers, or more shards"
                 )
-            if not epoch and self.data_args.is_multimodal and not self._with_images:
+            if not epoch and self.settings.is_multimodal and not self._with_images:
                 logger.warning(
                     "no sample of the stream had an image in a whole pass, although --vision_tower is given"
                 )
