@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
 
@@ -16,22 +17,28 @@ __all__ = ["add_model_flags", "build_parser", "check_model_path", "load_image", 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which model is loaded and how; all programs that talk have the same."""
     parser.add_argument(
-        "--model-path", default=None, help="folder or hub name of the checkpoint; has to be given"
+        "--model-path",
+        type=local_path,
+        default=None,
+        help="folder or hub name of the checkpoint; has to be given",
     )
     parser.add_argument(
-        "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
+        "--model-base",
+        type=local_path,
+        default=None,
+        help="base model of a LoRA or projector-only checkpoint",
     )
     parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:N or mps (default: the best one present)"
+    )
+    parser.add_argument(
+        "--conv-mode", default=None, help="prompt template (default: chosen from the checkpoint)"
     )
     parser.add_argument(
         "--dtype",
         default=None,
         choices=["float32", "bfloat16", "float16"],
         help="number format of the weights (default: one that is fast on the device)",
-    )
-    parser.add_argument(
-        "--conv-mode", default=None, help="prompt template (default: chosen from the checkpoint)"
     )
     parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
     parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
@@ -52,7 +59,7 @@ def check_model_path(path: str | None) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line: the reference's flags, --top-p, --seed, --dtype and --compile."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.cli",
         description="Chat about an image. Ctrl-C stops an answer; /exit, an empty line or Ctrl-D ends the "
         "program; /help lists what else can be typed. Questions may also be piped in, one a line; stdout "
@@ -61,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_flags(parser)
     parser.add_argument(
         "--image-file",
+        type=any_path,
         default=None,
         help="path or http(s) URL; goes with the first question (or later, with /image)",
     )
