@@ -24,6 +24,7 @@ PROGRAMS = [
     ("-m", "llava.model.apply_delta"),
     ("-m", "llava.model.make_delta"),
     ("-m", "llava.model.consolidate"),
+    ("-m", "llava.train.check_data"),
     ("scripts/merge_lora_weights.py",),
     ("scripts/extract_mm_projector.py",),
 ]
