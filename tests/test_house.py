@@ -27,6 +27,7 @@ MAX_FUNCTION_LINES = 70
 FLOORS = {
     "_compat": 0,
     "constants": 0,
+    "protocols": 0,
     "utils": 1,
     "atomic": 2,
     "arguments": 2,

@@ -45,6 +45,7 @@ def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
         version="1",  # of the protocol
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # they would lead to whatever the Host header says
         lifespan=lifespan,
         middleware=_guards(settings, metrics),
     )
@@ -70,7 +71,7 @@ def _guards(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware
     ]
     if settings.api_key is not None:
         guards.append(Middleware(ApiKey, api_key=settings.api_key))
-    elif settings.local_only:
+    else:
         guards.append(Middleware(LocalHosts))
     if limits.per_minute is not None:
         guards.append(Middleware(RateLimit, per_minute=limits.per_minute, free=("/health", "/metrics")))

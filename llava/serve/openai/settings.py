@@ -33,11 +33,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """A model and the limits of its clients.
-
-    local_only: requests have to name this machine in their Host header; for servers without a key.
-    keep_alive_s: how long a stream may be silent.
-    """
+    """A model and the limits of its clients; without a key it answers under this machine's names only."""
 
     model: ServedModel
     api_key: str | None = None
@@ -45,5 +41,3 @@ class ServerSettings:
     images: FetchPolicy = FetchPolicy()
     max_images: int = 16
     default_max_tokens: int = DEFAULT_MAX_TOKENS
-    local_only: bool = True
-    drain_seconds: float = 30.0
