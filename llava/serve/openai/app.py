@@ -17,11 +17,11 @@ from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, send_error
 from llava.serve.limits import BodyLimit, HeaderLimit, RateLimit, RequestIds
 from llava.serve.logs import AccessLog
-from llava.serve.metrics import CONTENT_TYPE, ServerMetrics
 from llava.serve.openai.answering import ClientGone, serve_error
 from llava.serve.openai.chat import create_chat_completion
 from llava.serve.openai.completions import create_completion
 from llava.serve.openai.document import body_of, describe, failures
+from llava.serve.openai.metrics import CONTENT_TYPE, ServerMetrics
 from llava.serve.openai.responses import create_response
 from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
 from llava.serve.openai.service import Service
