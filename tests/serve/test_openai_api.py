@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -13,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 from asking import data_url, text, user
 from asking import image as image_part
 from PIL import Image
-from running import running
+from running import running, wait_until
 
 from llava.inference.chat import ChatSession
 from llava.inference.engine import Engine
@@ -137,6 +140,33 @@ def test_many_clients_at_once_get_their_own_answers(
         one.join(60)
     for index, question in enumerate(questions):
         assert answers[index] == expected(loaded, template, (question, []), max_new_tokens=12)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place_in_the_engine(checkpoints: Path, stream: bool) -> None:
+    loaded = open_model(str(checkpoints / "llava-tiny-v1.5"), device="cpu", dtype="float32")
+    engine = Engine(loaded, max_running=1)
+    settings = ServerSettings(served_model(loaded, ["tiny"], "llava_v1", "tiny"))
+    body = {
+        "model": "tiny",
+        "messages": [user("Hi")],
+        "max_tokens": 400,
+        "stream": stream,
+        "logit_bias": {"50": 100},  # no end token
+    }
+    with running(create_app(engine, settings)) as url:
+        for _ in range(3):
+            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+            head = {"content-type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
+            wait_until(lambda: engine.stats().running)
+            connection.close()
+            wait_until(lambda: not engine.stats().running)
+        stats = engine.stats()
+        assert stats.waiting == 0 and stats.requests_total["cancelled"] == 3
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert ask(client, user("Hi")).usage.completion_tokens
+    assert not engine.alive  # it was closed with the server
 
 
 # ---- the program ----

@@ -11,7 +11,6 @@ from llava.inference.loading import LoadedModel, check_device, open_model
 from llava.inference.program import quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
-from llava.model.multimodal.config import MultimodalConfig
 from llava.serve.limits import Limits
 from llava.serve.logs import set_up_logging
 from llava.serve.openai.app import create_app
@@ -77,5 +76,5 @@ def served_model(
         context=loaded.context,
         vocabulary=loaded.model.config.vocab_size,
         takes_images=loaded.has_tower,
-        start_end=MultimodalConfig.of(loaded.model.config).use_im_start_end,
+        config=loaded.model.config,
     )
