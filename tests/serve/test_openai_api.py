@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-from asking import data_url, text, user
+from asking import client_over, data_url, error_of, text, user
 from asking import image as image_part
 from PIL import Image
 from running import running, wait_until
@@ -167,6 +167,18 @@ def test_a_client_that_goes_away_frees_its_place_in_the_engine(checkpoints: Path
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert ask(client, user("Hi")).usage.completion_tokens
     assert not engine.alive  # it was closed with the server
+
+
+def test_an_engine_that_has_ended_is_told(checkpoints: Path) -> None:
+    loaded = open_model(str(checkpoints / "llava-tiny-v1.5"), device="cpu", dtype="float32")
+    engine = Engine(loaded)
+    client = client_over(create_app(engine, ServerSettings(served_model(loaded, ["tiny"], None, "tiny"))))
+    assert client.get("/health").status_code == 200
+    engine.close()
+    assert error_of(client.get("/health"), 503)["code"] == "engine_dead"
+    body = {"model": "tiny", "messages": [user("Hi")]}
+    assert error_of(client.post("/v1/chat/completions", json=body), 503)["code"] == "engine_dead"
+    assert "llava_engine_alive 0.0" in client.get("/metrics").text
 
 
 # ---- the program ----

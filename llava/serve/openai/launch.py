@@ -74,7 +74,8 @@ def served_model(
         template=conv_templates[template],
         tokenizer=loaded.tokenizer,
         context=loaded.context,
-        vocabulary=loaded.model.config.vocab_size,
+        # rows beyond the tokenizer's have no text
+        vocabulary=min(loaded.model.config.vocab_size, len(loaded.tokenizer)),
         takes_images=loaded.has_tower,
         config=loaded.model.config,
     )
