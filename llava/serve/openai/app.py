@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +28,7 @@ from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRe
 from llava.serve.openai.service import Service
 from llava.serve.openai.settings import ServerSettings
 
+N_THREADS = 64
 _STREAMS = {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The answer"}
 
 
@@ -35,6 +37,8 @@ def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # tokenizing, decoding and looking hosts up run in threads; slow look-ups would fill asyncio's own few
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(N_THREADS, "llava-serve"))
         yield
         await asyncio.to_thread(engine.close)
 
