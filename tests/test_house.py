@@ -174,6 +174,7 @@ PROGRAMS = {
     "llava/model/make_delta.py",
     "llava/model/utils.py",
     "llava/serve/cli.py",
+    "llava/serve/openai_api.py",
 }
 
 

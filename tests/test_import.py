@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
+    ("-m", "llava.serve.openai_api"),
     ("-m", "llava.eval.run_llava"),
     ("-m", "llava.serve.controller"),
     ("-m", "llava.serve.register_worker"),

@@ -31,7 +31,7 @@ from playground.digits.training import STAGES
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
 # programs of others, and of the shell
-FOREIGN = {"cd", "cp", "export", "mkdir", "printf", "rm", "source", "test"}
+FOREIGN = {"cd", "cp", "curl", "export", "mkdir", "printf", "rm", "source", "test"}
 
 
 def _name(page: Path) -> str:
