@@ -1,0 +1,64 @@
+"""A worker in front of an SGLang server: `python -m llava.serve.sglang_worker --sgl-endpoint http://...`.
+
+SGLang runs the model in an environment of its own. The command line only; the worker is in
+llava/serve/sglang_backend.py, which is imported when one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+from llava.serve.guard import run_server
+from llava.serve.web_server import bind
+from llava.serve.worker_flags import add_worker_flags, read_worker_flags
+from llava.utils import UserError, run_program
+
+# Names of this module that load torch: they are looked up when they are asked for.
+_NAMES = ("ModelWorker", "app", "heart_beat_worker", "worker_id")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module("llava.serve.sglang_backend"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line: the reference's flags, and --api-key."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.sglang_worker",
+        description="Answer the requests that a controller sends with an SGLang server; stop it with Ctrl-C.",
+    )
+    add_worker_flags(parser, port=21002)
+    parser.add_argument("--sgl-endpoint", default=None, help="address of the SGLang server, http://host:port")
+    parser.add_argument("--model-name", default=None, help="name that it registers (default: the model's)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve until the process is stopped. Raises UserError for what keeps the worker from starting."""
+    if not args.sgl_endpoint:
+        raise UserError(
+            "--sgl-endpoint is missing; give the SGLang server's address, such as http://localhost:30000"
+        )
+    flags = read_worker_flags(args)
+    with bind(flags.host, flags.port) as listening:
+        from llava.serve import sglang_backend  # loads torch
+
+        sglang_backend.worker = sglang_backend.ModelWorker(
+            flags.controller_address,
+            flags.address,
+            args.sgl_endpoint,
+            sglang_backend.worker_id,
+            args.no_register,
+            args.model_name,
+            limit_model_concurrency=args.limit_model_concurrency,
+            api_key=flags.api_key,
+        )
+        run_server(sglang_backend.app, listening, api_key=flags.api_key)
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(build_parser().parse_args()))
