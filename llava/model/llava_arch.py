@@ -7,29 +7,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from llava._compat import no_split_modules, set_no_split_modules
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
-    IGNORE_INDEX,
-)
+from llava.constants import IGNORE_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoints.class_loading import load_class
 from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
 from llava.model.checkpoints.gather import gathered
 from llava.model.checkpoints.saving import save_whole_model
-from llava.model.checkpoints.token_rows import average_new_rows, load_start_end_rows
+from llava.model.checkpoints.token_rows import add_image_tokens, average_new_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.inputs import checked_beside, checked_ids, checked_images
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
 from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.utils import UserError
 
 if TYPE_CHECKING:  # what the mixins are mixed into
     from transformers import GenerationMixin, PreTrainedModel
@@ -381,38 +377,43 @@ class LlavaMetaForCausalLM(_LLM):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.Tensor | None = None,
-        images: Images | None = None,
+        inputs: torch.Tensor | Sequence[int] | None = None,
+        images: Images | Image.Image | Sequence[Image.Image] | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate from token ids (B, T) and images; returns the new ids only (B, new).
+        """Generate from token ids (B, T) or (T,) and images; returns the new ids only (B, new).
 
-        Rows may be padded on either side, as attention_mask says; keywords are those of transformers'
-        `generate`. Raises NotImplementedError for inputs_embeds.
+        Pillow images are processed here. Rows may be padded on either side, as attention_mask says; keywords
+        are those of transformers' `generate`. Text under transformers' word, `input_ids=` without images,
+        comes back as there, with the ids of the prompt in front: its pipelines and other programs cut them
+        off. Raises UserError for what is no prompt, NotImplementedError for inputs_embeds.
         """
         if "inputs_embeds" in kwargs:
             raise NotImplementedError(
                 "generate() builds inputs_embeds from inputs and images; pass those instead."
             )
-        if inputs is None:
-            inputs = kwargs.pop("input_ids", None)
-        position_ids = kwargs.pop("position_ids", None)
-        attention_mask = kwargs.pop("attention_mask", None)
+        named = kwargs.pop("input_ids", None)
+        with_prompt = inputs is None and images is None
+        ids: Any = checked_ids(named if inputs is None else inputs, self.config.vocab_size)
+        ids = ids.to(self.get_input_embeddings().weight.device)
+        positions = checked_beside(kwargs.pop("position_ids", None), ids, "position_ids")
+        mask = checked_beside(kwargs.pop("attention_mask", None), ids, "attention_mask")
         embeds = None
         if images is not None:
-            inputs, position_ids, attention_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
-                inputs, position_ids, attention_mask, None, None, images, image_sizes
+            processor = getattr(self.get_vision_tower(), "image_processor", None)
+            pixels, image_sizes = checked_images(images, image_sizes, processor, self.config)
+            ids, positions, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+                ids, positions, mask, None, None, pixels, image_sizes
             )
         if embeds is None:
-            if inputs is None:
-                raise UserError("generate() got no token ids; pass them as inputs (B, T).")
-            splice.refuse_image_tokens(inputs)
-            embeds = self.get_input_embeddings()(inputs)
-        embeds, attention_mask, position_ids = splice.padded_left(embeds, attention_mask, position_ids)
-        if position_ids is not None:
-            kwargs["position_ids"] = position_ids
-        return super().generate(attention_mask=attention_mask, inputs_embeds=embeds, **kwargs)
+            splice.refuse_image_tokens(ids)
+            embeds = ids if with_prompt else self.get_input_embeddings()(ids)
+        embeds, mask, positions = splice.padded_left(embeds, mask, positions)
+        if positions is not None:
+            kwargs["position_ids"] = positions
+        kwargs["input_ids" if with_prompt else "inputs_embeds"] = embeds
+        return super().generate(attention_mask=mask, **kwargs)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Add the image tokens that `model_args` asks for to the tokenizer, and rows for them to the
@@ -422,16 +423,13 @@ class LlavaMetaForCausalLM(_LLM):
         (`pretrain_mm_mlp_adapter`) if it has them; in stage 1 (`tune_mm_mlp_adapter`) only input rows are
         trained.
         """
-        if model_args.mm_use_im_patch_token:
-            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-            self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if model_args.mm_use_im_start_end:
-            new = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-            self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            if new > 0:
-                average_new_rows(self, new)
-            if model_args.pretrain_mm_mlp_adapter:
-                load_start_end_rows(self, model_args.pretrain_mm_mlp_adapter, new)
+        add_image_tokens(
+            self,
+            tokenizer,
+            patch_token=model_args.mm_use_im_patch_token,
+            start_end=model_args.mm_use_im_start_end,
+            projector_file=model_args.pretrain_mm_mlp_adapter,
+        )
         if model_args.tune_mm_mlp_adapter and (
             model_args.mm_use_im_start_end or model_args.mm_use_im_patch_token
         ):

@@ -7,6 +7,7 @@ forks a process for each run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -209,6 +210,7 @@ def main() -> None:
     import bitsandbytes  # noqa: F401  # imported once, before any fork
     import peft  # noqa: F401
 
+    gc.freeze()  # the forked processes do not look at all modules when they collect
     torch.set_num_threads(1)
     spec = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(spec["folder"])

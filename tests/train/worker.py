@@ -80,6 +80,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(spec["limit_s"], exit=True)  # a hang ends, and shows where it was
     rank = os.environ.get("RANK", "0")
     observe()
+    gc.freeze()  # a collection after each run looks at what the runs made, not at all modules
     for run in spec["runs"]:
         report.clear()
         sys.argv = ["train.py", *run["argv"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoints.files import CheckpointError, read_tensors
 from llava.model.checkpoints.gather import full_values, gathered
 
@@ -22,6 +23,25 @@ def average_new_rows(model: Any, new: int) -> None:
         with gathered([embeddings.weight], write=True):
             rows = embeddings.weight.data
             rows[-new:] = rows[:-new].mean(dim=0, keepdim=True)
+
+
+def add_image_tokens(
+    model: Any, tokenizer: Any, *, patch_token: bool, start_end: bool, projector_file: str | None
+) -> None:
+    """Add the image tokens that training asks for to the tokenizer, and rows for them to the embeddings.
+
+    <im_start> and <im_end> start from the mean of the old rows, or from stage 1's projector file.
+    """
+    if patch_token:
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if start_end:
+        new = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if new > 0:
+            average_new_rows(model, new)
+        if projector_file:
+            load_start_end_rows(model, projector_file, new)
 
 
 def new_token_rows(model: Any, new: int) -> dict[str, torch.Tensor]:

@@ -227,7 +227,7 @@ def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
 def padded_left(
     embeds: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Move the padding of embeds (B, L, C) to the left of each row: new tokens go on at its right end.
+    """Move the padding of embeds (B, L, C), or ids (B, L), to the left of each row, whose right end goes on.
 
     mask (B, L) tells what is padding; without one, or without padding at the right, nothing changes.
     positions (B, L) move along. Returns the three.
@@ -235,7 +235,7 @@ def padded_left(
     if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
         return embeds, mask, positions
     order = mask.long().argsort(dim=1, stable=True)  # (B, L): padding first, tokens in their order
-    embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+    embeds = embeds.gather(1, order if embeds.ndim == 2 else order[..., None].expand_as(embeds))
     return (
         embeds,
         mask.gather(1, order),

@@ -34,7 +34,7 @@ def draw_loss_curve(log_history: Sequence[LogEntry], file: Path) -> bool:
         logger.info("no loss curve is drawn: matplotlib is not installed (pip install matplotlib)")
         return False
     rates = _points(log_history, "learning_rate")
-    figure = Figure(figsize=(9, 5.4 if rates else 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 5.4 if rates else 4.5))
     FigureCanvasAgg(figure)
     panels = figure.subplots(
         2 if rates else 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rates else None
@@ -49,6 +49,9 @@ def draw_loss_curve(log_history: Sequence[LogEntry], file: Path) -> bool:
     for panel in panels:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    # by hand: a layout engine draws everything twice
+    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.1, top=0.92, hspace=0.14)
     figure.savefig(file, dpi=120)
     logger.info("loss curve: %s", file)
     return True
