@@ -421,9 +421,27 @@ OPTIONAL = {
 }
 
 
+# What stands behind a program's command line, which looks for the packages before it imports these.
+BEHIND_PROGRAMS = ("llava/serve/openai/", "llava/serve/web_server.py")
+
+
+def test_what_stands_behind_programs_is_imported_by_them_alone() -> None:
+    hidden = tuple(one.removesuffix(".py").rstrip("/").replace("/", ".") for one in BEHIND_PROGRAMS)
+    faults = [
+        f"{_name(path)} imports {module}"
+        for path in PACKAGE
+        if not _name(path).startswith("llava/serve/")
+        for module in _modules_imported(path)
+        if module.startswith(hidden)
+    ]
+    assert not faults
+
+
 def test_no_optional_package_is_imported_before_it_is_asked_for() -> None:
     faults = []
     for path in PACKAGE:
+        if _name(path).startswith(BEHIND_PROGRAMS):
+            continue
         for node in _tree(path).body:  # what stands at the left margin runs when the file is imported
             names = []
             if isinstance(node, ast.Import):

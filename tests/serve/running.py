@@ -8,26 +8,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import uvicorn
+from llava.serve.errors import App
+from llava.serve.web_server import GuardedProtocol, bind, make_server, url_of
 
 
 @contextlib.contextmanager
-def running(app: object, port: int = 0) -> Iterator[str]:
+def running(
+    app: App, port: int = 0, *, drain_seconds: float = 5, protocol: type[GuardedProtocol] = GuardedProtocol
+) -> Iterator[str]:
     """Serve an application from a thread; yields its address."""
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
+    listening = bind("127.0.0.1", port)
+    server = make_server(app, drain_seconds=drain_seconds, protocol=protocol)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield url_of(listening)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(drain_seconds + 10)
         listening.close()
+        assert not thread.is_alive()
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

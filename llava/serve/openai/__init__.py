@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: requests and their forms, dialogs, answers, streams, the application."""

@@ -1,0 +1,185 @@
+"""The application: endpoints, errors in OpenAI's form, and the limits in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from llava.inference.engine import AnyEngine
+from llava.serve.auth import ApiKey, LocalHosts
+from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, send_error
+from llava.serve.limits import BodyLimit, HeaderLimit, RateLimit, RequestIds
+from llava.serve.logs import AccessLog
+from llava.serve.metrics import CONTENT_TYPE, ServerMetrics
+from llava.serve.openai.answering import ClientGone, serve_error
+from llava.serve.openai.chat import create_chat_completion
+from llava.serve.openai.completions import create_completion
+from llava.serve.openai.document import body_of, describe, failures
+from llava.serve.openai.responses import create_response
+from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
+from llava.serve.openai.service import Service
+from llava.serve.openai.settings import ServerSettings
+
+_STREAMS = {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The answer"}
+
+
+def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
+    """Return the application; it closes the engine when the server ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    metrics = ServerMetrics(engine)
+    service = Service(engine, settings, metrics)
+    app = FastAPI(
+        title="LLaVA",
+        version="1",  # of the protocol
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=_guards(settings, metrics),
+    )
+    _add_answers(app, service)
+    _add_reading(app, service)
+    _add_errors(app)
+    describe(app, with_key=settings.api_key is not None)
+    return app
+
+
+def _guards(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
+    """Return what stands in front of the endpoints, the outermost first: strangers are turned away early."""
+
+    def ended(scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")  # only a path that is known may be a label
+        metrics.request_ended(str(getattr(route, "path", "other")), status, seconds)
+
+    limits = settings.limits
+    guards = [
+        Middleware(RequestIds),
+        Middleware(AccessLog, on_end=ended),
+        Middleware(HeaderLimit, max_bytes=limits.max_header_bytes),
+    ]
+    if settings.api_key is not None:
+        guards.append(Middleware(ApiKey, api_key=settings.api_key))
+    elif settings.local_only:
+        guards.append(Middleware(LocalHosts))
+    if limits.per_minute is not None:
+        guards.append(Middleware(RateLimit, per_minute=limits.per_minute, free=("/health", "/metrics")))
+    guards.append(Middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s))
+    guards.append(Middleware(Faults))
+    return guards
+
+
+class Faults:
+    """Turns an exception that nobody expected into an error with the request's id; the log has the rest."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception as error:
+            told = serve_error(error)
+            if begun:
+                raise
+            await send_error(send, told)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    """Add the endpoints that generate."""
+    errors = failures(has_body=True)
+
+    @app.post("/v1/chat/completions", responses={200: _STREAMS, **errors}, openapi_extra=body_of(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        return await create_chat_completion(service, request)
+
+    @app.post(
+        "/v1/completions", responses={200: _STREAMS, **errors}, openapi_extra=body_of(CompletionRequest)
+    )
+    async def completions(request: Request) -> Response:
+        return await create_completion(service, request)
+
+    @app.post("/v1/responses", responses={200: _STREAMS, **errors}, openapi_extra=body_of(ResponseRequest))
+    async def responses(request: Request) -> Response:
+        return await create_response(service, request)
+
+
+def _add_reading(app: FastAPI, service: Service) -> None:
+    """Add the endpoints that tell: models, health, numbers."""
+    errors = failures(has_body=False)
+    model = service.settings.model
+
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "llava",
+            "max_model_len": model.context,
+        }
+
+    @app.get("/v1/models", responses=errors)
+    async def list_models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [described(name) for name in model.names]})
+
+    @app.get("/v1/models/{name:path}", responses=errors)
+    async def retrieve_model(name: str) -> JSONResponse:
+        service.check_model(name)
+        return JSONResponse(described(name))
+
+    @app.get("/health", responses=errors)
+    async def health() -> JSONResponse:
+        if not service.engine.alive:
+            raise ServeError(503, "the engine has ended; start the server again", code="engine_dead")
+        return JSONResponse({"status": "ok"})
+
+    text: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {}}, "description": "Numbers for Prometheus"}
+    }
+
+    @app.get("/metrics", responses={**text, **errors}, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Answer every failure in OpenAI's form."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        told = serve_error(error)
+        return JSONResponse(told.body, told.status, told.headers)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return await known(request, error)
+        words = {404: "there is no such path", 405: "the path does not take this method"}
+        message = words.get(error.status_code, str(error.detail))
+        told = ServeError(
+            error.status_code, message, code="not_found" if error.status_code == 404 else "http_error"
+        )
+        return JSONResponse(told.body, told.status, {**told.headers, **(error.headers or {})})
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    app.add_exception_handler(ServeError, known)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(ClientGone, gone)

@@ -1,0 +1,89 @@
+"""What all endpoints share: the engine, the settings, and the way from a request to its answer."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llava.inference.engine import AnyEngine, Event, Ticket
+from llava.serve.errors import ServeError
+from llava.serve.json_body import parse_json
+from llava.serve.metrics import ServerMetrics
+from llava.serve.openai.answering import Job, Whole, collect, follow, submit, unless_gone
+from llava.serve.openai.settings import ServerSettings
+from llava.serve.openai.streams import EventStream
+
+Events = AsyncIterator[tuple[int, Event | None]]
+
+
+@dataclass(frozen=True)
+class Service:
+    """An engine with the settings of its server, and the numbers that are kept of it."""
+
+    engine: AnyEngine
+    settings: ServerSettings
+    metrics: ServerMetrics
+
+    def check_model(self, name: str) -> None:
+        """Raise ServeError (404) for a model that is not served."""
+        names = self.settings.model.names
+        if name not in names:
+            raise ServeError(
+                404,
+                f"the model {name[:200]!r} is not served here; expected {' or '.join(names)}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def answer(
+        self,
+        request: Request,
+        job: Job,
+        *,
+        whole: Callable[[list[Ticket], list[Whole]], dict[str, Any]],
+        stream: Callable[[list[Ticket], Events], AsyncIterator[bytes]] | None,
+    ) -> Response:
+        """Run a job and answer with `whole`, or with the events of `stream` if it is given.
+
+        A client that goes away ends its answers. Raises ServeError.
+        """
+        tickets = await unless_gone(request.receive, submit(self.engine, job))
+        if stream is not None:
+            return EventStream(self._counted(tickets, stream), tickets)
+        answers = await unless_gone(request.receive, collect(tickets))
+        self.metrics.answered(tickets)
+        return JSONResponse(whole(tickets, answers))
+
+    async def _counted(
+        self, tickets: list[Ticket], stream: Callable[[list[Ticket], Events], AsyncIterator[bytes]]
+    ) -> AsyncIterator[bytes]:
+        """Yield the events of a stream, and count its answers when it ends."""
+        try:
+            async with aclosing(follow(tickets)) as events:
+                async for one in stream(tickets, events):
+                    yield one
+        finally:
+            self.metrics.answered(tickets)
+
+
+async def read_json(request: Request) -> Any:
+    """Return the JSON of a request. Raises ServeError: 415 for another content type, 400 for bad JSON.
+
+    A web page cannot send this content type to another site without being asked, see docs/security.md.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = "the content type has to be application/json"
+        raise ServeError(415, message, code="unsupported_media_type")
+    return parse_json(await request.body())
+
+
+def new_id(prefix: str) -> str:
+    """Return an id for an answer, as OpenAI's look."""
+    return f"{prefix}{uuid.uuid4().hex}"
