@@ -1,7 +1,7 @@
 """A worker with a model: `python -m llava.serve.model_worker --controller http://... --model-path ...`.
 
 It registers with the controller and answers what the controller sends. The command line only; the worker is
-in llava/serve/served_worker.py, which is imported when one begins.
+in llava/serve/workers/model.py, which is imported when one begins.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import importlib
 import logging
 from typing import Any
 
-from llava.serve.guard import run_server
-from llava.serve.web_server import bind
-from llava.serve.worker_flags import add_worker_flags, read_worker_flags
+from llava.serve.logs import set_up_logging
+from llava.serve.sockets import bind
+from llava.serve.workers.flags import add_worker_flags, read_worker_flags
 from llava.utils import UserError, run_program
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _NAMES = ("ModelWorker", "app", "heart_beat_worker", "worker_id")
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module("llava.serve.served_worker"), name)
+        return getattr(importlib.import_module("llava.serve.workers.model"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_worker_flags(parser, port=21002)
     parser.add_argument("--model-path", default=None, help="folder or hub name of the checkpoint")
-    parser.add_argument("--model-base", default=None, help="base model of a LoRA or projector-only checkpoint")
+    parser.add_argument(
+        "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
+    )
     parser.add_argument("--model-name", default=None, help="name that it registers (default: the path's end)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N or mps (default: the best one)")
     parser.add_argument("--multi-modal", action="store_true", help="has no effect: the checkpoint tells")
@@ -56,13 +58,15 @@ def main(args: argparse.Namespace) -> None:
     if args.multi_modal:
         logger.warning("--multi-modal has no effect: the checkpoint tells whether it takes images")
     flags = read_worker_flags(args)
+    set_up_logging("info", secrets=flags.secrets)
     with bind(flags.host, flags.port) as listening:  # before a model is loaded for nothing
-        from llava.serve import served_worker  # loads torch and transformers
+        from llava.serve.web_server import run_server  # loads uvicorn
+        from llava.serve.workers import model  # loads torch and transformers
 
-        served_worker.worker = served_worker.ModelWorker(
+        model.worker = model.ModelWorker(
             flags.controller_address,
             flags.address,
-            served_worker.worker_id,
+            model.worker_id,
             args.no_register,
             args.model_path,
             args.model_base,
@@ -74,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
             limit_model_concurrency=args.limit_model_concurrency,
             api_key=flags.api_key,
         )
-        run_server(served_worker.app, listening, api_key=flags.api_key)
+        run_server(model.app, listening, api_key=flags.api_key)
 
 
 if __name__ == "__main__":

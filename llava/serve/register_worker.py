@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llava.serve.auth import read_api_key
-from llava.serve.client import call
+from llava.serve.workers.client import call
 from llava.utils import run_program
 
 

@@ -1,7 +1,7 @@
 """A worker in front of an SGLang server: `python -m llava.serve.sglang_worker --sgl-endpoint http://...`.
 
 SGLang runs the model in an environment of its own. The command line only; the worker is in
-llava/serve/sglang_backend.py, which is imported when one begins.
+llava/serve/workers/sglang.py, which is imported when one begins.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import argparse
 import importlib
 from typing import Any
 
-from llava.serve.guard import run_server
-from llava.serve.web_server import bind
-from llava.serve.worker_flags import add_worker_flags, read_worker_flags
+from llava.serve.logs import set_up_logging
+from llava.serve.sockets import bind
+from llava.serve.workers.flags import add_worker_flags, read_worker_flags
 from llava.utils import UserError, run_program
 
 # Names of this module that load torch: they are looked up when they are asked for.
@@ -21,7 +21,7 @@ _NAMES = ("ModelWorker", "app", "heart_beat_worker", "worker_id")
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module("llava.serve.sglang_backend"), name)
+        return getattr(importlib.import_module("llava.serve.workers.sglang"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -44,20 +44,22 @@ def main(args: argparse.Namespace) -> None:
             "--sgl-endpoint is missing; give the SGLang server's address, such as http://localhost:30000"
         )
     flags = read_worker_flags(args)
+    set_up_logging("info", secrets=flags.secrets)
     with bind(flags.host, flags.port) as listening:
-        from llava.serve import sglang_backend  # loads torch
+        from llava.serve.web_server import run_server  # loads uvicorn
+        from llava.serve.workers import sglang  # loads torch
 
-        sglang_backend.worker = sglang_backend.ModelWorker(
+        sglang.worker = sglang.ModelWorker(
             flags.controller_address,
             flags.address,
             args.sgl_endpoint,
-            sglang_backend.worker_id,
+            sglang.worker_id,
             args.no_register,
             args.model_name,
             limit_model_concurrency=args.limit_model_concurrency,
             api_key=flags.api_key,
         )
-        run_server(sglang_backend.app, listening, api_key=flags.api_key)
+        run_server(sglang.app, listening, api_key=flags.api_key)
 
 
 if __name__ == "__main__":

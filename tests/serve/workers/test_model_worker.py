@@ -19,22 +19,30 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
 from llava.inference.sampling import SamplingParams
-from llava.serve import worker_base
 from llava.serve.controller import Controller
-from llava.serve.controller_app import create_app as controller_app
 from llava.serve.guard import guard
-from llava.serve.protocol import read_frames
-from llava.serve.served_worker import TOO_LONG, ModelWorker
-from llava.serve.worker_base import create_app
+from llava.serve.workers import base
+from llava.serve.workers.base import create_app
+from llava.serve.workers.controller_app import create_app as controller_app
+from llava.serve.workers.frames import read_frames
+from llava.serve.workers.model import TOO_LONG, ModelWorker
 
-CHECKPOINT = str(Path(__file__).parents[1] / "data" / "checkpoints" / "llava-tiny-v1.5")
+CHECKPOINT = str(Path(__file__).parents[2] / "data" / "checkpoints" / "llava-tiny-v1.5")
 NAME = "llava-tiny-v1.5"
 
 
 def make_worker(controller: str = "", address: str = "http://localhost:1", **more: object) -> ModelWorker:
     register = bool(controller)
     return ModelWorker(
-        controller, address, "id", not register, CHECKPOINT, None, None, device="cpu", **more  # type: ignore[arg-type]
+        controller,
+        address,
+        "id",
+        not register,
+        CHECKPOINT,
+        None,
+        None,
+        device="cpu",
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -84,7 +92,7 @@ def test_the_answer_is_that_of_a_chat(worker: ModelWorker, images: list[Image.Im
 
 
 def test_what_a_request_leaves_out_has_the_reference_s_defaults(worker: ModelWorker) -> None:
-    from llava.serve.worker_params import WorkerParams
+    from llava.serve.workers.params import WorkerParams
 
     read = WorkerParams.read({"prompt": "p"})
     assert read.sampling == SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=256)
@@ -177,8 +185,8 @@ def test_who_waits_gets_frames_and_who_leaves_frees_the_place() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heart beats that a test can wait for."""
-    monkeypatch.setattr(worker_base, "WORKER_HEART_BEAT_INTERVAL", 0.05)
-    monkeypatch.setattr(worker_base, "RETRY_S", 0.05)
+    monkeypatch.setattr(base, "WORKER_HEART_BEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(base, "RETRY_S", 0.05)
 
 
 def old_page(address: str, prompt: str) -> list[dict]:
@@ -205,7 +213,7 @@ def test_a_worker_finds_its_controller_whatever_comes_first_and_after_a_restart(
     with running(guard(create_app(lambda: worker), api_key=None), own_port):
         for _ in range(2):
             controller = Controller("shortest_queue")
-            with running(guard(controller_app(lambda: controller), api_key=None), port):
+            with running(guard(controller_app(lambda found=controller: found), api_key=None), port):
                 wait_until(lambda found=controller: found.list_models() == [NAME])
                 prompt = prompt_of("Hello")
                 assert old_page(address, prompt)[-1]["text"].startswith(prompt)

@@ -15,9 +15,9 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.multimodal.config import MultimodalConfig
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.openai.answering import serve_error
-from llava.serve.protocol import ErrorCode, error_frame, frame
-from llava.serve.worker_base import BaseWorker, create_app, heart_beat_worker
-from llava.serve.worker_params import WorkerParams
+from llava.serve.workers.base import BaseWorker, create_app, heart_beat_worker
+from llava.serve.workers.frames import ErrorCode, error_frame, frame
+from llava.serve.workers.params import WorkerParams
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,14 @@ class ModelWorker(BaseWorker):
             if isinstance(event, Piece):
                 text += event.text
             yield frame(text)
-        logger.info(
-            "request %d: %d tokens, %s", number, ticket.usage.completion_tokens, ticket.finish_reason
-        )
+        logger.info("request %d: %d tokens, %s", number, ticket.usage.completion_tokens, ticket.finish_reason)
 
     def _check_model(self, name: object) -> None:
         """Raise ServeError for a model that this worker does not have; none at all is this one."""
         if name is not None and name not in self.model_names:
-            raise bad_request(f"this worker has {self.model_names[0]!r}, not {str(name)[:200]!r}", param="model")
+            raise bad_request(
+                f"this worker has {self.model_names[0]!r}, not {str(name)[:200]!r}", param="model"
+            )
 
 
 # The worker that `app` asks, for programs that start it as the reference's did; others call create_app.

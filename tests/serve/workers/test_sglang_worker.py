@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llava.serve.protocol import read_frames
-from llava.serve.sglang_backend import ModelWorker
+from llava.serve.workers.frames import read_frames
+from llava.serve.workers.sglang import ModelWorker
 from llava.utils import UserError
 
 
@@ -91,7 +91,13 @@ def test_an_answer_and_what_is_sent_for_it(sglang: tuple[Sglang, str]) -> None:
     Image.new("RGB", (4, 3), "red").save(buffer, "BMP")
     image = base64.b64encode(buffer.getvalue()).decode()
     frames = ask(
-        worker, prompt="<image> USER:", images=[image], temperature=0.2, top_p=0.7, max_new_tokens=9, stop="###"
+        worker,
+        prompt="<image> USER:",
+        images=[image],
+        temperature=0.2,
+        top_p=0.7,
+        max_new_tokens=9,
+        stop="###",
     )
     assert [one["text"] for one in frames] == [
         "<image> USER:It", "<image> USER:It is", "<image> USER:It is red"

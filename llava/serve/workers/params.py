@@ -101,6 +101,7 @@ def _stop(given: object) -> tuple[str, ...]:
     if given in (None, ""):
         return ()
     several = given if isinstance(given, list) else [given]
-    if len(several) > 16 or not all(isinstance(one, str) for one in several):
+    texts = tuple(one for one in several if isinstance(one, str))
+    if not len(texts) == len(several) <= 16:
         raise bad_request("stop is no text, nor a list of at most 16", param="stop")
-    return tuple(one for one in several if one)
+    return tuple(one for one in texts if one)

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.json_body import parse_json
-from llava.serve.protocol import ErrorCode, error_frame
-from llava.serve.threads import in_thread
-from llava.serve.worker_addresses import WorkerAddressError
+from llava.serve.workers.addresses import WorkerAddressError
+from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.threads import in_thread
 
 # Streams that may run at a time; each holds a thread, which waits for its worker.
 MAX_STREAMS = 256

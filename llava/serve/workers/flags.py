@@ -19,6 +19,11 @@ class WorkerFlags:
     controller_address: str
     api_key: str | None
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no log may show."""
+        return () if self.api_key is None else (self.api_key,)
+
 
 def add_worker_flags(parser: argparse.ArgumentParser, *, port: int) -> None:
     """Add the flags; the reference's names and defaults, and --api-key."""
@@ -39,9 +44,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, *, port: int) -> None:
         "--limit-model-concurrency", type=int, default=5, help="answers at a time; others wait (default: 5)"
     )
     parser.add_argument("--stream-interval", type=int, default=1, help="has no effect: each token is sent")
-    parser.add_argument(
-        "--api-key", default=None, help="key of worker and controller (or LLAVA_API_KEY)"
-    )
+    parser.add_argument("--api-key", default=None, help="key of worker and controller (or LLAVA_API_KEY)")
 
 
 def read_worker_flags(args: argparse.Namespace) -> WorkerFlags:

@@ -16,12 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.serve import protocol
-from llava.serve.controller_app import answer_error, read_object
 from llava.serve.errors import ServeError
 from llava.serve.openai.answering import serve_error
-from llava.serve.protocol import ErrorCode, error_frame
-from llava.serve.threads import in_thread
+from llava.serve.workers import frames
+from llava.serve.workers.controller_app import answer_error, read_object
+from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class BaseWorker(ABC):
             self.register_to_controller()
 
     def _tell(self, path: str, content: Mapping[str, Any]) -> Any:
-        return protocol.post(f"{self.controller_addr}{path}", content, api_key=self._api_key)
+        return frames.post(f"{self.controller_addr}{path}", content, api_key=self._api_key)
 
 
 def heart_beat_worker(worker: BaseWorker) -> None:

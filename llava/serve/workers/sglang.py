@@ -18,11 +18,11 @@ import httpx2
 from PIL import Image
 
 from llava.mm_utils import get_model_name_from_path
-from llava.serve import protocol
 from llava.serve.errors import ServeError
-from llava.serve.protocol import frame
-from llava.serve.worker_base import BaseWorker, create_app, heart_beat_worker
-from llava.serve.worker_params import WorkerParams
+from llava.serve.workers import frames
+from llava.serve.workers.base import BaseWorker, create_app, heart_beat_worker
+from llava.serve.workers.frames import frame
+from llava.serve.workers.params import WorkerParams
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ KEEP_ALIVE_S = 1.0
 class ModelWorker(BaseWorker):
     """A worker whose answers come from an SGLang server at `sgl_endpoint`.
 
-    The arguments up to model_name are the reference's. limit_model_concurrency: requests that SGLang gets at a
-    time. Raises UserError when no SGLang server answers there.
+    The arguments up to model_name are the reference's. limit_model_concurrency: requests that SGLang gets at
+    a time. Raises UserError when no SGLang server answers there.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ModelWorker(BaseWorker):
         }
         try:
             with (
-                protocol.open_client(None, read_timeout_s=protocol.STREAM_TIMEOUT_S) as client,
+                frames.open_client(None, read_timeout_s=frames.STREAM_TIMEOUT_S) as client,
                 client.stream("POST", f"{self.endpoint}/generate", json=content) as response,
             ):
                 if response.status_code != 200:
@@ -146,7 +146,7 @@ def _png(image: Image.Image) -> str:
 def _model_path(endpoint: str) -> str:
     """Ask an SGLang server for its model. Raises UserError."""
     try:
-        with protocol.open_client(None) as client:
+        with frames.open_client(None) as client:
             response = client.get(f"{endpoint}/get_model_info")
             response.raise_for_status()
             return str(response.json()["model_path"])
