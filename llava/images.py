@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
-from llava.utils import UserError, import_optional
+from llava.utils import UserError, import_optional, shortened
 
 # Pillow itself refuses more pixels than this; decoded to RGB they take 537 MB. 20000 x 20000 is above it.
 MAX_PIXELS = 178_956_970
@@ -52,8 +52,11 @@ def load_image(
     try:
         with open(source, "rb") as file:
             return _to_rgb(_decode(file, source, max_pixels), source)
-    except OSError as error:
-        raise ImageError(f"the image {source!r} cannot be read: {error.strerror or error}") from error
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"the image {shortened(source)!r} cannot be read: {reason}") from error
 
 
 def load_image_from_bytes(

@@ -52,6 +52,16 @@ def shortened(text: object, limit: int = 300) -> str:
     return f"{whole[: limit // 2]}...{whole[-limit // 4 :]} ({len(whole)} characters)"
 
 
+def text_fault(text: str) -> str:
+    """Say what keeps a text from being tokenized or written: half a character, or a NUL; "" for nothing."""
+    if "\0" in text:
+        return "holds a NUL character, which ends a text; omit it"
+    half = next((one for one in text if "\ud800" <= one <= "\udfff"), "")
+    if "\udc80" <= half <= "\udcff":  # how Python hands on a byte that is no UTF-8
+        return f"holds the byte 0x{ord(half) - 0xDC00:02x}, which is no UTF-8; give it in UTF-8"
+    return "holds half a character (a lone surrogate); give whole ones" if half else ""
+
+
 def run_program(main: Callable[[], object]) -> None:
     """Run the main function of a command-line program.
 
@@ -63,7 +73,9 @@ def run_program(main: Callable[[], object]) -> None:
     except UserError as error:
         logger.debug("a user error ended the program", exc_info=True)
         sys.stdout.flush()
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        told = " ".join(str(error).split())
+        told = told.encode("utf-8", "backslashreplace").decode("utf-8")  # half characters of a file's name
+        sys.stderr.write(f"error: {told}\n")
         sys.exit(2)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

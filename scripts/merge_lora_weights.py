@@ -4,20 +4,24 @@ python scripts/merge_lora_weights.py --model-path ./checkpoints/llava-v1.5-7b-lo
     --model-base lmsys/vicuna-7b-v1.5 --save-model-path ./checkpoints/llava-v1.5-7b-merged
 """
 
-import argparse
-
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.mm_utils import get_model_name_from_path
 from llava.utils import run_program
 
 
 def main() -> None:
     """Parse the command line and merge."""
-    parser = argparse.ArgumentParser(description="Merge LoRA weights into their base model.")
-    parser.add_argument("--model-path", required=True, help="folder or hub name of the LoRA checkpoint")
+    parser = ProgramParser(description="Merge LoRA weights into their base model.")
     parser.add_argument(
-        "--model-base", default=None, help="folder or hub name of the base model it was trained on"
+        "--model-path", type=local_path, required=True, help="folder or hub name of the LoRA checkpoint"
     )
-    parser.add_argument("--save-model-path", required=True, help="folder to write")
+    parser.add_argument(
+        "--model-base",
+        type=local_path,
+        default=None,
+        help="folder or hub name of the base model it was trained on",
+    )
+    parser.add_argument("--save-model-path", type=output_path, required=True, help="folder to write")
     parser.add_argument(
         "--dtype",
         default="float16",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -151,9 +153,17 @@ def test_long_names_and_names_with_brackets(kind: str, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("owner", "stays"), [("parent", True), ("self", False), ("other-host", True)])
+@pytest.mark.parametrize(
+    ("owner", "stays"),
+    [("parent", True), ("self", False), ("other-host", True), ("unknown", True), ("own-thread", True)],
+)
 def test_whose_leftovers_are_removed(owner: str, stays: bool, tmp_path: Path) -> None:
-    number = os.getppid() if owner == "parent" else os.getpid()
+    number: object = os.getppid() if owner == "parent" else os.getpid()
+    number = 10**30 if owner == "unknown" else number
+    if owner == "own-thread":
+        other = threading.Thread(target=threading.Event().wait, args=(20,), daemon=True)
+        other.start()
+        number = f"{number}.{other.native_id}"
     host = f"{platform.node()}-2" if owner == "other-host" else platform.node()
     left = tmp_path / f".out.partial-{host}-{number}"
     left.write_text("half")
@@ -218,3 +228,82 @@ def test_files_of_the_last_names_come_last(tmp_path: Path, monkeypatch: pytest.M
     assert {name for name, _ in seen[:2]} == {"b", "z"} and seen[2] == ("last", False)
     assert not any(there for _, there in seen)
     assert {one.read_text() for one in (tmp_path / "out").iterdir()} == {"new"}
+
+
+def test_threads_that_write_the_same_place(tmp_path: Path) -> None:
+    """Each writes a scratch of its own; the last rename wins, and the content is of one of them."""
+    both, failed = threading.Barrier(2), []
+
+    def write(text: str) -> None:
+        try:
+            with atomic_file(tmp_path / "out") as scratch:
+                both.wait(20)
+                scratch.write_text(text * 10_000)
+                both.wait(20)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in "ab"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert not failed
+    assert text_of(tmp_path / "out") in ("a" * 10_000, "b" * 10_000)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_link_stays_a_link(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    put(tmp_path / "there" / "real", "old", kind)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "real")
+    put(tmp_path / "link", "new", kind)
+    assert (tmp_path / "link").is_symlink()
+    assert text_of(tmp_path / "there" / "real") == text_of(tmp_path / "link") == "new"
+    assert len(list(tmp_path.iterdir())) == 2 and len(list((tmp_path / "there").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_older_ones_permissions_stay(kind: str, tmp_path: Path) -> None:
+    place, mode = tmp_path / "out", 0o600 if kind == "file" else 0o2770
+    put(place, "old", kind)
+    place.chmod(mode)
+    put(place, "new", kind)
+    assert place.stat().st_mode & 0o7777 == mode and text_of(place) == "new"
+
+
+def test_a_folder_whose_own_folder_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be filled, though nothing can be made beside it."""
+    (tmp_path / "out").mkdir()
+    number = (tmp_path / "out").stat().st_ino
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    with atomic_folder(tmp_path / "out") as scratch:
+        assert scratch.parent == tmp_path / "out"
+        (scratch / "x").write_text("new")
+    assert text_of(tmp_path / "out") == "new" and (tmp_path / "out").stat().st_ino == number
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("living", [True, False])
+def test_the_second_half_of_another_process_is_left_to_it(living: bool, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    before = tmp_path / f".out.before-{platform.node()}-{os.getppid() if living else ended.pid}"
+    put(before, "old", "folder")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "out"):
+        raise KeyError
+    assert before.exists() == living and (tmp_path / "out").exists() != living
+
+
+def test_links_in_a_folder_that_lead_nowhere(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as scratch:
+        (scratch / "link").symlink_to("/none/none")
+    assert (tmp_path / "out" / "link").is_symlink()
+
+
+def test_half_characters_become_the_escapes_of_json(tmp_path: Path) -> None:
+    content = {"name": "a\udcff\ud83d ä"}
+    atomic.write_text(tmp_path / "x.json", json.dumps(content, ensure_ascii=False))
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content

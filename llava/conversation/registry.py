@@ -22,8 +22,9 @@ V0_SEPARATOR = "###"
 class Template:
     """An empty dialog and where it belongs; its `sep_style` says how it renders and is labelled.
 
-    name, aliases: keys of conv_templates. model_types: of the configs of models that speak it. name_parts:
-    parts of model names that tell it, tried in the order of `rank` and then of registration.
+    name, aliases: keys of conv_templates. model_types: of the configs of models that speak it; the one place
+    where a family of LLMs and its template meet, so that a family names no template. name_parts: parts of
+    model names that tell it, tried in the order of `rank` and then of registration.
     """
 
     name: str
@@ -120,12 +121,18 @@ conv_templates: dict[str, Conversation] = {}
 def register_template(template: Template) -> Template:
     """Make a template known to training, chat and export under its name and aliases.
 
-    Raises UserError when a name is taken, and when its sep_style is unknown.
+    Raises UserError when a name or a model type is taken, and when its sep_style is unknown.
     """
     names = (template.name, *template.aliases)
     taken = [name for name in names if name in conv_templates]
     if taken:
         raise UserError(f"there is already a template named {taken[0]!r}; choose another name")
+    for other in TEMPLATES.values():
+        if shared := sorted(set(template.model_types) & set(other.model_types)):
+            raise UserError(
+                f"the template {template.name!r} is for models of type {shared[0]!r}, which {other.name!r} "
+                "has taken; one template belongs to a model type, others are chosen by conv_template or name"
+            )
     _ = template.style
     for name in names:
         TEMPLATES[name], conv_templates[name] = template, template.conversation

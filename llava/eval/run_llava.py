@@ -6,11 +6,13 @@ The command line and the images; the model is asked in llava/eval/question.py, w
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
+from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
 
@@ -48,7 +50,7 @@ def _answer(args: Any, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) 
             "for example: --model-path liuhaotian/llava-v1.5-7b"
         )
     # before torch and the model: a wrong path should not take minutes to show
-    images = load_images(image_parser(args))
+    images = load_images([os.path.expanduser(one) for one in image_parser(args)])
     from llava.eval.question import ask  # loads torch and transformers
 
     answer = ask(args, images, model, quiet=quiet)
@@ -58,16 +60,24 @@ def _answer(args: Any, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line: the reference's flags, and --device and --seed."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.eval.run_llava", description="Ask one question about images."
     )
     parser.add_argument(
-        "--model-path", default=None, help="folder or hub name of the checkpoint; has to be given"
+        "--model-path",
+        type=local_path,
+        default=None,
+        help="folder or hub name of the checkpoint; has to be given",
     )
     parser.add_argument(
-        "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
+        "--model-base",
+        type=local_path,
+        default=None,
+        help="base model of a LoRA or projector-only checkpoint",
     )
-    parser.add_argument("--image-file", required=True, help="paths or http(s) URLs, separated by --sep")
+    parser.add_argument(
+        "--image-file", type=any_path, required=True, help="paths or http(s) URLs, separated by --sep"
+    )
     parser.add_argument(
         "--query", required=True, help="the question; <image-placeholder> marks an image's place"
     )

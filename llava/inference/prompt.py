@@ -28,7 +28,7 @@ from llava.images import as_picture
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
-from llava.utils import UserError
+from llava.utils import UserError, text_fault
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ def place_question(
         images = [images]
     if not isinstance(text, str):
         raise UserError(f"the question is a {type(text).__name__}; expected a text")
+    if fault := text_fault(text):
+        raise UserError(f"the question {fault}")
     if not text.strip() and not images:
         raise UserError("the question is empty; write some text or give an image")
     if images and not has_tower:
@@ -100,6 +102,8 @@ def with_system(template: Conversation, system: str) -> Conversation:
     """Return the template with another system text, in the markup that the template has around it."""
     if not isinstance(system, str):
         raise UserError(f"system is a {type(system).__name__}; expected a text")
+    if fault := text_fault(system):
+        raise UserError(f"system {fault}")
     if template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("this template has no place for a system text; leave system out")
     head = SYSTEM_HEAD if template.system.startswith(SYSTEM_HEAD) else ""

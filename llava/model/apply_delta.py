@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.utils import run_program
 
 
@@ -21,10 +21,14 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
 
 def main() -> None:
     """Parse the command line and apply the delta."""
-    parser = argparse.ArgumentParser(description="Add a delta to its base model.")
-    parser.add_argument("--base-model-path", required=True, help="folder or hub name of the base model")
-    parser.add_argument("--target-model-path", required=True, help="folder to write")
-    parser.add_argument("--delta-path", required=True, help="folder or hub name of the delta")
+    parser = ProgramParser(description="Add a delta to its base model.")
+    parser.add_argument(
+        "--base-model-path", type=local_path, required=True, help="folder or hub name of the base model"
+    )
+    parser.add_argument("--target-model-path", type=output_path, required=True, help="folder to write")
+    parser.add_argument(
+        "--delta-path", type=local_path, required=True, help="folder or hub name of the delta"
+    )
     args = parser.parse_args()
     apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
 

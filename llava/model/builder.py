@@ -24,9 +24,9 @@ from llava.model import (
 )
 from llava.model.checkpoints import files, loading, offloading, quantization
 from llava.model.checkpoints.errors import CheckpointError, explained
-from llava.model.checkpoints.faults import check_loading
+from llava.model.checkpoints.faults import CUT_ROWS, MEAN_ROWS, NEWLINE, Exempt, check_loading, note
 from llava.model.checkpoints.token_rows import average_new_rows
-from llava.model.language_model.registry import KERNELS, family_of, kernels_of, llava_config
+from llava.model.language_model.registry import KERNELS, family_of, find_family, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.settings import check_settings
@@ -87,6 +87,7 @@ def load_pretrained_model(
     overwrite_config: dict[str, Any] | None = None,
     customized_config: Any = None,
     multimodal: bool = True,
+    exempt: Exempt | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a checkpoint of any layout: whole, sharded, projector only, LoRA, delta-applied, or a plain text
@@ -97,7 +98,8 @@ def load_pretrained_model(
     "auto" is the checkpoint's own. overwrite_config: fields to change in its config; customized_config: a
     config object in its place. multimodal: accepted for callers of LLaVA-NeXT. Further keywords go to
     transformers' `from_pretrained`; a quantization_config among them, or load_in_8bit and load_in_4bit as
-    transformers 4 had them, quantises the LLM's layers alone.
+    transformers 4 had them, quantises the LLM's layers alone. exempt: a dict that is filled with the names of
+    weights that are neither loaded as they are stored nor faults, by the reason.
 
     Returns (tokenizer, model in eval mode, image processor or None for a text model, context length). Raises
     CheckpointError for anything missing, damaged or left over.
@@ -118,14 +120,14 @@ def load_pretrained_model(
     if not plan.is_llava:
         if overwrite_config or customized_config:
             arguments["config"] = customized_config or _text_config(plan.source, overwrite_config or {})
-        return tokenizer, _load_text(plan, arguments), None, _context_length(config)
+        return tokenizer, _load_text(plan, arguments, exempt), None, _context_length(config)
 
-    model, info = _load_llm(plan, customized_config or llava_config(config, plan.path), arguments)
-    loading.load_tower(model, info, plan.path)
+    model, info = _load_llm(plan, customized_config or llava_config(config, plan.path), arguments, exempt)
+    loading.load_tower(model, info, plan.path, exempt)
     keep_tower_dtype = device_map == "auto" and requested is None and not quantized
     loading.place_tower(model, None if keep_tower_dtype else arguments["dtype"])
-    model = _fill(plan, model, info)
-    _add_image_tokens(model, tokenizer)
+    model = _fill(plan, model, info, exempt)
+    _add_image_tokens(model, tokenizer, exempt)
     model.eval()
     return tokenizer, model, model.get_vision_tower().image_processor, _context_length(config)
 
@@ -226,16 +228,18 @@ def _text_config(path: str, fields: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(path, **fields)
 
 
-def _load_text(plan: LoadPlan, arguments: dict[str, Any]) -> Any:
+def _load_text(plan: LoadPlan, arguments: dict[str, Any], exempt: Exempt | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, info = loading.from_pretrained(AutoModelForCausalLM, plan.source, **arguments)
-    check_loading(info, plan.source, tower_is_built=False, projector_later=False)
+    check_loading(info, plan.source, tower_is_built=False, projector_later=False, exempt=exempt)
     _settle(plan, model)
     return loading.merge_adapter(model, plan.path).eval() if plan.kind == "text_lora" else model.eval()
 
 
-def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _load_llm(
+    plan: LoadPlan, config: Any, arguments: dict[str, Any], exempt: Exempt | None
+) -> tuple[Any, dict[str, Any]]:
     """Load the LLaVA class on the plan's source; an adapter's config keeps its own vocabulary size."""
     model_class = family_of({"model_type": config.model_type}).model_class
     rows = config.vocab_size
@@ -257,9 +261,17 @@ def _load_llm(plan: LoadPlan, config: Any, arguments: dict[str, Any]) -> tuple[A
         raise CheckpointError(f"{plan.path} is a LLaVA model, but its config names no mm_vision_tower.")
     if "unpad" in (plan.config.get("mm_patch_merge_type") or "") or plan.source != plan.path:
         # left over if the caller changed that, or the base merges tiles and what was trained on it does not
-        info["unexpected_keys"] = {n for n in info["unexpected_keys"] if not n.endswith("image_newline")}
-    check_loading(info, plan.source, tower_is_built=tower.is_loaded, projector_later=plan.source != plan.path)
-    _resize(model, rows)
+        newlines = {name for name in info["unexpected_keys"] if name.endswith("image_newline")}
+        info["unexpected_keys"] = set(info["unexpected_keys"]) - newlines
+        note(exempt, NEWLINE, newlines)
+    check_loading(
+        info,
+        plan.source,
+        tower_is_built=tower.is_loaded,
+        projector_later=plan.source != plan.path,
+        exempt=exempt,
+    )
+    _resize(model, rows, exempt)
     return model, info
 
 
@@ -271,11 +283,14 @@ def _settle(plan: LoadPlan, model: Any) -> None:
     quantization.settle_layers(model)
 
 
-def _resize(model: Any, rows: int) -> None:
+def _resize(model: Any, rows: int, exempt: Exempt | None) -> None:
     """Give the embeddings and the head that many rows; new ones are the mean of the others."""
     present = model.get_input_embeddings().weight.shape[0]
     if present == rows:
         return
+    names = find_family(model.config.model_type)
+    if names is not None:
+        note(exempt, MEAN_ROWS if rows > present else CUT_ROWS, names.token_rows)
     offloading.refuse_offloading(model, f"The embeddings are resized to {rows} rows")
     model.resize_token_embeddings(rows, mean_resizing=False)
     if rows > present:
@@ -283,22 +298,22 @@ def _resize(model: Any, rows: int) -> None:
         average_new_rows(model, rows - present)
 
 
-def _fill(plan: LoadPlan, model: Any, info: dict[str, Any]) -> Any:
+def _fill(plan: LoadPlan, model: Any, info: dict[str, Any], exempt: Exempt | None) -> Any:
     """Put on top of the LLM what the plan's folder brings; returns the model."""
     if plan.kind == "projector":
-        loading.fill_projector(model, plan.path)
+        loading.fill_projector(model, plan.path, exempt)
     elif plan.kind == "lora":
         projector_missing = any("mm_projector." in name for name in info["missing_keys"])
-        loading.load_non_lora(model, plan.path, projector_missing=projector_missing)
+        loading.load_non_lora(model, plan.path, projector_missing=projector_missing, exempt=exempt)
         model = loading.merge_adapter(model, plan.path)
     return model
 
 
-def _add_image_tokens(model: Any, tokenizer: Any) -> None:
+def _add_image_tokens(model: Any, tokenizer: Any, exempt: Exempt | None) -> None:
     """Add the tokens that the config asks for; the embeddings get a row for each token."""
     settings = MultimodalConfig.of(model.config)
     if settings.use_im_patch_token:
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
     if settings.use_im_start_end:
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    _resize(model, len(tokenizer))
+    _resize(model, len(tokenizer), exempt)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.utils import run_program
 
 
@@ -18,9 +18,9 @@ def consolidate_ckpt(src_path: str, dst_path: str) -> None:
 
 def main() -> None:
     """Parse the command line and consolidate."""
-    parser = argparse.ArgumentParser(description="Rewrite a checkpoint in today's files.")
-    parser.add_argument("--src", required=True, help="folder or hub name to read")
-    parser.add_argument("--dst", required=True, help="folder to write")
+    parser = ProgramParser(description="Rewrite a checkpoint in today's files.")
+    parser.add_argument("--src", type=local_path, required=True, help="folder or hub name to read")
+    parser.add_argument("--dst", type=output_path, required=True, help="folder to write")
     args = parser.parse_args()
     consolidate_ckpt(args.src, args.dst)
 

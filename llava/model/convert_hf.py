@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from llava.arguments import local_path, output_path
 from llava.model.tools.usage import ExampleParser
 from llava.utils import lazy_names, run_program
 
@@ -42,9 +43,14 @@ def _parser() -> argparse.ArgumentParser:
         examples=(TO_HF, WITH_BASE, FROM_HF, MMPROJ),
     )
     both = ExampleParser(add_help=False)
-    both.add_argument("src", metavar="SRC", help="folder or hub name of the checkpoint to read")
     both.add_argument(
-        "dst", metavar="DST", help="folder to write; it appears when it is whole and was compared"
+        "src", type=local_path, metavar="SRC", help="folder or hub name of the checkpoint to read"
+    )
+    both.add_argument(
+        "dst",
+        type=output_path,
+        metavar="DST",
+        help="folder to write; it appears when it is whole and was compared",
     )
     both.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     both.add_argument(
@@ -68,10 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     to = commands.add_parser(
         "to-hf", parents=[both], help="LLaVA to transformers", examples=(TO_HF, WITH_BASE)
     )
-    to.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
+    to.add_argument("--model-base", type=local_path, help="base model of a LoRA or projector-only checkpoint")
     back = commands.add_parser("from-hf", parents=[both], help="transformers to LLaVA", examples=(FROM_HF,))
     back.add_argument(
         "--vision-tower",
+        type=local_path,
         help="name of the vision tower to write into config.json (folder or hub name). Default: a folder "
         "vision_tower in DST with the weights of SRC",
     )
@@ -85,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         help="vision tower and projector of a llava-hf folder for llama.cpp",
         examples=(MMPROJ,),
     )
-    gguf.add_argument("src", metavar="SRC", help="llava-hf folder to read")
-    gguf.add_argument("dst", metavar="DST", help="GGUF file to write")
+    gguf.add_argument("src", type=local_path, metavar="SRC", help="llava-hf folder to read")
+    gguf.add_argument("dst", type=output_path, metavar="DST", help="GGUF file to write")
     gguf.add_argument("--dtype", default="float16", help="of the matrices: float16 or float32")
     return parser
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.utils import run_program
 
 
@@ -24,10 +24,14 @@ def make_delta(
 
 def main() -> None:
     """Parse the command line and make the delta."""
-    parser = argparse.ArgumentParser(description="Subtract a base model from a LLaVA model.")
-    parser.add_argument("--base-model-path", required=True, help="folder or hub name of the base model")
-    parser.add_argument("--target-model-path", required=True, help="folder or hub name of the LLaVA model")
-    parser.add_argument("--delta-path", required=True, help="folder to write")
+    parser = ProgramParser(description="Subtract a base model from a LLaVA model.")
+    parser.add_argument(
+        "--base-model-path", type=local_path, required=True, help="folder or hub name of the base model"
+    )
+    parser.add_argument(
+        "--target-model-path", type=local_path, required=True, help="folder or hub name of the LLaVA model"
+    )
+    parser.add_argument("--delta-path", type=output_path, required=True, help="folder to write")
     parser.add_argument("--hub-repo-id", default=None, help="hub repository to push the delta to")
     args = parser.parse_args()
     make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class LoadPlan:
 
 def look_into(model_path: str) -> Contents:
     """Find out what `model_path`, a folder or hub name, holds. Raises CheckpointError when it is no model."""
-    if Path(model_path).is_file():
+    if os.path.isfile(model_path):  # of a path that is too long, pathlib raises
         raise CheckpointError(foreign_file(Path(model_path)))
     config = files.read_config(model_path) if files.has_file(model_path, files.CONFIG_FILE) else {}
     if config and (foreign := foreign_config(config, model_path)):

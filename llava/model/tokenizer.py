@@ -20,6 +20,7 @@ from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava._compat import added_tokens, cached_hub_file, trie_tokens
+from llava.atomic import atomic_file, write_text
 from llava.model.checkpoints.files import CheckpointError, find_file, read_json, refuse_pointer
 
 logger = logging.getLogger(__name__)
@@ -277,7 +278,8 @@ class LlamaTokenizer(SentencePieceBackend):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write tokenizer.model as it was read, also when the folder it came from is gone."""
         file = Path(save_directory, f"{filename_prefix}-{MODEL_FILE}" if filename_prefix else MODEL_FILE)
-        file.write_bytes(self._model_bytes)
+        with atomic_file(file) as scratch:
+            scratch.write_bytes(self._model_bytes)
         return (str(file),)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:
@@ -307,7 +309,7 @@ class GPTNeoXTokenizer(PreTrainedTokenizerFast):
         content = json.loads(file.read_text(encoding="utf-8"))
         merges = content["model"]["merges"]
         content["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        write_text(file, json.dumps(content, ensure_ascii=False, indent=2))
         return (*files, *_finish_saving(self, save_directory, prefix, {}))
 
 
@@ -325,12 +327,12 @@ def _finish_saving(
         config["additional_special_tokens"] = extra  # the name that all versions read
     elif extra:
         config["extra_special_tokens"] = extra
-    file.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
     special: dict[str, Any] = dict(tokenizer.special_tokens_map)
     special.pop("extra_special_tokens", None)
     special = {key: str(token) for key, token in special.items() if token}
     if isinstance(extra, list) and extra:
         special["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
     target = Path(folder, lead + SPECIAL_FILE)
-    target.write_text(json.dumps(special, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(target, json.dumps(special, ensure_ascii=False, indent=2) + "\n")
     return (str(target),)

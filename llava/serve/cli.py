@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
 
@@ -15,20 +16,27 @@ __all__ = ["build_parser", "load_image", "main"]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line: the reference's flags, and --top-p, --seed and --compile."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.cli",
         description="Chat about an image. Ctrl-C stops an answer; /exit, an empty line or Ctrl-D ends the "
         "program; /help lists what else can be typed. Questions may also be piped in, one a line; stdout "
         "then holds nothing but the dialog.",
     )
     parser.add_argument(
-        "--model-path", default=None, help="folder or hub name of the checkpoint; has to be given"
+        "--model-path",
+        type=local_path,
+        default=None,
+        help="folder or hub name of the checkpoint; has to be given",
     )
     parser.add_argument(
-        "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
+        "--model-base",
+        type=local_path,
+        default=None,
+        help="base model of a LoRA or projector-only checkpoint",
     )
     parser.add_argument(
         "--image-file",
+        type=any_path,
         default=None,
         help="path or http(s) URL; goes with the first question (or later, with /image)",
     )

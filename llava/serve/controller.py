@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 
+from llava.arguments import ProgramParser
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.serve.auth import check_binding, read_api_key
 from llava.serve.errors import ServeError, bad_request
@@ -309,7 +310,7 @@ app = create_app(_current)
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.controller",
         description="Send requests to the workers that register here; stop it with Ctrl-C.",
     )

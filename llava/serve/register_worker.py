@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from llava.arguments import ProgramParser
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call
 from llava.utils import run_program
@@ -11,7 +12,7 @@ from llava.utils import run_program
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.register_worker",
         description="Tell a controller of a worker that was started with --no-register.",
     )

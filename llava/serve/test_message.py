@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from llava.arguments import ProgramParser
 from llava.conversation import choose_template, conv_templates, template_of
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call, stream
@@ -15,7 +16,7 @@ DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.test_message",
         description="Ask a worker one question, with the template that its model's name suggests.",
     )

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -17,6 +17,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_tf32_available
 
 from llava._compat import parser_actions
+from llava.arguments import ProgramParser, take_paths
 from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
@@ -34,6 +35,12 @@ LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
 NONFINITE_POLICIES = ("error", "skip")
+# Flags that name files and folders, or hub names in their place.
+PATHS = (
+    *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
+    *("data_path", "eval_data_path", "image_folder", "data_cache_dir", "resume_from_checkpoint"),
+    *("output_dir", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
+)
 
 
 def _explained(default: object, text: str) -> Any:
@@ -179,6 +186,11 @@ class TrainingArguments(transformers.TrainingArguments):
             inherited.disable_tqdm = False  # else it would follow how much transformers says
         super().__post_init__()
 
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes to the output folder; none does in a --dry_run."""
+        return not self.dry_run and bool(super().should_save)
+
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
         inherited: Any = (
@@ -234,17 +246,15 @@ def _one_of(flag: str, value: object, allowed: Sequence[object]) -> None:
         raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
-class _Parser(transformers.HfArgumentParser):
-    """Argument parser whose complaints are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+class _Parser(ProgramParser, transformers.HfArgumentParser):
+    """Argument parser of the fields of the argument classes."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
     classes = (ModelArguments, DataArguments, TrainingArguments)
     parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
+    take_paths(parser, PATHS)
     known = frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:

@@ -8,37 +8,32 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from llava.atomic import atomic_file
+from llava.arguments import ProgramParser, local_path, output_path
+from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable
 from llava.train.data.validation import CheckSettings, Finding, check_range, open_all
 from llava.train.labels.masks import LABEL_MASKS
 from llava.train.records import DataError
-from llava.utils import UserError, run_program
+from llava.utils import UserError, run_program, shortened
 
 CHUNK = 64  # records that a process checks at a time
 RECORDS_PER_PROCESS = 512  # fewer are not worth another process
 EXIT_FAULTS = 1
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser whose complaints are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+MOST_WORKERS = 1024
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = _Parser(
+    parser = ProgramParser(
         allow_abbrev=False,
         prog="python -m llava.train.check_data",
         description="Check training data before the first step. Exit code: 0 no fault, 1 faults, 2 usage.",
@@ -46,15 +41,24 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--data_path",
+        type=local_path,
         required=True,
         help=".json, .jsonl or .parquet, a folder or pattern of them, or a mixture",
     )
-    add("--image_folder", help="folder that image names are relative to")
-    add("--data_cache_dir", help="folder for the table that large data is converted to")
-    add("--model_name_or_path", help="model whose tokenizer counts tokens; without one they are not counted")
+    add("--image_folder", type=local_path, help="folder that image names are relative to")
+    add("--data_cache_dir", type=local_path, help="folder for the table that large data is converted to")
+    add(
+        "--model_name_or_path",
+        type=local_path,
+        help="model whose tokenizer counts tokens; without one they are not counted",
+    )
     add("--version", default="v1", help="conversation template (default: %(default)s)")
     add("--model_max_length", type=int, default=2048, help="tokens of a sample (default: %(default)s)")
-    add("--vision_tower", help="CLIP folder or hub name; without one an image counts as one token")
+    add(
+        "--vision_tower",
+        type=local_path,
+        help="CLIP folder or hub name; without one an image counts as one token",
+    )
     add("--image_aspect_ratio", default="square", choices=("square", "pad", "anyres"))
     add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
     add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
@@ -62,8 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")
-    add("--fix", metavar="OUT", help="write the records without a fault to this new .json or .jsonl file")
-    add("--json", metavar="REPORT", help="write all findings to this file")
+    add(
+        "--fix",
+        type=output_path,
+        metavar="OUT",
+        help="write the records without a fault to this new .json or .jsonl file",
+    )
+    add("--json", type=output_path, metavar="REPORT", help="write all findings to this file")
     return parser
 
 
@@ -78,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     names = {field.name for field in fields(CheckSettings)}
     settings = CheckSettings(**{name: value for name, value in vars(args).items() if name in names})
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers is {args.workers}; expected at least 1")
+    if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
+        raise UserError(f"--workers is {args.workers}; expected at least 1, and at most {MOST_WORKERS}")
     sources = {one.resolve() for source in find_sources(args.data_path) for one in source.files}
-    for output in (args.fix, args.json):
-        _check_output(output, sources)
+    for flag, output in (("--fix", args.fix), ("--json", args.json)):
+        _check_output(flag, output, sources)
     records = open_all(settings)
     _check_folders(records)
     _check_fix(args.fix, records)
@@ -95,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = summarize(settings, records, findings)
     _print_summary(report)
     if args.json:
-        _write(Path(args.json), [json.dumps(report, indent=1, ensure_ascii=False)])
+        _write(Path(args.json), [json.dumps(report, indent=1, ensure_ascii=False)], "--json")
     if args.fix:
         bad = {finding.index for finding in findings if not finding.is_note}
         write_clean(records, bad, Path(args.fix))
@@ -185,26 +194,32 @@ def _as_list(texts: Iterator[str]) -> Iterator[str]:
     yield "\n]\n"
 
 
-def _write(path: Path, parts: Sequence[str] | Iterator[str]) -> None:
+def _write(path: Path, parts: Iterable[str], flag: str = "--fix") -> None:
     """Write a file whole or not at all."""
     try:
-        with atomic_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        with (
+            atomic_file(path) as scratch,
+            # JSON has escapes for half characters, UTF-8 has not
+            scratch.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.writelines(parts)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"{flag} {shortened(path)} could not be written: {words_of(error)}") from error
 
 
-def _check_output(name: str | None, inputs: set[Path]) -> None:
-    """Refuse to write over the data, or over anything else."""
+def _check_output(flag: str, name: str | None, inputs: set[Path]) -> None:
+    """Refuse to write over the data, or over anything else, and where nothing can be written."""
     if name is None:
         return
-    path = Path(name)
+    path, shown = Path(name), f"{flag} {shortened(name)}"
+    if reason := obstacle(name, folder=False):
+        raise UserError(f"{shown} cannot be written: {reason}; name another file")
     if path.resolve() in inputs:
-        raise UserError(f"{name} is the data itself; name another file")
+        raise UserError(f"{shown} is the data itself; name another file")
     if path.exists():
-        raise UserError(f"{name} exists; delete it or name another file")
+        raise UserError(f"{shown} exists; delete it or name another file")
     if not path.resolve().parent.is_dir():
-        raise UserError(f"the folder of {name} does not exist; make it first")
+        raise UserError(f"the folder of {shown} does not exist; make it first")
 
 
 def _check_folders(records: RecordTable) -> None:

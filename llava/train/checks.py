@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.files import part_of, read_tensors
 from llava.model.multimodal_encoder.registry import read_tower_config, tower_class
 from llava.train.old_flags import read_json_flag
-from llava.utils import UserError
+from llava.utils import UserError, shortened
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ _COUNT = Range(1, whole=True)
 _PART = Range(0, 1, below=True)
 
 RANGES: dict[str, Range] = {
-    "model_max_length": _COUNT,
+    "model_max_length": Range(1, 2**31 - 1, whole=True),
     "learning_rate": _RATE,
     "mm_projector_lr": _RATE,
     "mm_vision_tower_lr": _RATE,
@@ -64,10 +65,10 @@ RANGES: dict[str, Range] = {
     "adam_beta2": _PART,
     "adam_epsilon": _RATE,
     "max_grad_norm": _RATE,
-    "lora_r": _COUNT,
+    "lora_r": Range(1, 2**16, whole=True),
     "lora_alpha": Range(0, above=True),
     "lora_dropout": _PART,
-    "dataloader_num_workers": Range(0, whole=True),
+    "dataloader_num_workers": Range(0, 1024, whole=True),
     "gradient_accumulation_steps": _COUNT,
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
@@ -136,17 +137,10 @@ def check_output_dir(output_dir: str | None, *, writes: bool) -> None:
         if writes:
             raise UserError("--output_dir is missing; name the folder that the trained model is written to")
         return
-    path = Path(output_dir).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output_dir {output_dir} is a file; expected a folder, or a name that is free")
-    try:
-        existing = next(one for one in (path, *path.parents) if one.exists())
-    except OSError as error:
-        raise UserError(f"--output_dir {output_dir} cannot be a folder ({error.strerror})") from error
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output_dir} cannot be made: {existing} is a file")
-    if writes and not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {output_dir} cannot be written: {existing} is not writable for you")
+    if reason := obstacle(output_dir, folder=True, probe=writes):
+        raise UserError(
+            f"--output_dir {shortened(output_dir)} cannot be written: {reason}; name another folder"
+        )
 
 
 def check_grids(grids: str | None) -> None:

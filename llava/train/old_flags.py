@@ -175,7 +175,7 @@ def read_json_flag(flag: str, value: str) -> dict[str, object]:
     """Read a flag that holds a JSON object or names a file of one. Raises UserError for anything else."""
     text = value
     if not value.lstrip().startswith("{"):
-        path = Path(value)
+        path = Path(value).expanduser()
         if not path.is_file():
             raise UserError(f"--{flag} is {value!r}, and there is no such file; expected a JSON file")
         try:

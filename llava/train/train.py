@@ -35,8 +35,9 @@ from llava.model.llava_arch import average_new_rows
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments, parse_args
+from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
-from llava.train.checkpointing.resume import OutputLock, choose_checkpoint, open_run
+from llava.train.checkpointing.resume import choose_checkpoint, open_run
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -341,8 +342,23 @@ def train(attn_implementation: str | None = None) -> None:
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
         _check_data(data_module[part], model_args, data_args, template)
-    writes = training_args.should_save and not training_args.dry_run
-    lock = OutputLock(Path(training_args.output_dir)) if writes else None
+    with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
+        _load_and_train(
+            claim, model_args, data_args, training_args, tokenizer, template, data_module, attn_implementation
+        )
+
+
+def _load_and_train(
+    claim: OutputClaim,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: Any,
+    template: str,
+    data_module: dict[str, Any],
+    attn_implementation: str | None,
+) -> None:
+    """Load the model, from a checkpoint of the output folder if there is one, train it, and write it."""
     checkpoint = choose_checkpoint(training_args)
     manifest = make_manifest(model_args, data_args, training_args)
     if not training_args.dry_run:
@@ -366,11 +382,10 @@ def train(attn_implementation: str | None = None) -> None:
     if training_args.dry_run:
         return report_dry_run(trainer)
     trainer.manifest = manifest
+    trainer.add_callback(claim)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report_skipped(data_module["train_dataset"], training_args.output_dir)
     save_trained_model(trainer, training_args)
-    if lock is not None:
-        lock.release()
 
 
 if __name__ == "__main__":

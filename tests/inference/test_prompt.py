@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from llava.conversation import conv_templates
-from llava.inference.prompt import pick_conv_mode, place_image_tokens, stop_strings
+from llava.inference.prompt import (
+    pick_conv_mode,
+    place_image_tokens,
+    read_question,
+    stop_strings,
+    with_system,
+)
 from llava.utils import UserError
 
 WRAPPED = "<im_start><image><im_end>"
@@ -76,3 +82,14 @@ def test_given_template_that_agrees_is_silent(caplog):
 def test_unknown_template_lists_the_known_ones():
     with pytest.raises(UserError, match="'nope'.*llava_v1.*mpt"):
         pick_conv_mode("nope", "llava-v1.5-7b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a\udcffb", "holds the byte 0xff, which is no UTF-8"), ("\ud83d", "half a character"), ("a\0b", "NUL")],
+)
+def test_texts_that_cannot_be_tokenized(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"the question {message}|the question holds .*{message}"):
+        read_question(text, [], SimpleNamespace(), has_tower=False)
+    with pytest.raises(UserError, match=f"system .*{message}"):
+        with_system(conv_templates["llava_v1"], text)

@@ -46,8 +46,11 @@ ROWS = [
     ("--deepspeed {folder}/broken.json", "--deepspeed: {folder}/broken.json is not valid JSON"),
     ("--deepspeed {folder}/list.json", "--deepspeed: {folder}/list.json holds no JSON object"),
     ("--fsdp_config {folder}/none.json", "--fsdp_config is '{folder}/none.json'"),
-    ("--output_dir {folder}/list.json", "--output_dir {folder}/list.json is a file"),
-    ("--output_dir {folder}/list.json/x", "--output_dir {folder}/list.json/x cannot be made"),
+    ("--output_dir {folder}/list.json", "--output_dir {folder}/list.json cannot be written: it is a file"),
+    (
+        "--output_dir {folder}/list.json/x",
+        "--output_dir {folder}/list.json/x cannot be written: a part of the path is no folder",
+    ),
     ("--output_dir=", "--output_dir is missing"),
     (
         "--vision_tower x --tune_mm_mlp_adapter True --mm_projector_type identity",
@@ -136,7 +139,7 @@ def test_unusual_flags_that_mean_something_are_taken(flags: str, folder: Path) -
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="is not writable"):
+    with pytest.raises(UserError, match="it is not writable for you"):
         parse_args(["--data_path", "x.json", "--output_dir", str(tmp_path / "a" / "b")])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from llava.atomic import write_text
 from llava.model.checkpoints.files import CheckpointError, first_line
 
 # Written last: a copy of the folder that was cut off is told by this.
@@ -38,7 +39,7 @@ def list_files(folder: Path) -> None:
         sums = list(pool.map(checksum, files))
     sizes = [file.stat().st_size for file in files]
     content = {"files": dict(zip(names, sizes, strict=True)), "crc32": dict(zip(names, sums, strict=True))}
-    (folder / INDEX_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    write_text(folder / INDEX_FILE, json.dumps(content, indent=1, sort_keys=True))
 
 
 def read_list(folder: Path) -> tuple[dict[str, int], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,25 @@ from llava.model.checkpoints.errors import CheckpointError
 
 # what adapter and projector-only folders bring themselves, on top of a base that lacks it
 BROUGHT_LATER = files.PROJECTOR_NAMES
+
+# why a weight is neither loaded as it is stored nor a fault
+RECOMPUTED = "buffers that are computed, whatever is stored"
+TOWER_FILES = "read from the vision tower's own files"
+TOWER_COPY = "a copy of the vision tower, not used"
+TOWER_REST = "of the vision tower's files, no part of it (such as a text encoder)"
+BROUGHT = "brought by the projector or the adapter, not by the base"
+NEWLINE = "not used with this mm_patch_merge_type"
+NEW_ROWS = "rows of new tokens, filled after the base was loaded"
+MEAN_ROWS = "their last rows are not stored: the mean of the others"
+CUT_ROWS = "rows beyond the tokens are cut off"
+
+Exempt = dict[str, list[str]]  # the reasons above, and the names of the weights that each is true of
+
+
+def note(exempt: Exempt | None, reason: str, names: Iterable[str]) -> None:
+    """Add names of weights to a list of exemptions; None: nobody asked."""
+    if exempt is not None and (found := sorted(set(names) - set(exempt.get(reason, ())))):
+        exempt.setdefault(reason, []).extend(found)
 
 
 @dataclass(frozen=True)
@@ -50,12 +70,37 @@ def find_faults(info: dict[str, Any], *, tower_is_built: bool, projector_later: 
     return Faults(missing, unexpected, shapes)
 
 
-def check_loading(info: dict[str, Any], path: str, *, tower_is_built: bool, projector_later: bool) -> None:
+def _note_exempt(
+    exempt: Exempt, info: dict[str, Any], *, tower_is_built: bool, projector_later: bool
+) -> None:
+    """List what `find_faults` passes over; stored_names, where known, has what transformers passes over."""
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    every = (*missing, *unexpected, *info.get("stored_names", ()))
+    note(exempt, RECOMPUTED, [name for name in every if files.is_recomputed(name)])
+    towers = [name for name in missing if files.is_tower_key(name) and not files.is_recomputed(name)]
+    note(exempt, TOWER_FILES, towers)
+    copies = [name for name in unexpected if files.is_tower_key(name) and not files.is_recomputed(name)]
+    note(exempt, TOWER_COPY, () if tower_is_built else copies)
+    later = [name for name in missing if projector_later and any(part in name for part in BROUGHT_LATER)]
+    note(exempt, BROUGHT, later)
+
+
+def check_loading(
+    info: dict[str, Any],
+    path: str,
+    *,
+    tower_is_built: bool,
+    projector_later: bool,
+    exempt: Exempt | None = None,
+) -> None:
     """Raise UnfitWeightsError that names a key which is missing, unexpected, or of another shape.
 
     tower_is_built: the model has tower parameters, so stored tower weights have a place. projector_later:
-    projector and image_newline may be missing, because the next step fills them.
+    projector and image_newline may be missing, because the next step fills them. exempt: is filled with what
+    is no fault.
     """
+    if exempt is not None:
+        _note_exempt(exempt, info, tower_is_built=tower_is_built, projector_later=projector_later)
     faults = find_faults(info, tower_is_built=tower_is_built, projector_later=projector_later)
     message = ""
     if shapes := faults.shapes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from llava._compat import cached_hub_file
 from llava.atomic import atomic_file
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.sanity import check_config
+from llava.utils import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +68,15 @@ def find_file(path: str | Path, name: str) -> Path | None:
 
     Raises CheckpointError when there is neither such a folder nor such a repository.
     """
+    if not str(path):  # pathlib takes it for the current folder
+        raise CheckpointError("The name of a checkpoint is empty; give a folder or a hub name 'owner/name'.")
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(path):  # of a path that is too long, pathlib raises
         return folder / name if (folder / name).is_file() else None
-    text = str(path)
-    if folder.exists():
+    text = shortened(path)
+    if os.path.exists(path):
         raise CheckpointError(f"{text} is a file; expected the folder of a checkpoint.")
-    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1 or "\\" in text:
+    if folder.is_absolute() or text.startswith((".", "~")) or str(path).count("/") != 1 or "\\" in text:
         raise CheckpointError(
             f"There is no folder {text}; give the folder of a checkpoint or a hub name 'owner/name'."
         )

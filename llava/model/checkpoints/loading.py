@@ -11,7 +11,16 @@ import torch
 from llava.model.checkpoints import files
 from llava.model.checkpoints.class_loading import loading_report_held
 from llava.model.checkpoints.errors import CheckpointError, explained, first_line, reason_of, shown
-from llava.model.checkpoints.faults import BROUGHT_LATER, count_of, some_of
+from llava.model.checkpoints.faults import (
+    BROUGHT_LATER,
+    NEW_ROWS,
+    NEWLINE,
+    TOWER_REST,
+    Exempt,
+    count_of,
+    note,
+    some_of,
+)
 from llava.model.checkpoints.generation import check_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
 from llava.utils import import_optional
@@ -26,7 +35,8 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
     and mismatched keys, which `check_loading` judges.
 
-    On the device "meta" only names and shapes of the weights are read. Raises CheckpointError for missing
+    On the device "meta" only names and shapes of the weights are read; stored_names in the lists are all of
+    them. Raises CheckpointError for missing
     shards and damaged files.
     """
     if not files.weight_files(path):
@@ -34,8 +44,10 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     check_generation_config(path)
     source: str | None = path
+    stored_names: tuple[str, ...] = ()
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
+        stored_names = tuple(arguments["state_dict"])
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
         with loading_report_held(), torch.random.fork_rng(devices=[]):
@@ -63,7 +75,7 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
             f"{path} cannot be loaded ({type(error).__name__}: {reason_of(error)}); compare its "
             f"{files.CONFIG_FILE} with the original's, or copy the folder again."
         ) from error
-    return model, info
+    return model, {**info, "stored_names": stored_names}
 
 
 def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -79,7 +91,7 @@ def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tupl
     return model_class, {**arguments, **shapes, "config": config}
 
 
-def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
+def load_tower(model: Any, info: dict[str, Any], path: str, exempt: Exempt | None = None) -> None:
     """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
     tower = model.get_vision_tower()
     missing = [
@@ -97,6 +109,7 @@ def load_tower(model: Any, info: dict[str, Any], path: str) -> None:
         del tower.vision_tower
     was_loaded = tower.is_loaded
     tower.load_model(device_map="meta" if model.device.type == "meta" else None)
+    note(exempt, TOWER_REST, getattr(tower, "not_of_the_tower", ()))  # towers of other projects lack it
     tower.requires_grad_(False)  # from_pretrained makes every weight trainable
     stored_names = sorted(name for name in info["unexpected_keys"] if files.is_tower_key(name))
     if stored_names and not was_loaded and model.device.type != "meta":
@@ -137,7 +150,7 @@ def place_tower(model: Any, dtype: torch.dtype | None) -> None:
     model.get_vision_tower().to(device=reference.device, dtype=dtype)
 
 
-def fill_projector(model: Any, path: str) -> None:
+def fill_projector(model: Any, path: str, exempt: Exempt | None = None) -> None:
     """Fill projector (and embeddings, if stored) from the `mm_projector.bin` of a stage-1 folder."""
     file = files.find_file(path, files.PROJECTOR_FILE)
     if file is None:
@@ -148,9 +161,11 @@ def fill_projector(model: Any, path: str) -> None:
     _load_by_name(model, rest, str(file))
     if getattr(model.get_model(), "image_newline", None) is not None:
         _require(["image_newline"], weights, str(file))
+    else:
+        note(exempt, NEWLINE, [name for name in weights if name.endswith("image_newline")])
 
 
-def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
+def load_non_lora(model: Any, path: str, *, projector_missing: bool, exempt: Exempt | None = None) -> None:
     """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
     file = files.find_file(path, files.NON_LORA_FILE)
     if file is None:
@@ -166,6 +181,7 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool) -> None:
         needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
         _require(needed, weights, str(file))
     rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
+    note(exempt, NEW_ROWS, rows)
     _load_by_name(model, weights, str(file))
     if not shapes_only:
         set_new_token_rows(model, rows, str(file))

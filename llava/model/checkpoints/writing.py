@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llava.atomic import atomic_folder
+from llava.atomic import DISK_FULL, atomic_folder, obstacle, try_to_write, words_of
 from llava.model.checkpoints.files import WEIGHT_INDEXES, CheckpointError, first_line
 from llava.utils import UserError, shortened
 
 logger = logging.getLogger(__name__)
 
-DISK_FULL = "the disk is full"
-QUOTA_USED_UP = "the disk quota is used up"
-_WORDS = {
-    errno.ENOSPC: DISK_FULL,
-    errno.EDQUOT: QUOTA_USED_UP,
-    errno.ENAMETOOLONG: "the path, or a name in it, is too long for the file system",
-}
-_PROBE_BYTES = 1024 * 1024
-FREE_BYTES_OF_A_FULL_DISK = 16 * 1024 * 1024
 # what torch, safetensors and tokenizers say, in errors of their own, of a file that cannot be written
 _WRITERS = re.compile(r"PytorchStreamWriter|inline_container|I/O error|Parent directory|cannot be opened")
 _NUMBER = re.compile(r"\(os error (\d+)\)")
@@ -43,33 +31,46 @@ def refuse_input_as_target(target: str | Path, inputs: Sequence[str | Path | Non
             )
 
 
+def refuse_unwritable(target: str | Path, flag: str = "", *, folder: bool = True) -> None:
+    """Raise CheckpointError if `target` cannot be written: before there are minutes of work in it.
+
+    flag: the argument that names it, for the message.
+    """
+    if reason := obstacle(target, folder=folder):
+        raise CheckpointError(f"{_named(target, flag)} cannot be written: {reason}; give another place.")
+
+
+def _named(target: str | Path, flag: str) -> str:
+    return f"{flag} {shortened(target)}".strip()
+
+
 @contextlib.contextmanager
-def whole_folder(target: str | Path) -> Iterator[Path]:
+def whole_folder(target: str | Path, flag: str = "") -> Iterator[Path]:
     """Give a scratch folder; it takes the place of `target` when the block ends without an error.
 
     Until then, and after a crash, `target` is as it was. Files that `target` has under other names stay, but
     for old weights beside new ones. Raises CheckpointError where the disk does not take what is written.
+    flag: the argument that names `target`, for the message.
     """
-    with explained_write(target):
-        if Path(target).exists() and not Path(target).is_dir():
-            raise CheckpointError(f"{target} is a file; expected a folder to write to.")
-        with atomic_folder(target, keep=True, stale=_OLD_WEIGHTS) as scratch:
-            yield scratch
-            if Path(target).is_dir() and any(one != scratch for one in Path(target).resolve().iterdir()):
-                logger.warning(
-                    "%s exists; its files of the same names, and old weights, are replaced", target
-                )
+    refuse_unwritable(target, flag)
+    with explained_write(target, flag), atomic_folder(target, keep=True, stale=_OLD_WEIGHTS) as scratch:
+        yield scratch
+        if Path(target).is_dir() and any(one != scratch for one in Path(target).resolve().iterdir()):
+            logger.warning("%s exists; its files of the same names, and old weights, are replaced", target)
 
 
 @contextlib.contextmanager
-def explained_write(name: str | Path) -> Iterator[None]:
-    """Turn a failure to write the file or folder `name` into a CheckpointError of one sentence."""
+def explained_write(name: str | Path, flag: str = "") -> Iterator[None]:
+    """Turn a failure to write the file or folder `name` into a CheckpointError of one sentence.
+
+    flag: the argument that names it.
+    """
     try:
         yield
     except Exception as error:
         if reason := write_failure(error, Path(name).parent):
             raise CheckpointError(
-                f"{shortened(name)} could not be written: {reason}. It is as it was before."
+                f"{_named(name, flag)} could not be written: {reason}. It is as it was before."
             ) from error
         raise
 
@@ -83,29 +84,14 @@ def write_failure(error: BaseException, folder: Path) -> str:
         return ""
     text = shortened(first_line(error))
     if isinstance(error, OSError) and error.errno is not None:
-        return _words(error.errno)
+        return words_of(error)
     if found := _NUMBER.search(str(error)):
-        return _words(int(found.group(1)))
+        number = int(found.group(1))
+        return words_of(OSError(number, os.strerror(number)))
     if "No space left" in str(error):
         return DISK_FULL
     of_writer = isinstance(error, RuntimeError) and _WRITERS.search(str(error))
     if of_writer or type(error).__name__ == "SafetensorError":
-        number = _try_to_write(folder)
-        return _words(number) if number else f"the disk did not take it ({text})"
+        met = try_to_write(folder)
+        return words_of(met) if met else f"the disk did not take it ({text})"
     return text if isinstance(error, OSError) else ""
-
-
-def _words(number: int) -> str:
-    return _WORDS.get(number) or os.strerror(number)
-
-
-def _try_to_write(folder: Path) -> int:
-    """Return the number of the error that writing a small file to `folder` meets, 0 if it meets none."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        return errno.ENOSPC if shutil.disk_usage(folder).free < FREE_BYTES_OF_A_FULL_DISK else 0
-    except OSError as error:
-        return error.errno or errno.EIO

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llava.atomic import write_text
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import parity as proof
@@ -90,7 +91,7 @@ def from_hf(
         )
         if not report.passed:
             raise proof.ParityError(report)
-        (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / REPORT_FILE, json.dumps(report.content(), indent=2) + "\n")
     return report
 
 

@@ -11,7 +11,7 @@ import torch
 from llava.atomic import atomic_file
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.checkpoints.writing import explained_write
+from llava.model.checkpoints.writing import explained_write, refuse_unwritable
 from llava.model.conversion import weights
 from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name
@@ -44,12 +44,14 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     """
     if dtype not in _FTYPES:
         raise UserError(f"The dtype of an mmproj is {dtype}; expected float16 or float32.")
+    refuse_unwritable(output, "DST", folder=False)
     gguf: Any = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
     config = files.read_config(source)
     kind = check_hf(config, source)
     if config.get("vision_feature_select_strategy", "default") != "default":
         raise CheckpointError(f"{source} keeps the CLS feature, which llama.cpp's LLaVA takes off.")
-    with explained_write(output), atomic_file(output) as scratch:
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with explained_write(output, "DST"), atomic_file(output) as scratch:
         writer = gguf.GGUFWriter(scratch, "clip")
         layers = _add_fields(writer, config, kind, source)
         writer.add_file_type(_FTYPES[dtype])

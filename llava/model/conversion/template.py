@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llava.atomic import write_text
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, template_of
 from llava.model.conversion.config import FLAT, NEXT
@@ -78,8 +79,8 @@ def save_processor(folder: Path, image_fields: dict[str, Any], hf: dict[str, Any
     }
     for file, content in contents.items():
         text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True)
-        (folder / file).write_text(text + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        write_text(folder / file, text + "\n")
+    write_text(folder / "chat_template.jinja", template)
 
 
 def image_aspect_ratio(fields: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import transformers
 from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llava.atomic import write_text
 from llava.conversation import Conversation, choose_template, conv_templates, find_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
@@ -21,6 +23,7 @@ from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS
+from llava.model.checkpoints.writing import refuse_unwritable
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
@@ -90,14 +93,15 @@ def to_hf(
         )
         if not report.passed:
             raise proof.ParityError(report)
-        (folder / REPORT_FILE).write_text(json.dumps(report.content(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / REPORT_FILE, json.dumps(report.content(), indent=2) + "\n")
     return report
 
 
 def check_target(source: str, target: str | Path) -> None:
-    """Raise CheckpointError when a conversion would write over its own source."""
-    if Path(source).exists() and Path(source).resolve() == Path(target).resolve():
-        raise CheckpointError(f"{target} is the source itself; give the name of another folder.")
+    """Raise CheckpointError when a conversion would write over its own source, or cannot write at all."""
+    if os.path.exists(source) and Path(source).resolve() == Path(target).resolve():
+        raise CheckpointError(f"DST {target} is the source itself; give the name of another folder.")
+    refuse_unwritable(target, "DST")
 
 
 def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:
@@ -168,9 +172,7 @@ def _hf_name(name: str, path: str) -> str:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as transformers does."""
-    file.write_text(
-        json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
 
 
 def expected_shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llava.atomic import atomic_file, write_text
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -91,7 +92,7 @@ def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------- tokenizer.json
@@ -291,7 +292,8 @@ def _from_model_file(model_file: Path, path: str, folder: Path, config: dict[str
         **{name: _text(special[name]) for name in _NAMED if special.get(name)},
         "pad_token": padding if known else _text(special.get("unk_token")) or "<unk>",
     }
-    shutil.copyfile(model_file, folder / MODEL_FILE)
+    with atomic_file(folder / MODEL_FILE) as scratch:
+        shutil.copyfile(model_file, scratch)
     _write_json(folder / CONFIG_FILE, settings)
     tokenizer = load_tokenizer(folder)
     tokenizer.save_pretrained(folder)  # with the files that older versions look for

@@ -10,17 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llava.atomic import atomic_folder, move
+from llava.atomic import atomic_folder, move, write_text
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.checkpoints.writing import write_failure
+from llava.model.checkpoints.writing import explained_write
 from llava.model.conversion.keys import HEAD, TOWER_PREFIX, VISION_LEVEL, VOCABULARY_WEIGHTS
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import describe_tower
-from llava.utils import shortened
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -161,7 +160,7 @@ class ShardWriter:
                 "metadata": {"total_size": self.total_bytes},
                 "weight_map": dict(sorted(weight_map.items())),
             }
-            (self.folder / files.WEIGHT_INDEXES[0]).write_text(json.dumps(content, indent=2) + "\n")
+            write_text(self.folder / files.WEIGHT_INDEXES[0], json.dumps(content, indent=2) + "\n")
 
 
 def write_weights(
@@ -211,28 +210,19 @@ def new_folder(target: Path, *, overwrite: bool, needs_bytes: int) -> Iterator[P
     overwrite: an existing folder is replaced, at the end. needs_bytes: what will be written at least. Raises
     CheckpointError when `target` exists, or the disk has not enough room, before or while it is written.
     """
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; give the name of a new folder.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise CheckpointError(
-            f"{target} exists; give the name of a new folder, or --overwrite to replace it."
+            f"DST {target} exists; give the name of a new folder, or --overwrite to replace it."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needs_bytes:
         raise CheckpointError(
-            f"{target} needs {needs_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make room "
-            f"or "
-            "give another place."
+            f"DST {target} needs {needs_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
+            "room or give another place."
         )
-    try:
-        with atomic_folder(target) as scratch:
-            yield scratch
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{shortened(target)} could not be written ({write_failure(error, target.parent)}); "
-            "nothing is left of it."
-        ) from error
+    with explained_write(target, "DST"), atomic_folder(target) as scratch:
+        yield scratch
 
 
 def dtype_name(dtype: torch.dtype) -> str:

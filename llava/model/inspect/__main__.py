@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+from llava.arguments import local_path
 from llava.model.tools.usage import ExampleParser
 from llava.utils import run_program
 
@@ -30,10 +31,13 @@ def main() -> None:
     )
     parser.add_argument(
         "checkpoint",
+        type=local_path,
         metavar="CHECKPOINT",
         help="folder, or hub name that is in the cache; nothing is downloaded",
     )
-    parser.add_argument("--model-base", help="base model of a LoRA or projector-only checkpoint")
+    parser.add_argument(
+        "--model-base", type=local_path, help="base model of a LoRA or projector-only checkpoint"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON with every weight's name")
     parser.add_argument(
         "--verify", action="store_true", help="read all files and compare them with their stored checksums"

@@ -64,6 +64,7 @@ class VisionTower(nn.Module):
         super().__init__()
         settings = MultimodalConfig.of(args)
         self.is_loaded = False
+        self.not_of_the_tower: tuple[str, ...] = ()  # weights that its files hold beside it
         self.vision_tower_name = vision_tower
         self.select_layer = settings.select_layer
         self.select_feature = settings.select_feature
@@ -110,7 +111,8 @@ class VisionTower(nn.Module):
         model, info = loading.from_pretrained(
             self.model_class, self.vision_tower_name, dtype=torch.float32, device_map=device_map
         )
-        info["unexpected_keys"] = ()  # the text half of a whole CLIP
+        self.not_of_the_tower = tuple(info["unexpected_keys"])  # the text half of a whole CLIP
+        info["unexpected_keys"] = ()
         check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
         self.vision_tower = VisionModelHolder(model)
         self.vision_tower.requires_grad_(False)

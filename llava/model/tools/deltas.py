@@ -12,7 +12,7 @@ from llava.model.checkpoints import files, loading
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
-from llava.model.checkpoints.writing import refuse_input_as_target, whole_folder
+from llava.model.checkpoints.writing import refuse_input_as_target, refuse_unwritable, whole_folder
 from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
@@ -27,11 +27,12 @@ NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
 def add_base(base_model_path: str, target_model_path: str, delta_path: str) -> None:
     """Write base + delta to `target_model_path`; see llava.model.apply_delta."""
     refuse_input_as_target(target_model_path, (base_model_path, delta_path))
+    refuse_unwritable(target_model_path, "--target-model-path")
     base = load_for_delta(base_model_path)
     model = load_for_delta(delta_path)
     with torch.no_grad():
         combine(model, base.state_dict(), torch.Tensor.add_, source=delta_path)
-    with whole_folder(target_model_path) as folder:
+    with whole_folder(target_model_path, "--target-model-path") as folder:
         model.save_pretrained(folder)
         load_tokenizer(delta_path).save_pretrained(folder)
     logger.info("wrote %s", target_model_path)
@@ -42,12 +43,13 @@ def subtract_base(
 ) -> None:
     """Write target - base to `delta_path`; see llava.model.make_delta."""
     refuse_input_as_target(delta_path, (base_model_path, target_model_path))
+    refuse_unwritable(delta_path, "--delta-path")
     base = load_for_delta(base_model_path)
     model = load_for_delta(target_model_path)
     with torch.no_grad():
         combine(model, base.state_dict(), torch.Tensor.sub_, source=target_model_path)
     tokenizer = load_tokenizer(target_model_path)
-    with whole_folder(delta_path) as folder:
+    with whole_folder(delta_path, "--delta-path") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if hub_repo_id:
@@ -58,9 +60,10 @@ def subtract_base(
 
 def rewrite(src_path: str, dst_path: str) -> None:
     """Load `src_path` and write it to `dst_path`; see llava.model.consolidate."""
+    refuse_unwritable(dst_path, "--dst")
     auto_upgrade(src_path)
     model = load_for_delta(src_path)
-    with whole_folder(dst_path) as folder:
+    with whole_folder(dst_path, "--dst") as folder:
         model.save_pretrained(folder)
         load_tokenizer(src_path).save_pretrained(folder)
     logger.info("wrote %s", dst_path)

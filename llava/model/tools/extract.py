@@ -11,7 +11,12 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
-from llava.model.checkpoints.writing import explained_write, refuse_input_as_target, whole_folder
+from llava.model.checkpoints.writing import (
+    explained_write,
+    refuse_input_as_target,
+    refuse_unwritable,
+    whole_folder,
+)
 from llava.model.plan import look_into
 
 logger = logging.getLogger(__name__)
@@ -23,15 +28,18 @@ def extract_projector(model_path: str, output: str) -> list[str]:
 
     Reads only the files that hold them. Raises CheckpointError when there are none.
     """
+    refuse_unwritable(output, "--output", folder=False)
     kind = look_into(model_path).kind
     place = Path(output)
     sources = files.weight_files(model_path)
     if kind in ("lora", "projector"):
         names = (files.NON_LORA_FILE, files.PROJECTOR_FILE)
         sources = [file for name in names if (file := files.find_file(model_path, name))]
-    if place.is_dir() or any(place.resolve() == file.resolve() for file in sources):
-        what = "a folder" if place.is_dir() else "what the projector is read from"
-        raise CheckpointError(f"{output} is {what}; give the name of a new file, e.g. mm_projector.bin.")
+    if any(place.resolve() == file.resolve() for file in sources):
+        raise CheckpointError(
+            f"--output {output} is what the projector is read from; give the name of a new file, "
+            "e.g. mm_projector.bin."
+        )
     wanted = {}
     for file in sources:
         wanted.update(files.read_tensors(file, only=files.PROJECTOR_NAMES))
@@ -39,7 +47,7 @@ def extract_projector(model_path: str, output: str) -> list[str]:
         name = files.PROJECTOR_NAMES[0]
         raise CheckpointError(f"{model_path} holds no projector (no weight named {name}*).")
     wanted = files.strip_adapter_prefix(wanted)
-    with explained_write(output):
+    with explained_write(output, "--output"):
         files.save_tensors(wanted, output)
     return sorted(wanted)
 
@@ -52,6 +60,7 @@ def merge_lora(
     dtype: of the merged weights; "auto" is that of the adapter's config. Raises CheckpointError when
     `model_path` is no adapter, or `save_path` is one of the folders that are read.
     """
+    refuse_unwritable(save_path, "--save-model-path")
     found = look_into(model_path)
     if found.kind not in ("lora", "text_lora"):
         raise CheckpointError(
@@ -65,7 +74,7 @@ def merge_lora(
     if told := rounding_cost(stored_dtypes(model_path, model_base or found.recorded_base), model.dtype):
         logger.warning("%s", told)
     repair_generation_config(model)
-    with whole_folder(save_path) as folder:
+    with whole_folder(save_path, "--save-model-path") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

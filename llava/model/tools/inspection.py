@@ -56,7 +56,8 @@ class Report:
 
     dtypes: number of values by dtype, as stored. parameters: of "llm", "projector", "vision tower" and
     "adapter". missing, unexpected, misshapen: weights against what the config asks for; misshapen are (name,
-    shape stored, shape expected). tokens and rows: entries of tokenizer and embeddings.
+    shape stored, shape expected). exempt: weights neither loaded as stored nor faults, by the reason.
+    tokens and rows: entries of tokenizer and embeddings.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Report:
     tokenizer: str | None = None
     tokens: int | None = None
     rows: int | None = None
+    exempt: dict[str, list[str]] = field(default_factory=dict)
     generation_config: str = "none"
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -302,7 +304,14 @@ def _try(report: Report, plan: LoadPlan, **overwrite: Any) -> Any:
     base = plan.source if plan.source != plan.path else None
     try:
         name = get_model_name_from_path(plan.path)
-        return load_pretrained_model(plan.path, base, name, device="meta", overwrite_config=overwrite or None)
+        return load_pretrained_model(
+            plan.path,
+            base,
+            name,
+            device="meta",
+            overwrite_config=overwrite or None,
+            exempt=None if overwrite else report.exempt,
+        )
     except UnfitWeightsError as error:
         report.problems.append(str(error))
         report.missing, report.unexpected = error.faults.missing, error.faults.unexpected

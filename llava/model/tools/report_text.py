@@ -11,6 +11,7 @@ from llava.model.checkpoints.checksums import INDEX_FILE, damaged_files, read_li
 from llava.model.tools.inspection import Part, Report, inspect_checkpoint
 
 SHOWN = 8  # names of each list of weights
+EXEMPT_SHOWN = 2  # where nothing is wrong
 
 
 def inspected(checkpoint: str, base: str | None, *, verify: bool) -> Report:
@@ -58,6 +59,8 @@ def lines(report: Report) -> Iterator[str]:
     }
     yield report.path
     yield from (f"  {name + ':':18} {value}" for name, value in told.items() if value)
+    for reason, names in report.exempt.items():
+        yield f"  {'exempt:':18} {reason}: {_some(names, EXEMPT_SHOWN)}"
     yield from (f"  {'note:':18} {note}" for note in report.notes)
     yield from (f"  {'problem:':18} {problem}" for problem in report.problems)
     yield f"  {'chat:':18} {'yes' if report.can_chat else 'no'}"
@@ -74,6 +77,6 @@ def _context(report: Report) -> str | None:
     return f"{report.context_length} tokens{positions}"
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more (--json lists all)" if len(names) > SHOWN else ""
-    return f"{len(names)}: {', '.join(names[:SHOWN])}{more}" if names else ""
+def _some(names: list[str], shown: int = SHOWN) -> str:
+    more = f" and {len(names) - shown} more (--json lists all)" if len(names) > shown else ""
+    return f"{len(names)}: {', '.join(names[:shown])}{more}" if names else ""

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from llava.arguments import ProgramParser
 from llava.utils import UserError
 
 
-class ExampleParser(argparse.ArgumentParser):
+class ExampleParser(ProgramParser):
     """Argument parser that ends its help with examples, and its complaints with the first of them."""
 
     def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
@@ -21,4 +22,4 @@ class ExampleParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError: what is wrong, an example, and where all arguments are explained."""
         example = f"; for example: {self.examples[0]}" if self.examples else ""
-        raise UserError(f"{message}{example} ({self.prog} --help explains all arguments)")
+        raise UserError(f"{self.plain(message)}{example} ({self.prog} --help explains all arguments)")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.atomic import exchange, move, move_into
+from llava.atomic import exchange, is_full, move, move_into
 from llava.model.checkpoints.checksums import INDEX_FILE, list_files, read_list
 from llava.model.checkpoints.files import (
     ADAPTER_CONFIG_FILE,
@@ -26,7 +26,7 @@ from llava.model.checkpoints.files import (
     CheckpointError,
     first_line,
 )
-from llava.model.checkpoints.writing import DISK_FULL, QUOTA_USED_UP, write_failure
+from llava.model.checkpoints.writing import write_failure
 from llava.utils import shortened
 
 logger = logging.getLogger(__name__)
@@ -186,10 +186,10 @@ def explained_failure(what: str, output_dir: Path, staging: Path | None = None) 
             shutil.rmtree(staging, ignore_errors=True)
         if not reason:
             raise
-        remedy = "free some space" if reason in (DISK_FULL, QUOTA_USED_UP) else "mend that"
+        remedy = "free some space" if is_full(reason) else "mend that"
         raise CheckpointError(
-            f"{what} could not be written to {shortened(output_dir)}: {reason}. What was written of it is "
-            f"removed, {_kept(output_dir)}; {remedy}, then give the same command again"
+            f"{what} could not be written to --output_dir {shortened(output_dir)}: {reason}. What was "
+            f"written of it is removed, {_kept(output_dir)}; {remedy}, then give the same command again"
         ) from error
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.atomic import atomic_file
+
 if TYPE_CHECKING:  # an optional package
     from matplotlib.axes import Axes
 
@@ -52,7 +54,8 @@ def draw_loss_curve(log_history: Sequence[LogEntry], file: Path) -> bool:
     figure.align_ylabels()
     # by hand: a layout engine draws everything twice
     figure.subplots_adjust(left=0.1, right=0.97, bottom=0.1, top=0.92, hspace=0.14)
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     logger.info("loss curve: %s", file)
     return True
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
-from llava.atomic import move
+from llava.atomic import move, write_text
 from llava.model.checkpoints.checksums import damaged_files
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.folders import (
@@ -34,44 +34,13 @@ from llava.train.checkpointing.manifest import (
     read_manifest,
     write_manifest,
 )
-from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".running"
 AUTO, NEVER = "auto", "never"
 MEMORY_FILE = "run_memory_{rank}.json"
 # Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
 FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
-
-
-class OutputLock:
-    """Keeps a second run out of an output folder, where each would delete what the other writes.
-
-    The operating system releases it when the process ends, however that happens.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Take the lock, where there are locks. Raises UserError when another process has it."""
-        self._path = folder / LOCK_FILE
-        try:
-            import fcntl
-
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file: Any = self._path.open("w")
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another run is writing to {folder}; wait for its end, or choose another --output_dir"
-            ) from error
-        except (ImportError, OSError):  # Windows, some network disks; what cannot be written is said later
-            self._file = None
-
-    def release(self) -> None:
-        """Give the folder free."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
 
 
 # ---- which checkpoint ----
@@ -89,7 +58,7 @@ def choose_checkpoint(training_args: Any) -> Path | None:
     if wanted == AUTO and training_args.overwrite_output_dir:
         wanted = NEVER
     output_dir = Path(training_args.output_dir)
-    first = training_args.should_save and not training_args.dry_run  # which leaves files as they are
+    first = training_args.should_save
     if first and output_dir.is_dir():
         for name in clear_leftovers(output_dir):
             logger.warning("removed %s: an earlier run ended while it wrote or deleted it", output_dir / name)
@@ -253,7 +222,7 @@ class RunMemory(TrainerCallback):
         }
         loss, step = unlogged_loss(trainer)
         content["loss_since_log"], content["step_of_last_log"] = loss.hex(), step
-        self._file(folder).write_text(json.dumps(content), encoding="utf-8")
+        write_text(self._file(folder), json.dumps(content))
 
     def load(self, folder: Path) -> None:
         """Read this rank's memory; it is put in place when training begins."""

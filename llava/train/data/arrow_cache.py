@@ -7,17 +7,16 @@ import hashlib
 import json
 import logging
 import mmap
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.atomic import atomic_file
+from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.readers import Row, read_rows
 from llava.train.data.sources import Source
 from llava.train.records import DataError, find_fault, has_images, stray_marks
-from llava.utils import watched
+from llava.utils import shortened, watched
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,8 +166,8 @@ def _convert(source: Source, path: Path, total: int) -> None:
                 count += len(batch)
     except OSError as error:
         raise DataError(
-            f"cannot write the table {path}: {error.strerror or error}; it needs about {total / 1e6:.0f} MB, "
-            "choose another folder with --data_cache_dir"
+            f"cannot write the table {shortened(path)}: {words_of(error)}; it needs about "
+            f"{total / 1e6:.0f} MB, choose another folder with --data_cache_dir"
         ) from error
     logger.info("%s: %d records converted", source.name, count)
 
@@ -226,14 +225,18 @@ def _cache_folders(source: Source, cache_dir: str | Path | None) -> list[Path]:
 
 def _writable(folders: Sequence[Path]) -> Path:
     """Return the first folder that can be made and written to. Raises DataError."""
-    reason: object = "no permission to write"
+    reasons = []
     for folder in folders:
+        if reason := obstacle(folder, folder=True):
+            reasons.append(reason)
+            continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            continue
-        if os.access(folder, os.W_OK):
             return folder
-    places = " or ".join(map(str, folders))
-    raise DataError(f"cannot write to {places} ({reason}); name a folder for tables with --data_cache_dir")
+        except OSError as error:
+            reasons.append(words_of(error))
+    places = " or ".join(map(shortened, folders))
+    raise DataError(
+        f"cannot write to {places} ({', or '.join(dict.fromkeys(reasons))}); name a folder for tables with "
+        "--data_cache_dir"
+    )

@@ -238,7 +238,7 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 
 def test_a_file_in_the_way_of_the_path(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not be written"), whole_folder(tmp_path / "file" / "m"):
+    with pytest.raises(CheckpointError, match="no folder"), whole_folder(tmp_path / "file" / "m"):
         pass
 
 
@@ -283,8 +283,8 @@ def test_a_writer_that_hides_the_number(error, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     (tmp_path / "file").write_text("")
-    assert write_failure(error, tmp_path / "file") == "Not a directory"
-    assert write_failure(error, tmp_path / "none") == "No such file or directory"
+    assert write_failure(error, tmp_path / "file").endswith("(Not a directory)")
+    assert write_failure(error, tmp_path / "none").endswith("(No such file or directory)")
     assert "full" not in write_failure(error, Path("/proc"))
     assert write_failure(error, tmp_path) == "the disk is full"
 

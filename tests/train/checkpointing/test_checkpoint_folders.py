@@ -242,8 +242,8 @@ def test_full_disk_while_saving(
     assert ended.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert lines == [
-        f"error: checkpoint-2 could not be written to {out}: the disk is full. What was written of it is "
-        "removed, checkpoint-1 is kept; free some space, then give the same command again"
+        f"error: checkpoint-2 could not be written to --output_dir {out}: the disk is full. What was "
+        "written of it is removed, checkpoint-1 is kept; free some space, then give the same command again"
     ]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["checkpoint-1"]
     monkeypatch.setattr(torch, "save", save)

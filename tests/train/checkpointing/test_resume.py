@@ -191,7 +191,9 @@ def test_an_output_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     out = tmp_path / "file" / "out"
-    with pytest.raises(UserError, match=f"--output_dir {out} cannot be made: .*file is a file"):
+    with pytest.raises(
+        UserError, match=f"--output_dir {out} cannot be written: a part of the path is no folder"
+    ):
         run_train(flags(checkpoints, training_data, out, f"{STAGE_1} {SAVING}"))
 
 

@@ -13,8 +13,8 @@ import pytest
 from recorded_training import flags, run_train
 
 from llava.model.checkpoints.files import CheckpointError
+from llava.train.checkpointing.claim import LOCK_FILE
 from llava.train.checkpointing.manifest import other_shards, other_weights
-from llava.train.checkpointing.resume import LOCK_FILE
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
@@ -44,7 +44,7 @@ def argv(stopped: Path, checkpoints: Path, training_data: Path, tmp_path: Path) 
 def test_a_second_run_is_kept_out_of_the_folder(argv: list[str], tmp_path: Path) -> None:
     """Another process holds the folder; when it is killed the folder is free again."""
     out = tmp_path / "out"
-    code = "from pathlib import Path; from llava.train.checkpointing.resume import OutputLock; "
+    code = "from pathlib import Path; from llava.train.checkpointing.claim import OutputLock; "
     code += f"lock = OutputLock(Path({str(out)!r})); print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

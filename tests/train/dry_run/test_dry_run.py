@@ -87,7 +87,21 @@ def test_report(
     assert ["LLM", "head", "1", "64,064", "float32", "0.0002", "0.1"] in rows
     assert ["vision", "tower", "71", "53,696", "float32", "frozen", "-"] in rows
     assert "with --gradient_checkpointing it would be" in text
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # the output folder is not made
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_an_output_folder_stays_as_it_was(
+    resume: str, checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what the next start would remove or set aside."""
+    files = ["notes", "run_manifest.json", "tmp-checkpoint-4/config.json", "checkpoint-2/config.json"]
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    _report(checkpoints, training_data, tmp_path / "out", f"{CHAT} --resume {resume}", monkeypatch)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_colours_on_a_terminal(

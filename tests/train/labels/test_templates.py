@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +14,20 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava import conversation as lib
 from llava.constants import IGNORE_INDEX
-from llava.conversation import Conversation, SeparatorStyle, Style, Template, find_template
+from llava.conversation import Conversation, SeparatorStyle, Template, find_template
 from llava.conversation.registry import TEMPLATES
+from llava.inference.chat import ChatSession
 from llava.inference.prompt import pick_conv_mode, stop_strings
+from llava.inference.sampling import SamplingParams
+from llava.model.builder import load_pretrained_model
 from llava.model.conversion.template import chat_template
+from llava.model.language_model.registry import FAMILIES
 from llava.train.labels.dialogs import check_dialogs
 from llava.train.labels.preprocess import choose_label_masks, preprocess
 from llava.train.records import DataError
 from llava.utils import UserError
 
+PAGE = Path(__file__).parents[3] / "docs" / "data_format.md"
 TURNS = dialog(("human", "What?"), ("gpt", "A red cat."), ("human", "And?"), ("gpt", "A dog."))
 
 
@@ -32,19 +39,20 @@ def _learned(conv: Conversation, tokenizer: Any, masks: str | None = None) -> st
 
 @pytest.fixture
 def own_template() -> Iterator[Template]:
-    """A template of another project, forgotten after the test."""
+    """The template of docs/data_format.md, made by the code on that page; forgotten after the test."""
     before = dict(lib.conv_templates)
     known = dict(TEMPLATES)
-    roles = ("<start_of_turn>user\n", "<start_of_turn>model\n")
-    conv = Conversation("", roles, [], 0, Style("gemma", stop="<end_of_turn>"), "<end_of_turn>\n")
-    yield lib.register_template(Template("gemma_it", conv, ("llava_gemma",), name_parts=("gemma",)))
+    code = re.search(r"## A template of your own\n.*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert code is not None and code[1].count("\n") <= 10
+    exec(compile(code[1], str(PAGE), "exec"), {})
+    yield TEMPLATES["gemma_it"]
     for mapping, old in ((lib.conv_templates, before), (TEMPLATES, known)):
         mapping.clear()
         mapping.update(old)
 
 
 def test_a_registered_template_trains_chats_and_exports(
-    own_template: Template, variant_tokenizer: Callable[..., Any]
+    own_template: Template, variant_tokenizer: Callable[..., Any], checkpoints: Path
 ) -> None:
     conv, tokenizer = own_template.conversation, variant_tokenizer("plain")
     assert lib.key_for_training("gemma_it") == "gemma_it"
@@ -64,6 +72,27 @@ def test_a_registered_template_trains_chats_and_exports(
     assert rendered == said.get_prompt() == f"{said.roles[0]}Hi<end_of_turn>\n{said.roles[1]}"
     with pytest.raises(UserError, match="already a template named 'gemma_it'"):
         lib.register_template(own_template)
+    loaded = load_pretrained_model(
+        str(checkpoints / "llava-tiny-v1.5"), None, "x", device="cpu", dtype="float32"
+    )
+    tokenizer, model = loaded[0], loaded[1]
+    session = ChatSession(*loaded[:3], template="gemma_it")
+    answer = session.ask("Hi", params=SamplingParams(temperature=0, max_new_tokens=3))
+    ids = tokenizer(said.get_prompt(), return_tensors="pt").input_ids
+    new = model.generate(ids, do_sample=False, max_new_tokens=3)[0]
+    assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert session.conversation.get_prompt().startswith(said.get_prompt())
+
+
+def test_a_model_type_has_one_template(own_template: Template) -> None:
+    """And those of the library's templates are those of its families."""
+    templates = {one.name: one for one in TEMPLATES.values() if one is not own_template}
+    taken = [name for one in templates.values() for name in one.model_types]
+    assert len(taken) == len(set(taken)) and set(taken) <= {family.llava_type for family in FAMILIES}
+    other = Template("other_gemma", own_template.conversation, ("llava_x", "llava_gemma"))
+    with pytest.raises(UserError, match="of type 'llava_gemma', which 'gemma_it' has taken"):
+        lib.register_template(other)
+    assert "other_gemma" not in lib.conv_templates
 
 
 def test_a_new_version_goes_by_its_own_style(variant_tokenizer: Callable[..., Any]) -> None:

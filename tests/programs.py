@@ -1,0 +1,175 @@
+"""Every program with all it needs to be started, for tests that go through them all."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("scripts/extract_mm_projector.py", "scripts/merge_lora_weights.py")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with all it needs to be started. paths: those of its arguments that are paths.
+
+    models: those that are a folder or hub name. texts: other texts. numbers: numbers. {tmp}: an empty folder.
+    """
+
+    module: str
+    needs: dict[str, str]
+    paths: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()  # a word that comes first
+    positional: tuple[str, ...] = field(default=())
+
+    def words(self, tmp: Path, **other: str) -> list[str]:
+        """Return a command line with some arguments changed or added."""
+        given = {name: value.replace("{tmp}", str(tmp)) for name, value in self.needs.items()}
+        given.update({name: value for name, value in other.items() if value is not None})
+        places = [given.pop(name) for name in self.positional]
+        return [*self.first, *places, *(f"--{name}={value}" for name, value in given.items())]
+
+
+TOOL = "{tmp}/in"
+PROGRAMS = {
+    "cli": Program(
+        "llava.serve.cli",
+        {"model-path": TOOL},
+        ("model-path", "model-base", "image-file"),
+        ("model-path",),
+        ("conv-mode", "device"),
+        ("temperature", "top-p", "max-new-tokens", "seed"),
+    ),
+    "eval": Program(
+        "llava.eval.run_llava",
+        {"model-path": TOOL, "image-file": str(ROOT / "docs/images/quickstart_loss.png"), "query": "Why?"},
+        ("model-path", "model-base", "image-file"),
+        ("model-path",),
+        ("query", "conv-mode", "sep"),
+        ("temperature", "top_p", "num_beams", "max_new_tokens", "seed"),
+    ),
+    "inspect": Program(
+        "llava.model.inspect.__main__",
+        {"checkpoint": TOOL},
+        ("checkpoint", "model-base"),
+        ("checkpoint",),
+        positional=("checkpoint",),
+    ),
+    "to-hf": Program(
+        "llava.model.convert_hf",
+        {"src": TOOL, "dst": "{tmp}/out"},
+        ("src", "dst", "model-base"),
+        ("src",),
+        ("dtype", "conv-mode"),
+        ("max-shard-gb",),
+        ("to-hf",),
+        ("src", "dst"),
+    ),
+    "from-hf": Program(
+        "llava.model.convert_hf",
+        {"src": TOOL, "dst": "{tmp}/out"},
+        ("src", "dst", "vision-tower"),
+        ("src",),
+        ("dtype", "conv-mode"),
+        ("max-shard-gb",),
+        ("from-hf",),
+        ("src", "dst"),
+    ),
+    "mmproj": Program(
+        "llava.model.convert_hf",
+        {"src": TOOL, "dst": "{tmp}/out"},
+        ("src", "dst"),
+        (),  # needs the package gguf
+        ("dtype",),
+        (),
+        ("mmproj",),
+        ("src", "dst"),
+    ),
+    "make_delta": Program(
+        "llava.model.make_delta",
+        {"base-model-path": TOOL, "target-model-path": TOOL, "delta-path": "{tmp}/out"},
+        ("base-model-path", "target-model-path", "delta-path"),
+        ("base-model-path",),
+        ("hub-repo-id",),
+    ),
+    "apply_delta": Program(
+        "llava.model.apply_delta",
+        {"base-model-path": TOOL, "target-model-path": "{tmp}/out", "delta-path": TOOL},
+        ("base-model-path", "target-model-path", "delta-path"),
+        ("base-model-path",),
+    ),
+    "consolidate": Program(
+        "llava.model.consolidate", {"src": TOOL, "dst": "{tmp}/out"}, ("src", "dst"), ("src",)
+    ),
+    "extract": Program(
+        SCRIPTS[0], {"model-path": TOOL, "output": "{tmp}/out"}, ("model-path", "output"), ("model-path",)
+    ),
+    "merge": Program(
+        SCRIPTS[1],
+        {"model-path": TOOL, "model-base": TOOL, "save-model-path": "{tmp}/out"},
+        ("model-path", "model-base", "save-model-path"),
+        ("model-path",),
+        ("dtype",),
+    ),
+    "check_data": Program(
+        "llava.train.check_data",
+        {"data_path": "{tmp}/d.json"},
+        ("data_path", "image_folder", "data_cache_dir", "model_name_or_path", "vision_tower", "fix", "json"),
+        ("model_name_or_path",),
+        ("version", "image_grid_pinpoints"),
+        ("model_max_length", "workers"),
+    ),
+    "train": Program(
+        "llava.train.train",
+        {"model_name_or_path": TOOL, "data_path": "{tmp}/d.json", "output_dir": "{tmp}/out"},
+        (
+            *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
+            *("data_path", "eval_data_path", "image_folder", "data_cache_dir", "resume_from_checkpoint"),
+            *("output_dir", "logging_dir", "deepspeed", "fsdp_config"),
+        ),
+        ("model_name_or_path", "vision_tower"),
+        ("version", "run_name"),
+        (
+            *("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "save_steps", "lora_r"),
+            *("model_max_length", "seed", "data_seed", "dataloader_num_workers", "shuffle_buffer"),
+        ),
+    ),
+}  # fmt: skip
+
+
+def start(program: Program, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a program in this process, as its file does."""
+    monkeypatch.setattr(sys, "argv", [program.module, *words])
+    if program.module.endswith(".py"):
+        runpy.run_path(str(ROOT / program.module), run_name="__main__")
+    else:
+        monkeypatch.delitem(sys.modules, program.module, raising=False)
+        runpy.run_module(program.module, run_name="__main__")
+
+
+def complaint_of(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    **other: str,
+) -> str:
+    """Run a program that has to end with exit code 2; returns its one sentence."""
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "d.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    program = PROGRAMS[name]
+    with pytest.raises(SystemExit) as ended:
+        start(program, program.words(tmp_path, **other), monkeypatch)
+    told = capsys.readouterr().err
+    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 2 and len(errors) == 1 and "Traceback" not in told, told
+    assert len(errors[0]) < 1200
+    return errors[0]
