@@ -11,6 +11,7 @@ import importlib
 import logging
 from typing import Any
 
+from llava.arguments import ProgramParser, local_path
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
@@ -28,16 +29,21 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ProgramParser:
     """Build the parser of the command line: the reference's flags, and --api-key."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.model_worker",
         description="Load a model and answer the requests that a controller sends; stop it with Ctrl-C.",
     )
     add_worker_flags(parser, port=21002)
-    parser.add_argument("--model-path", default=None, help="folder or hub name of the checkpoint")
     parser.add_argument(
-        "--model-base", default=None, help="base model of a LoRA or projector-only checkpoint"
+        "--model-path", type=local_path, default=None, help="folder or hub name of the checkpoint"
+    )
+    parser.add_argument(
+        "--model-base",
+        type=local_path,
+        default=None,
+        help="base model of a LoRA or projector-only checkpoint",
     )
     parser.add_argument("--model-name", default=None, help="name that it registers (default: the path's end)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N or mps (default: the best one)")

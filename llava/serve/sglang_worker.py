@@ -10,6 +10,7 @@ import argparse
 import importlib
 from typing import Any
 
+from llava.arguments import ProgramParser
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
@@ -25,9 +26,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ProgramParser:
     """Build the parser of the command line: the reference's flags, and --api-key."""
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m llava.serve.sglang_worker",
         description="Answer the requests that a controller sends with an SGLang server; stop it with Ctrl-C.",
     )

@@ -341,7 +341,7 @@ def test_the_module_has_the_reference_s_app() -> None:
         (["--host", "0.0.0.0"], "needs a key"),
         (["--allow-worker", "http://x"], "--allow-worker"),
         (["--api-key", "short"], "8 to 512"),
-        (["--port", "99999"], "--port is 99999"),
+        (["--port", "99999"], "--port 99999"),
         (["--host", "no.such.host.invalid", "--api-key", "k" * 16], "cannot listen"),
     ],
 )
