@@ -39,6 +39,7 @@ OVERRIDDEN = {
         "_get_train_sampler",
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
+        "_load_rng_state",
         "_save",
         "_save_checkpoint",
     ),

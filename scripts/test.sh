@@ -62,7 +62,7 @@ if [ "$oldest" = no ]; then
     step "mypy" "$python" -m mypy
 fi
 run_tests "fast tests" "not slow" worksteal 0
-# the tests of a file share their runs of training; they wait for other processes, which leaves room for a worker more; in the
-# order of their names the longest file, that of the documentation's commands, is among the first
+# the tests of a file share their runs of training; they wait for other processes, which leaves room for a worker more;
+# tests/conftest.py puts the longest files first
 [ "$fast" = yes ] || run_tests "slow tests" "slow" "loadfile --no-loadscope-reorder" 1
 printf '\ntest.sh: all passed in %s s\n' "$((SECONDS - started))"

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,24 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What DeepSpeed compiles (a minute and more of a core) is kept between tests and between runs; another
+# environment has a folder of its own, or each of the two would compile anew what the other has compiled.
+os.environ.setdefault(
+    "TORCH_EXTENSIONS_DIR",
+    str(Path.home() / ".cache" / "torch_extensions" / sys.prefix.strip("/").replace("/", "-")),
+)
 
 DATA = Path(__file__).parent / "data"
+
+
+# files whose slow tests take minutes: they begin first, so that no worker is left alone with one at the end
+LONGEST = ("test_distributed.py", "test_docs.py", "test_resume_distributed.py", "test_kill_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, and keep the order otherwise."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.hookimpl(trylast=True)

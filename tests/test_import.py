@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
+    ("-m", "llava.serve.openai_api"),
     ("-m", "llava.eval.run_llava"),
     ("-m", "llava.serve.controller"),
     ("-m", "llava.serve.model_worker"),
@@ -26,6 +27,7 @@ PROGRAMS = [
     ("-m", "llava.model.apply_delta"),
     ("-m", "llava.model.make_delta"),
     ("-m", "llava.model.consolidate"),
+    ("-m", "llava.train.check_data"),
     ("scripts/merge_lora_weights.py",),
     ("scripts/extract_mm_projector.py",),
 ]

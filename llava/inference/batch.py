@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
-import torch
-
 from llava.inference.answer import stream_answer
-from llava.inference.decoder import Decoder, digest_of
+from llava.inference.decoder import Decoder
 from llava.inference.dialog import Answer, Dialog, OpenPrompt, Prompt
+from llava.inference.engine.kept import Found, Kept
+from llava.inference.engine.row import Row, similar
+from llava.inference.engine.stepper import Stepper
 from llava.inference.model import LoadedModel
-from llava.inference.model_inputs import context_of, device_of, encode_images, end_ids, splice_prompts
-from llava.inference.sampling import NextToken, SamplingParams, choose_rows
+from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
-from llava.model.multimodal.splice import pad_rows
 from llava.utils import UserError
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch"]
@@ -26,6 +25,12 @@ DEFAULT_BATCH_SIZE = 8
 # Of an iterable without a length so many dialogs for each row of the batch are read at a time, to run those
 # of similar length together.
 READ_AHEAD = 32
+# Positions of prompts that are computed at once.
+PREFILL_CHUNK = 8192
+# Image features that are kept for the questions that follow.
+FEATURE_BYTES = 256 * 2**20
+# New prompts join when one row of so many is free.
+FREE_SHARE = 4
 
 Question = TypeVar("Question")
 OnAnswer = Callable[[int, Answer], object]
@@ -175,9 +180,32 @@ def answer_prompts(
         for index, prompt in by_length:
             yield index, _answer_alone(decoder, reader, reader.open(index, prompt))
         return
-    for start in range(0, len(by_length), batch_size):
-        bucket = by_length[start : start + batch_size]
-        yield from _answer_bucket(reader, [(index, reader.open(index, one)) for index, one in bucket])
+    yield from _answer_together(reader, deque(by_length), batch_size)
+
+
+def _answer_together(
+    reader: Reader[Any], waiting: deque[tuple[int, Prompt]], batch_size: int
+) -> Iterator[tuple[int, Answer]]:
+    """Yield (index, answer) of prompts as they end; new ones join when some rows have become free."""
+    kept = Kept(FEATURE_BYTES)
+    stepper = Stepper(reader.loaded, kept, chunk=PREFILL_CHUNK, keep_answers=False)
+    stepper.notice_changes()
+    indices: dict[Row, int] = {}
+    enough = max(1, batch_size // FREE_SHARE)  # a lone prompt uses the machine badly
+    while waiting or stepper.n_running:
+        free = batch_size - stepper.n_running
+        if waiting and not stepper.prefilling and (free >= enough or free >= len(waiting)):
+            group: list[tuple[Row, Found]] = []
+            while waiting and len(group) < free:
+                index, prompt = waiting[0]
+                if group and not similar([one.n_prompt for one, _ in group], prompt.n_positions):
+                    break
+                row = Row(reader.loaded, reader.open(*waiting.popleft()), reader.params)
+                indices[row] = index
+                group.append((row, Found()))
+            stepper.begin(group)
+        for row in stepper.step():
+            yield indices.pop(row), row.answer()
 
 
 def _answer_alone(decoder: Decoder, reader: Reader[Any], prompt: OpenPrompt) -> Answer:
@@ -188,107 +216,3 @@ def _answer_alone(decoder: Decoder, reader: Reader[Any], prompt: OpenPrompt) -> 
             next(pieces)
         except StopIteration as end:
             return Answer(stream.text, end.value, tuple(stream.ids))
-
-
-class _Row:
-    """One running answer of a bucket."""
-
-    def __init__(
-        self, index: int, prompt: OpenPrompt, tokenizer: Any, model: Any, params: SamplingParams
-    ) -> None:
-        self.index = index
-        self.stream = TextStream(tokenizer, prompt.stop)
-        self.choose = NextToken(params, model.generation_config, device_of(model))
-        self.ends = end_ids(model, tokenizer, prompt.stop)
-        room = context_of(model) - prompt.n_positions
-        self.limit = min(params.max_new_tokens, room)
-        self.limit_reason = "length" if params.max_new_tokens <= room else "context"
-        self.new_ids: list[int] = []
-
-    def take(self, token: int) -> str | None:
-        """Take the next id; return why the answer ends with it, or None."""
-        self.new_ids.append(token)
-        if token in self.ends or self.stream.hold(token):
-            return "stop"
-        return self.limit_reason if len(self.new_ids) >= self.limit else None
-
-    def answer(self, reason: str) -> Answer:
-        self.stream.end()
-        return Answer(self.stream.text, "stop" if self.stream.stopped else reason, tuple(self.stream.ids))
-
-
-def _answer_bucket(
-    reader: Reader[Any], prompts: Sequence[tuple[int, OpenPrompt]]
-) -> Iterator[tuple[int, Answer]]:
-    """Yield (index, answer) of the prompts of a bucket, as they end."""
-    tokenizer, model, image_processor, _ = reader.loaded
-    rows = [_Row(index, one, tokenizer, model, reader.params) for index, one in prompts]
-    with torch.inference_mode():
-        batch = _LeftPadded(model, image_processor, [one for _, one in prompts])
-        logits = batch.prefill()
-    while True:
-        tokens = choose_rows([row.choose for row in rows], logits, [row.new_ids for row in rows])
-        reasons = [row.take(token) for row, token in zip(rows, tokens, strict=True)]
-        yield from (
-            (row.index, row.answer(reason)) for row, reason in zip(rows, reasons, strict=True) if reason
-        )
-        kept = [place for place, reason in enumerate(reasons) if reason is None]
-        if not kept:
-            return
-        with torch.inference_mode():
-            if len(kept) < len(rows):
-                rows = [rows[place] for place in kept]
-                batch.keep(kept)
-            logits = batch.step([tokens[place] for place in kept])
-
-
-class _LeftPadded:
-    """The rows of a bucket in the model: embeddings, mask, positions and KV cache."""
-
-    def __init__(self, model: Any, image_processor: Any, prompts: Sequence[OpenPrompt]) -> None:
-        self.model = model
-        images = [image for one in prompts for image in one.images]
-        digests = [digest_of(image) for image in images]
-        pictures = dict(zip(digests, images, strict=True))  # each picture once
-        encoded = encode_images(model, image_processor, list(pictures.values()))
-        features = dict(zip(pictures, encoded, strict=True))
-        in_order = [features[digest] for digest in digests]
-        padded = pad_rows(splice_prompts(model, [one.ids for one in prompts], in_order), side="left")
-        self.embeds = padded.embeds  # (B, L, C)
-        self.mask = padded.attention_mask.long()  # (B, cached + new)
-        self.positions = padded.position_ids  # (B, L)
-        self.cache: Any = None
-        # MPT has none: ALiBi works on distances
-        self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-
-    def prefill(self) -> torch.Tensor:
-        """Return the logits (B, vocab) after the prompts."""
-        logits = self._run(inputs_embeds=self.embeds)
-        del self.embeds
-        return logits
-
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Add a token to each row; return the logits (B, vocab) after it."""
-        ids = torch.tensor(tokens, device=self.mask.device)[:, None]  # (B, 1)
-        self.mask = torch.cat((self.mask, torch.ones_like(ids)), dim=1)
-        self.positions = self.positions[:, -1:] + 1
-        return self._run(input_ids=ids)
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        chosen = torch.tensor(places, device=self.mask.device)
-        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
-        self.cache.batch_select_indices(chosen)
-
-    def _run(self, **inputs: torch.Tensor) -> torch.Tensor:
-        if self.takes_positions:
-            inputs["position_ids"] = self.positions
-        out = self.model(
-            **inputs,
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = out.past_key_values
-        return out.logits[:, -1]

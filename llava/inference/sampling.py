@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -134,17 +135,26 @@ class NextToken:
     """Chooses tokens as transformers' generate would for one row: the same numbers for the same seed.
 
     Honours temperature, top_k, top_p, min_p and repetition_penalty, all but the first also from the
-    checkpoint's generation config.
+    checkpoint's generation config. logit_bias: what is added to the scores of some ids before all else.
     A seed drives a generator of its own, so the global random state stays untouched.
     """
 
-    def __init__(self, params: SamplingParams, generation_config: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        generation_config: Any,
+        device: torch.device,
+        *,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> None:
         self.do_sample = params.do_sample
         self.device = device
         self.generator: torch.Generator | None = None
         if params.seed is not None:
             self.generator = torch.Generator(device).manual_seed(params.seed)
         self.processors = _processors(params, generation_config)
+        if logit_bias:
+            self.processors.insert(0, AddedBias(logit_bias, device))
 
     @property
     def is_argmax(self) -> bool:
@@ -169,9 +179,26 @@ def choose_rows(
     choosers: Sequence[NextToken], logits: torch.Tensor, new_ids: Sequence[list[int]]
 ) -> list[int]:
     """Choose a token for each row of logits (B, vocab), as its own chooser would alone; see NextToken."""
-    if all(one.is_argmax for one in choosers):
-        return _checked(logits).argmax(dim=-1).tolist()
-    return [one(row[None], ids) for one, row, ids in zip(choosers, logits, new_ids, strict=True)]
+    some = any(one.is_argmax for one in choosers)
+    likeliest = _checked(logits).argmax(dim=-1).tolist() if some else []
+    return [
+        likeliest[index] if one.is_argmax else one(logits[index : index + 1], ids)
+        for index, (one, ids) in enumerate(zip(choosers, new_ids, strict=True))
+    ]
+
+
+class AddedBias(LogitsProcessor):
+    """Adds a number to the scores of some token ids, as OpenAI's logit_bias asks."""
+
+    def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
+        self.ids = torch.tensor(list(bias), dtype=torch.long, device=device)
+        self.values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the changed scores (B, vocab)."""
+        scores = scores.clone()
+        scores[:, self.ids] += self.values
+        return scores
 
 
 def _checked(logits: torch.Tensor) -> torch.Tensor:

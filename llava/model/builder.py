@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -31,6 +32,7 @@ from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import LoadPlan, make_plan
 from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
+from llava.protocols import DeviceMap, LlavaModel, Tokenizer
 from llava.utils import UserError, import_optional
 
 __all__ = [
@@ -78,14 +80,14 @@ def load_pretrained_model(
     model_name: str,
     load_8bit: bool = False,
     load_4bit: bool = False,
-    device_map: Any = "auto",
+    device_map: DeviceMap = "auto",
     device: str = "cuda",
     use_flash_attn: bool = False,
     *,
     dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     overwrite_config: dict[str, Any] | None = None,
-    customized_config: Any = None,
+    customized_config: PreTrainedConfig | None = None,
     multimodal: bool = True,
     exempt: Exempt | None = None,
     **kwargs: Any,
@@ -157,7 +159,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, config: dict[str, Any]) -> to
     return found
 
 
-def _placement(device_map: Any, device: str) -> dict[str, Any]:
+def _placement(device_map: DeviceMap, device: str) -> dict[str, Any]:
     """Where the model goes: an explicit device beats device_map, as in the reference."""
     if device != "cuda":
         return {"device_map": {"": device}}
@@ -238,7 +240,7 @@ def _load_text(plan: LoadPlan, arguments: dict[str, Any], exempt: Exempt | None)
 
 
 def _load_llm(
-    plan: LoadPlan, config: Any, arguments: dict[str, Any], exempt: Exempt | None
+    plan: LoadPlan, config: PreTrainedConfig, arguments: dict[str, Any], exempt: Exempt | None
 ) -> tuple[Any, dict[str, Any]]:
     """Load the LLaVA class on the plan's source; an adapter's config keeps its own vocabulary size."""
     model_class = family_of({"model_type": config.model_type}).model_class
@@ -275,7 +277,7 @@ def _load_llm(
     return model, info
 
 
-def _settle(plan: LoadPlan, model: Any) -> None:
+def _settle(plan: LoadPlan, model: PreTrainedModel) -> None:
     """Put right what quantisation and a split over devices leave to do after loading."""
     if plan.source != plan.path:
         offloading.refuse_offloading(model, f"{plan.path} is put together with its base {plan.source}")
@@ -283,7 +285,7 @@ def _settle(plan: LoadPlan, model: Any) -> None:
     quantization.settle_layers(model)
 
 
-def _resize(model: Any, rows: int, exempt: Exempt | None) -> None:
+def _resize(model: PreTrainedModel, rows: int, exempt: Exempt | None) -> None:
     """Give the embeddings and the head that many rows; new ones are the mean of the others."""
     present = model.get_input_embeddings().weight.shape[0]
     if present == rows:
@@ -298,7 +300,7 @@ def _resize(model: Any, rows: int, exempt: Exempt | None) -> None:
         average_new_rows(model, rows - present)
 
 
-def _fill(plan: LoadPlan, model: Any, info: dict[str, Any], exempt: Exempt | None) -> Any:
+def _fill(plan: LoadPlan, model: LlavaModel, info: dict[str, Any], exempt: Exempt | None) -> Any:
     """Put on top of the LLM what the plan's folder brings; returns the model."""
     if plan.kind == "projector":
         loading.fill_projector(model, plan.path, exempt)
@@ -309,7 +311,7 @@ def _fill(plan: LoadPlan, model: Any, info: dict[str, Any], exempt: Exempt | Non
     return model
 
 
-def _add_image_tokens(model: Any, tokenizer: Any, exempt: Exempt | None) -> None:
+def _add_image_tokens(model: PreTrainedModel, tokenizer: Tokenizer, exempt: Exempt | None) -> None:
     """Add the tokens that the config asks for; the embeddings get a row for each token."""
     settings = MultimodalConfig.of(model.config)
     if settings.use_im_patch_token:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ from llava.model.multimodal.splice import Row, unpad_image
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.protocols import Tokenizer
 
 if TYPE_CHECKING:  # what the mixins are mixed into
-    from transformers import GenerationMixin, PreTrainedModel
+    from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
     class _LLM(PreTrainedModel, GenerationMixin): ...
 else:
@@ -47,14 +49,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Images = torch.Tensor | Sequence[torch.Tensor]
-Prepared = tuple[
-    torch.Tensor | None,
-    torch.Tensor | None,
-    torch.Tensor | None,
-    Any,
-    torch.Tensor | None,
-    torch.Tensor | None,
-]
+Maybe = torch.Tensor | None
+Prepared = tuple[Maybe, Maybe, Maybe, Any, Maybe, Maybe]
 
 
 class LlavaMetaModel(_LLM):
@@ -64,7 +60,7 @@ class LlavaMetaModel(_LLM):
     # positions, counted through (B, L), that go on to the head, as one row; None: all, as rows
     positions_for_head: torch.Tensor | None = None
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         settings = MultimodalConfig.of(config)
         if settings.vision_tower:
@@ -93,7 +89,7 @@ class LlavaMetaModel(_LLM):
         tower = getattr(self, "vision_tower", None)
         return tower[0] if isinstance(tower, list) else tower  # FSDP callers hide it in a list
 
-    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+    def initialize_vision_modules(self, model_args: Any, fsdp: object = None) -> None:
         """Give the model its tower and projector for training, as `model_args` says; writes them to the
         config.
 
@@ -227,7 +223,7 @@ class LlavaMetaForCausalLM(_LLM):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        past_key_values: Any,
+        past_key_values: Cache | None,
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sequence[Sequence[int]] | None = None,
@@ -291,7 +287,7 @@ class LlavaMetaForCausalLM(_LLM):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -415,7 +411,7 @@ class LlavaMetaForCausalLM(_LLM):
         kwargs["input_ids" if with_prompt else "inputs_embeds"] = embeds
         return super().generate(attention_mask=mask, **kwargs)
 
-    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Tokenizer) -> None:
         """Add the image tokens that `model_args` asks for to the tokenizer, and rows for them to the
         embeddings.
 
@@ -437,11 +433,13 @@ class LlavaMetaForCausalLM(_LLM):
             self.get_output_embeddings().requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load as transformers does; see checkpoints.class_loading for what is added."""
         load = super().from_pretrained
         return load_class(load, cls.base_model_prefix, pretrained_model_name_or_path, args, kwargs)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)

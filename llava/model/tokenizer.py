@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
@@ -94,7 +95,7 @@ def _load_neox(path: str | Path, config: dict[str, Any], kwargs: dict[str, Any])
     return tokenizer
 
 
-def _load(loader: Any, path: str | Path, kwargs: dict[str, Any]) -> Any:
+def _load(loader: type[PreTrainedTokenizerBase], path: str | Path, kwargs: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(str(path), **kwargs)
     except Exception as error:  # on damaged files each library raises its own kind, down to bare Exception
@@ -163,10 +164,10 @@ class LlamaTokenizer(SentencePieceBackend):
     def __init__(
         self,
         vocab_file: str,
-        unk_token: Any = "<unk>",
-        bos_token: Any = "<s>",
-        eos_token: Any = "</s>",
-        pad_token: Any = None,
+        unk_token: str | AddedToken = "<unk>",
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "</s>",
+        pad_token: str | AddedToken | None = None,
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         legacy: bool | None = None,
@@ -195,7 +196,7 @@ class LlamaTokenizer(SentencePieceBackend):
             return pieces[1:]
         return pieces
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Return the id of a piece or the ids of a list of pieces."""
         if isinstance(tokens, str):
             return super().convert_tokens_to_ids(tokens)
@@ -244,7 +245,7 @@ class LlamaTokenizer(SentencePieceBackend):
 
     def _decode(
         self,
-        token_ids: Any,
+        token_ids: int | Iterable[int],
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
@@ -314,7 +315,10 @@ class GPTNeoXTokenizer(PreTrainedTokenizerFast):
 
 
 def _finish_saving(
-    tokenizer: Any, folder: str | os.PathLike, prefix: str | None, settings: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike,
+    prefix: str | None,
+    settings: dict[str, Any],
 ) -> tuple[str, ...]:
     """Write what transformers 5 leaves out of a saved folder and 4.37 needs. Returns the files added."""
     lead = f"{prefix}-" if prefix else ""

@@ -23,8 +23,8 @@ from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEA
 from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
-from llava.train.labels.masks import LABEL_MASKS
-from llava.train.old_flags import OLD_FLAGS_HELP, translate_old_flags
+from llava.train.labels import LABEL_MASKS
+from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
@@ -35,6 +35,7 @@ LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
 NONFINITE_POLICIES = ("error", "skip")
+TOKENS_SEEN = ("no", "all", "non_padding")
 # Flags that name files and folders, or hub names in their place.
 PATHS = (
     *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
@@ -78,13 +79,17 @@ class DataArguments:
     """Where the samples are, and how pictures are brought to the tower's size."""
 
     data_path: str | None = _explained(
-        None, "Records: .json, .jsonl or .parquet, a folder or pattern of them, or a .yaml mixture"
+        None,
+        "Records: .json, .jsonl (or .gz of either), .parquet, a folder or pattern, or a .yaml mixture",
     )
     lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
     eval_data_path: str | None = _explained(None, "Records to evaluate on, in the formats of --data_path")
     eval_split: float = _explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
     image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
+    allow_images_outside_folder: bool = _explained(
+        False, "Read images whose names lead out of --image_folder: ../x.png, or absolute elsewhere"
+    )
     image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
     image_grid_pinpoints: str | None = _explained(
         None, 'Tile grids of anyres in pixels, "[[336,672],[672,336]]"; by default those of the model'
@@ -122,6 +127,15 @@ class TrainingArguments(transformers.TrainingArguments):
 
     cache_dir: str | None = _explained(None, "Where files from the hub are kept")
     optim: str = _explained("adamw_torch", "Optimizer")
+    # the parser of transformers takes true and false only, though the field knows these
+    include_num_input_tokens_seen: str = field(
+        default="no",
+        metadata={
+            "help": f"Log how many tokens were read: {', '.join(TOKENS_SEEN)}",
+            "nargs": "?",
+            "const": "all",
+        },
+    )
     remove_unused_columns: bool = _explained(False, "Keep false: the collator needs every column")
     freeze_mm_mlp_adapter: bool = _explained(False, "Do not train the projector")
     mpt_attn_impl: str | None = _explained("triton", "Accepted; today's MPT chooses its attention itself")
@@ -179,6 +193,10 @@ class TrainingArguments(transformers.TrainingArguments):
         _one_of("lora_bias", self.lora_bias, LORA_BIASES)
         _one_of("quant_type", self.quant_type, QUANT_TYPES)
         _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
+        seen = str(self.include_num_input_tokens_seen).lower()
+        seen = "all" if seen in TRUE else "no" if seen in FALSE else seen
+        _one_of("include_num_input_tokens_seen", seen, TOKENS_SEEN)
+        self.include_num_input_tokens_seen = seen
         self._take_old_names()
         self._fit_to_device()
         inherited: Any = self

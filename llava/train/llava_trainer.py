@@ -17,7 +17,7 @@ from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.callbacks.progress import Progress
 from llava.train.callbacks.unsupervised import LostMarks, LostSamples
-from llava.train.checkpointing.resume import RunMemory, flag_settings, put_back
+from llava.train.checkpointing.resume import RunMemory, explained_state, flag_settings, put_back
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     leave_out_frozen,
@@ -184,9 +184,14 @@ class LLaVATrainer(LossByModality):
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with explained_state(checkpoint or "", "the state of the optimizer or of its schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             put_back(self._flag_settings, self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with explained_state(checkpoint or "", "the state of the random numbers"):
+            super()._load_rng_state(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to a folder; in stage 1 the projector only."""

@@ -115,7 +115,7 @@ OLD_FLAGS: dict[str, OldFlag] = {
     "ray_scope": OldFlag(f"{_NO_PLACE}: it was for searches with Ray"),
     "use_legacy_prediction_loop": OldFlag(f"{_NO_PLACE}: there is one loop of evaluation"),
     "include_tokens_per_second": OldFlag(
-        "has no effect: --include_num_input_tokens_seen logs how many tokens were read"
+        "the log has tokens/s in each line; --include_num_input_tokens_seen all adds their number"
     ),
 }
 

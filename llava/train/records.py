@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +19,17 @@ SAMPLE_KEY = "sample_name"  # of a sample: its index, or its name in a stream
 Record = dict[str, Any]
 
 SPEAKERS = ("human", "gpt")
+RECORD_KEYS = ("id", "image", "conversations")
+# Keys under which other formats keep images and other media, without case, separators and digits at the end.
+IMAGE_LIKE = (
+    *("image", "images", "img", "imgs", "imagepath", "imagepaths", "imagefile", "imagefiles", "imagename"),
+    *("imagenames", "imageurl", "imageurls", "imglist", "imagelist", "imgpath", "imgpaths", "picture"),
+    *("pictures", "photo", "photos", "pic", "pixelvalues"),
+)
+OTHER_MEDIA = ("video", "videos", "videopath", "videofile", "audio", "audios", "audiopath")
+CLOSE = 0.8  # of a misspelled key to the right one
+NAME_CHARACTERS = 80  # of an id in a message
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:\w+/", re.ASCII)
 
 
 class DataError(UserError):
@@ -37,7 +52,51 @@ def has_images(record: Record) -> bool:
 def name_record(index: int, record: object) -> str:
     """Name a record for a message: its place in the file and, if it has one, its id."""
     own = record.get("id") if isinstance(record, dict) else None
-    return f"record {index}" + (f" (id {own!r})" if own is not None else "")
+    return f"record {index}" + (f" (id {_brief(own)})" if own is not None else "")
+
+
+def _brief(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= NAME_CHARACTERS else f"{text[:NAME_CHARACTERS]}..."
+
+
+def unread_media_key(record: Record) -> str | None:
+    """Return a key that resembles `image` but is not read, so that the record trains without its media.
+
+    A record with an image may have keys of its own about it; only other media are named then.
+    """
+    for key, value in record.items():
+        if key in RECORD_KEYS or not isinstance(key, str) or not _may_be_media(value):
+            continue
+        plain = re.sub(r"[^a-z]", "", key.lower())
+        if plain in OTHER_MEDIA:
+            return key
+        alike = difflib.SequenceMatcher(None, plain, "image").ratio() >= CLOSE
+        near = alike and abs(len(plain) - len("image")) <= 1
+        if not has_images(record) and (plain in IMAGE_LIKE or near):
+            return key
+    return None
+
+
+def _may_be_media(value: object) -> bool:
+    one = value[0] if isinstance(value, list) and value else value
+    return isinstance(one, (str, dict, bytes)) and bool(one)
+
+
+def explain_unread_key(key: str) -> str:
+    """Say what is expected in the place of a key that `unread_media_key` has found."""
+    if re.sub(r"[^a-z]", "", key.lower()) in OTHER_MEDIA:
+        return f"{key!r} is not read, training takes images alone; store frames as images under 'image'"
+    return f"{key!r} is not read, so it trains as text; expected 'image', a file name or a list of them"
+
+
+def leaving_name(record: Record) -> str | None:
+    """Return the first image name that is absolute or climbs out of the folder it is relative to."""
+    for name in image_paths(record):
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            return name
+    return None
 
 
 @dataclass(frozen=True)
@@ -64,9 +123,12 @@ def find_faults(record: object) -> Iterator[Fault]:
         return
     turns = record.get("conversations")
     if turns is None:
-        yield Fault(
-            "no_conversations", "it has no 'conversations'; expected a list of turns {'from', 'value'}"
-        )
+        near = [key for key in record if key in ("messages", "conversation", "dialog", "turns")]
+        hint = f" (it has {near[0]!r}, which is not read)" if near else ""
+        if "path" in record or "json_path" in record:
+            hint = " (it looks like an entry of a mixture, which is a .yaml file)"
+        reason = f"it has no 'conversations'{hint}; expected a list of turns {{'from', 'value'}}"
+        yield Fault("no_conversations", reason)
     elif not isinstance(turns, list) or not turns:
         found = "empty" if turns == [] else f"a JSON {kind_of(turns)}"
         yield Fault("no_conversations", f"'conversations' is {found}; expected a list of turns")
@@ -113,8 +175,19 @@ def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fa
     """Yield faults of `image`; its marks are counted when the turns are without fault."""
     names = image_paths(record)
     if not all(isinstance(name, str) and name and "\0" not in name for name in names):
-        reason = f"'image' is {record['image']!r:.80}; expected a file name or a list of file names"
-        yield Fault("bad_image_name", reason)
+        empty = [name for name in names if name is None or (isinstance(name, float) and math.isnan(name))]
+        hint = ", or no 'image' for a record of text alone" if empty else ""
+        found = _brief(record["image"])
+        yield Fault(
+            "bad_image_name", f"'image' is {found}; expected a file name or a list of file names{hint}"
+        )
+        return
+    address = next((name for name in names if _ADDRESS.match(name)), None)
+    if address is not None:
+        yield Fault(
+            "image_address",
+            f"'image' is the address {_brief(address)}; training reads files: download it, and name the file",
+        )
         return
     if not names or turns is None:
         return  # without an image, a text may talk about <image>; `stray_marks` finds those

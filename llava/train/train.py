@@ -54,8 +54,8 @@ from llava.train.data.dataset import (
 )
 from llava.train.data.samples import choose_tile_grids
 from llava.train.data.skipped import report_skipped
+from llava.train.data.start_checks import check_data
 from llava.train.dry_run.report import report_dry_run
-from llava.train.labels.dialogs import check_dialogs
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
     _add_speaker_and_signal,
@@ -299,21 +299,6 @@ def _attach_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def _check_data(dataset: Any, model_args: ModelArguments, data_args: DataArguments, template: str) -> None:
-    """Refuse data with images for a model without a tower, and dialogs that the template cannot hold.
-
-    A stream tells both only while it is read.
-    """
-    if not isinstance(dataset, LazySupervisedDataset):
-        return
-    if data_args.on_bad_sample == "error":
-        check_dialogs(dataset.list_data_dict, template)
-    if model_args.vision_tower is not None:
-        return
-    if dataset.list_data_dict.with_images.any():
-        raise UserError("the data has images, but --vision_tower is missing")
-
-
 def train(attn_implementation: str | None = None) -> None:
     """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
 
@@ -341,7 +326,7 @@ def train(attn_implementation: str | None = None) -> None:
     data_args.label_masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     data_module = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
-        _check_data(data_module[part], model_args, data_args, template)
+        check_data(data_module[part], data_args, vision_tower=model_args.vision_tower, template=template)
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         _load_and_train(
             claim, model_args, data_args, training_args, tokenizer, template, data_module, attn_implementation

@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -30,7 +31,7 @@ from playground.digits.training import STAGES
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
 # programs of others, and of the shell
-FOREIGN = {"cd", "cp", "export", "mkdir", "printf", "rm", "source", "test"}
+FOREIGN = {"cd", "cp", "curl", "export", "mkdir", "printf", "rm", "source", "test"}
 
 
 def _name(page: Path) -> str:
@@ -117,7 +118,12 @@ class _Captured(BaseException):
     """Carries the parser of a program out of its main function."""
 
 
-def _capture(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+_parse_known_args = argparse.ArgumentParser.parse_known_args
+
+
+def _capture(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+    if not parser.add_help:  # one that looks ahead for a few flags, and lets the others pass
+        return _parse_known_args(parser, *args, **kwargs)
     raise _Captured(parser)
 
 

@@ -17,8 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 BIN = Path(sys.executable).parent
-# What DeepSpeed compiles is kept between runs; another environment's would be compiled anew each time.
-COMPILED = Path.home() / ".cache" / "torch_extensions" / sys.prefix.strip("/").replace("/", "-")
+COMPILED = Path(os.environ["TORCH_EXTENSIONS_DIR"])  # set in tests/conftest.py; kept between runs
 
 
 @dataclass(frozen=True)

@@ -173,3 +173,34 @@ def test_an_old_flag_is_known_to_the_help(capsys: pytest.CaptureFixture[str]) ->
 def test_values_of_old_flags_are_judged_as_the_new_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--per_device_train_batch_size is 0"):
         _parse(tmp_path, "--per_gpu_train_batch_size", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        ("True", "all"),
+        ("False", "no"),
+        ("", "all"),
+        ("all", "all"),
+        ("non_padding", "non_padding"),
+        ("no", "no"),
+    ],
+)
+def test_tokens_seen_are_counted_as_old_and_new_command_lines_say(words: str, taken: str) -> None:
+    """It was a switch in transformers 4; the parser of transformers 5 refuses the words of its own field."""
+    argv = ["--data_path", "x.json", "--output_dir", "out", "--report_to", "none"]
+    arguments = parse_args([*argv, "--include_num_input_tokens_seen", *words.split()])[2]
+    assert arguments.include_num_input_tokens_seen == taken
+
+
+def test_other_words_for_tokens_seen_are_refused() -> None:
+    argv = ["--data_path", "x.json", "--output_dir", "out", "--include_num_input_tokens_seen", "maybe"]
+    with pytest.raises(
+        UserError, match="--include_num_input_tokens_seen is 'maybe'; expected one of no, all"
+    ):
+        parse_args(argv)
+
+
+def test_the_note_on_tokens_per_second_says_what_replaces_it(caplog: pytest.LogCaptureFixture) -> None:
+    translate_old_flags(["--include_tokens_per_second", "True"])
+    assert "tokens/s in each line; --include_num_input_tokens_seen all" in caplog.text

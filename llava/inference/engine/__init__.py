@@ -1,6 +1,7 @@
 """The engine: many answers at once, step by step, behind one thread; the way servers ask a model."""
 
 from llava.inference.dialog import Answer, Dialog, RawPrompt
+from llava.inference.engine.engine import Engine
 from llava.inference.engine.requests import (
     AnyEngine,
     DoesNotFit,
@@ -23,6 +24,7 @@ __all__ = [
     "AnyEngine",
     "Dialog",
     "DoesNotFit",
+    "Engine",
     "EngineDead",
     "EngineError",
     "EngineStats",

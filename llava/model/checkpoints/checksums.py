@@ -7,6 +7,8 @@ of disks and copies, not against somebody who wants to deceive.
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,10 @@ from llava.model.checkpoints.files import CheckpointError, first_line
 INDEX_FILE = "checkpoint_files.json"
 BLOCK_BYTES = 4 * 1024 * 1024
 THREADS = 4
+PICKLED = (".pt", ".pth", ".bin")
+OLD_PICKLE = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # files of torch before 1.6 begin with it; they have no checksums
+)
 
 
 def checksum(file: Path) -> str:
@@ -78,3 +84,57 @@ def _damage(file: Path, name: str, expected: str) -> str:
     except OSError as error:
         return f"{name} cannot be read ({error.strerror or error})"
     return "" if found == expected else f"{name} is damaged: its checksum is {found}, {expected} was written"
+
+
+def unsound_files(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
+    """Look for damage that shows without a list of checksums; returns what is wrong with each such file.
+
+    Files of torch carry checksums of their own, safetensors and JSON are complete or not. Reads all files of
+    torch, or the share `part` of `parts` processes.
+    """
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (-file.stat().st_size, file.as_posix()))
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda file: _unsound(file, file.relative_to(folder).as_posix()), files[part::parts])
+        return [one for one in found if one]
+
+
+def _unsound(file: Path, name: str) -> str:
+    try:
+        if file.suffix in PICKLED:
+            return f"{name} is damaged or cut off" if _torch_file_is_damaged(file) else ""
+        if file.suffix == ".safetensors":
+            return f"{name} is damaged or cut off" if file.stat().st_size != _safetensors_size(file) else ""
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        return f"{name} cannot be read ({first_line(error)})"
+    return ""
+
+
+def _torch_file_is_damaged(file: Path) -> bool:
+    """Compare the parts of a file that torch.save wrote, a zip, with the checksums in it."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() is not None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        with file.open("rb") as stream:
+            return stream.read(len(OLD_PICKLE)) != OLD_PICKLE
+
+
+def _safetensors_size(file: Path) -> int:
+    """Return how many bytes a safetensors file has, as its header says."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > file.stat().st_size:
+            return -1
+        header = json.loads(stream.read(length))
+    return (
+        8
+        + length
+        + max(
+            (value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"), default=0
+        )
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from llava.model.checkpoints import files
 from llava.model.checkpoints.faults import find_faults
 from llava.model.checkpoints.quantization import keywords_as_config, settle_layers, sparing_parts
+from llava.protocols import LlavaModel
 
 _REPORTER = logging.getLogger("transformers.modeling_utils")
 
@@ -33,7 +35,11 @@ def loading_report_held() -> Iterator[list[logging.LogRecord]]:
 
 
 def load_class(
-    load: Callable[..., Any], body: str, path: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    load: Callable[..., Any],
+    body: str,
+    path: str | os.PathLike[str] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     """Call `load` (the `from_pretrained` of transformers) for a LLaVA class whose LLM without head is `body`.
 
@@ -58,7 +64,7 @@ def load_class(
     return (model, info) if with_info else model
 
 
-def _has_faults(model: Any, info: dict[str, Any]) -> bool:
+def _has_faults(model: LlavaModel, info: dict[str, Any]) -> bool:
     """Tell whether weights would be random or are left over; nothing is filled in after an Auto class."""
     tower = model.get_vision_tower()
     built = tower is not None and tower.is_loaded

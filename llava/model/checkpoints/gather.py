@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 
 
-def is_split(param: Any) -> bool:
+def is_split(param: object) -> bool:
     """Tell whether ZeRO-3 manages a parameter; its `data` is then empty outside of a forward pass."""
     return hasattr(param, "ds_id")
 
@@ -31,9 +30,10 @@ def gathered(params: Iterable[torch.Tensor], *, write: bool) -> Iterator[None]:
         yield
 
 
-def full_values(param: Any) -> torch.Tensor:
+def full_values(param: torch.Tensor) -> torch.Tensor:
     """Return a copy of a parameter's full values on the CPU; every process has to call it."""
-    if hasattr(param, "full_tensor"):  # a DTensor of FSDP2
-        return param.detach().full_tensor().cpu().clone()
+    full_tensor = getattr(param.detach(), "full_tensor", None)  # of FSDP2's DTensor
+    if full_tensor is not None:
+        return full_tensor().cpu().clone()
     with gathered([param], write=False):
         return param.data.detach().cpu().clone()

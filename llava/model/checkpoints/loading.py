@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,7 +24,11 @@ from llava.model.checkpoints.faults import (
 )
 from llava.model.checkpoints.generation import check_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
+from llava.protocols import CausalModel, LlavaModel, Tower
 from llava.utils import import_optional
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +96,7 @@ def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tupl
     return model_class, {**arguments, **shapes, "config": config}
 
 
-def load_tower(model: Any, info: dict[str, Any], path: str, exempt: Exempt | None = None) -> None:
+def load_tower(model: LlavaModel, info: dict[str, Any], path: str, exempt: Exempt | None = None) -> None:
     """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
     tower = model.get_vision_tower()
     missing = [
@@ -116,7 +121,7 @@ def load_tower(model: Any, info: dict[str, Any], path: str, exempt: Exempt | Non
         _compare_stored_tower(tower, stored_names, path)
 
 
-def _compare_stored_tower(tower: Any, names: list[str], path: str) -> None:
+def _compare_stored_tower(tower: Tower, names: list[str], path: str) -> None:
     """Warn where a checkpoint's copy of the tower, which is not used, differs from the tower's own files.
 
     A few weights spread over the tower tell: training changes all of them.
@@ -144,13 +149,13 @@ def _compare_stored_tower(tower: Any, names: list[str], path: str) -> None:
         )
 
 
-def place_tower(model: Any, dtype: torch.dtype | None) -> None:
+def place_tower(model: LlavaModel, dtype: torch.dtype | None) -> None:
     """Move the tower to the device of the projector's output, and to `dtype` unless that is None."""
     reference = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
     model.get_vision_tower().to(device=reference.device, dtype=dtype)
 
 
-def fill_projector(model: Any, path: str, exempt: Exempt | None = None) -> None:
+def fill_projector(model: LlavaModel, path: str, exempt: Exempt | None = None) -> None:
     """Fill projector (and embeddings, if stored) from the `mm_projector.bin` of a stage-1 folder."""
     file = files.find_file(path, files.PROJECTOR_FILE)
     if file is None:
@@ -165,7 +170,9 @@ def fill_projector(model: Any, path: str, exempt: Exempt | None = None) -> None:
         note(exempt, NEWLINE, [name for name in weights if name.endswith("image_newline")])
 
 
-def load_non_lora(model: Any, path: str, *, projector_missing: bool, exempt: Exempt | None = None) -> None:
+def load_non_lora(
+    model: LlavaModel, path: str, *, projector_missing: bool, exempt: Exempt | None = None
+) -> None:
     """Load `non_lora_trainables.bin`, what was trained beside the adapter, into the base model."""
     file = files.find_file(path, files.NON_LORA_FILE)
     if file is None:
@@ -187,7 +194,7 @@ def load_non_lora(model: Any, path: str, *, projector_missing: bool, exempt: Exe
         set_new_token_rows(model, rows, str(file))
 
 
-def _adapter_brings_projector(model: Any, path: str) -> bool:
+def _adapter_brings_projector(model: LlavaModel, path: str) -> bool:
     """Tell whether an adapter holds the projector itself (PEFT's modules_to_save). Raises for half a one."""
     weights = _adapter_weights(path, shapes_only=True)
     brought = {name: value for name, value in weights.items() if any(part in name for part in BROUGHT_LATER)}
@@ -203,7 +210,7 @@ def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -
         raise CheckpointError(f"{source} lacks {some_of(missing)}; it would be random.")
 
 
-def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> None:
+def _load_by_name(model: LlavaModel, weights: dict[str, torch.Tensor], source: str) -> None:
     places = model.state_dict()
     unknown = sorted(name for name in weights if name not in places)
     if unknown:
@@ -219,7 +226,7 @@ def _load_by_name(model: Any, weights: dict[str, torch.Tensor], source: str) -> 
     model.load_state_dict(weights, strict=False)
 
 
-def merge_adapter(model: Any, path: str) -> Any:
+def merge_adapter(model: CausalModel, path: str) -> Any:
     """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model.
 
     Raises CheckpointError when the adapter and the model do not cover the same modules.
@@ -227,7 +234,7 @@ def merge_adapter(model: Any, path: str) -> Any:
     return attach_adapter(model, path).merge_and_unload()
 
 
-def attach_adapter(model: Any, path: str) -> Any:
+def attach_adapter(model: CausalModel, path: str) -> Any:
     """Put the PEFT adapter of `path` on the model, as PEFT's wrapper of it. Raises as `merge_adapter`."""
     shapes_only = model.device.type == "meta"
     weights = _adapter_weights(path, shapes_only=shapes_only)
@@ -265,7 +272,7 @@ def attach_adapter(model: Any, path: str) -> Any:
     return wrapped
 
 
-def _check_adapter_config(peft: Any, path: str) -> None:
+def _check_adapter_config(peft: ModuleType, path: str) -> None:
     """Raise CheckpointError for an `adapter_config.json` that names no kind of adapter that peft knows."""
     file = files.find_file(path, files.ADAPTER_CONFIG_FILE)
     content = files.read_json(file) if file else {}
@@ -282,7 +289,7 @@ def _check_adapter_config(peft: Any, path: str) -> None:
         )
 
 
-def _filled_adapter(peft: Any, model: Any, path: str, config: Any) -> Any:
+def _filled_adapter(peft: ModuleType, model: CausalModel, path: str, config: PeftConfig) -> Any:
     try:
         return peft.PeftModel.from_pretrained(model, path, config=config)
     except RuntimeError as error:  # torch's list of shapes

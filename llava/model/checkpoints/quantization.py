@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava.model.checkpoints.files import CheckpointError, first_line, load_weights
+from llava.protocols import DeviceMap
 from llava.utils import UserError, import_optional
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def sparing_parts(config: QuantizationConfigMixin, body: str) -> QuantizationCon
 # ---- what works here ----
 
 
-def check_quantization(bits: int, device_map: Any, dtype: torch.dtype, *, asked_by: str) -> None:
+def check_quantization(bits: int, device_map: DeviceMap, dtype: torch.dtype, *, asked_by: str) -> None:
     """Raise UserError, before any weight is read, where a model of 8 or 4 bits cannot run.
 
     device_map: as `from_pretrained` takes it. asked_by: what asked for it ("load_4bit"), for the message.
@@ -189,7 +190,7 @@ def check_quantization(bits: int, device_map: Any, dtype: torch.dtype, *, asked_
         _try_small_layer(bits, device, dtype, asked_by)
 
 
-def _devices(device_map: Any) -> Iterable[Any]:
+def _devices(device_map: DeviceMap) -> Iterable[str | torch.device]:
     """Yield the devices of a device map: "cuda:0", "cpu", "disk" ..."""
     if device_map is None:
         # where bitsandbytes quantises to, whatever .to() follows
@@ -229,7 +230,7 @@ def _try_small_layer(bits: int, device: str, dtype: torch.dtype, asked_by: str) 
         ) from error
 
 
-def settle_layers(model: Any, *, trains: bool = False) -> None:
+def settle_layers(model: torch.nn.Module, *, trains: bool = False) -> None:
     """Keep bitsandbytes from repacking 4-bit layers for its CPU kernel where that fails.
 
     On CPUs with bfloat16 instructions (AVX512_BF16) the first pass in eval mode repacks each layer. Layers of
@@ -237,7 +238,8 @@ def settle_layers(model: Any, *, trains: bool = False) -> None:
     what stands before it (bitsandbytes 0.49.0 and 0.50.2: an evaluation would spoil the training after it).
     Layers that stay unpacked are computed from their dequantised weights.
     """
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             fits = module.out_features % PACKED_ROWS == 0 and module.in_features % PACKED_COLUMNS == 0
             if trains or not fits:

@@ -73,5 +73,5 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
             check_config(inner, f"{path} ({name})")
 
 
-def _is_list_of_texts(value: Any) -> bool:
+def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llava.atomic import let_others_read
+from llava.protocols import CausalModel
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ SAMPLING_FIELDS = {
 BEAM_FIELDS = {"early_stopping": (None, False), "length_penalty": (None, 1.0)}
 
 
-def contradiction(config: Any) -> str:
+def contradiction(config: object) -> str:
     """Say which fields of a generation config need another one that it does not set; "" if none do."""
     told = []
     if not getattr(config, "do_sample", None) and (found := _meaningful(config, SAMPLING_FIELDS)):
@@ -36,12 +38,12 @@ def contradiction(config: Any) -> str:
     return "; ".join(told)
 
 
-def _meaningful(config: Any, fields: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def _meaningful(config: object, fields: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     values = {name: getattr(config, name, None) for name in fields}
     return {name: value for name, value in values.items() if value not in fields[name]}
 
 
-def repair_generation_config(model: Any) -> None:
+def repair_generation_config(model: CausalModel) -> None:
     """Make a model's generation config one that transformers agrees to save.
 
     Vicuna's says do_sample=False with temperature 0.9: sampling is switched on. Fields that need several
@@ -68,7 +70,9 @@ def repair_generation_config(model: Any) -> None:
         model.generation_config = type(config)(**{name: id_ for name, id_ in ids.items() if id_ != -1})
 
 
-def save_whole_model(model: Any, save: Callable[..., None], folder: Any, kwargs: dict[str, Any]) -> None:
+def save_whole_model(
+    model: CausalModel, save: Callable[..., None], folder: str | os.PathLike[str], kwargs: dict[str, Any]
+) -> None:
     """Call `save` (the `save_pretrained` of transformers) so that keys stay the reference's.
 
     `save_original_format=False`: the tower's in-memory names already are those on disk (VisionModelHolder),

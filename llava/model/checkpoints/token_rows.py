@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoints.files import CheckpointError, read_tensors
 from llava.model.checkpoints.gather import full_values, gathered
+from llava.protocols import CausalModel, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 STORED_ROWS = "new_token_rows."  # begins the names of saved rows in non_lora_trainables.bin
 
 
-def average_new_rows(model: Any, new: int) -> None:
+def average_new_rows(model: CausalModel, new: int) -> None:
     """Set the last `new` rows of input and output embeddings to the mean of the rows before them."""
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
         with gathered([embeddings.weight], write=True):
@@ -26,7 +26,12 @@ def average_new_rows(model: Any, new: int) -> None:
 
 
 def add_image_tokens(
-    model: Any, tokenizer: Any, *, patch_token: bool, start_end: bool, projector_file: str | None
+    model: CausalModel,
+    tokenizer: Tokenizer,
+    *,
+    patch_token: bool,
+    start_end: bool,
+    projector_file: str | None,
 ) -> None:
     """Add the image tokens that training asks for to the tokenizer, and rows for them to the embeddings.
 
@@ -44,7 +49,7 @@ def add_image_tokens(
             load_start_end_rows(model, projector_file, new)
 
 
-def new_token_rows(model: Any, new: int) -> dict[str, torch.Tensor]:
+def new_token_rows(model: CausalModel, new: int) -> dict[str, torch.Tensor]:
     """Return the last `new` rows of input and output embeddings, gathered, by the names they are saved under.
 
     The reference's loader passes over names that its model lacks.
@@ -55,7 +60,7 @@ def new_token_rows(model: Any, new: int) -> dict[str, torch.Tensor]:
     return {f"{STORED_ROWS}{name}": full_values(part.weight)[-new:].clone() for name, part in parts.items()}
 
 
-def set_new_token_rows(model: Any, stored: Mapping[str, torch.Tensor], source: str) -> None:
+def set_new_token_rows(model: CausalModel, stored: Mapping[str, torch.Tensor], source: str) -> None:
     """Fill the last rows of the embeddings with what `new_token_rows` stored; `source` is named in errors."""
     for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
         rows = stored.get(f"{STORED_ROWS}{name}")
@@ -70,7 +75,7 @@ def set_new_token_rows(model: Any, stored: Mapping[str, torch.Tensor], source: s
             part.weight.data[-len(rows) :] = rows.to(part.weight)
 
 
-def load_start_end_rows(model: Any, file: str, new: int) -> None:
+def load_start_end_rows(model: CausalModel, file: str, new: int) -> None:
     """Fill the last `new` input rows, of <im_start> and <im_end>, from the projector file of stage 1."""
     stored = next((v for name, v in read_tensors(file).items() if name.endswith("embed_tokens.weight")), None)
     if stored is None:  # a projector that was trained without these tokens

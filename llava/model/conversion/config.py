@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -140,7 +140,7 @@ def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     }
 
 
-def swapped(pinpoints: Any) -> list[list[int]]:
+def swapped(pinpoints: str | Sequence[Sequence[int]]) -> list[list[int]]:
     """Turn (width, height) pairs into (height, width) or back; the order, which breaks ties, stays."""
     return [[second, first] for first, second in parse_grid_pinpoints(pinpoints)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 # at the top of transformers 5.17 it is a stand-in that asks for torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -273,7 +273,7 @@ def _ask_hf(path: str, prompt: str, turns: int, picture: Image.Image, settings: 
     return _Seen(rendered, ids, texts, pixels, logits.float().cpu(), config.image_token_index)
 
 
-def hf_processor(path: str, config: Any) -> Any:
+def hf_processor(path: str, config: PreTrainedConfig) -> Any:
     """Load the processor of a llava-hf folder, on PIL: torchvision resizes pictures a little differently.
 
     Folders of 2023 and 2024 do not say how many tokens an image has; that comes from the model's config then.
@@ -287,7 +287,7 @@ def hf_processor(path: str, config: Any) -> Any:
     return processor
 
 
-def load_hf(path: str, config: Any, settings: Settings) -> Any:
+def load_hf(path: str, config: PreTrainedConfig, settings: Settings) -> Any:
     """Load transformers' model of a llava-hf folder, every weight accounted for."""
     model_class = getattr(transformers, ARCHITECTURES[config.model_type])
     model, info = from_pretrained(model_class, path, dtype=settings.dtype)

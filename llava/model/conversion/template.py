@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, template_of
 from llava.model.conversion.config import FLAT, NEXT
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.protocols import ImageProcessor
 
 _IMAGE_PROCESSORS = {"pad": "LlavaImageProcessor", "anyres": "LlavaNextImageProcessor"}
 
@@ -28,7 +30,7 @@ def image_processor_name(tower_class: type[VisionTower]) -> str:
     return tower_class.processor_class.__name__.removesuffix("Pil")
 
 
-def image_processor_fields(processor: Any, hf: dict[str, Any]) -> dict[str, Any]:
+def image_processor_fields(processor: ImageProcessor, hf: dict[str, Any]) -> dict[str, Any]:
     """Return the content of preprocessor_config.json: the settings with which pixel values equal LLaVA's.
 
     processor: the tower's image processor. hf: content of the folder's config.json.
@@ -58,8 +60,9 @@ def image_processor_fields(processor: Any, hf: dict[str, Any]) -> dict[str, Any]
     return fields
 
 
-def _numbers(size: Any) -> dict[str, int]:
-    return {name: int(size[name]) for name in ("shortest_edge", "height", "width") if size.get(name)}
+def _numbers(size: Mapping[str, int] | None) -> dict[str, int]:
+    sizes = size or {}
+    return {name: int(sizes[name]) for name in ("shortest_edge", "height", "width") if sizes.get(name)}
 
 
 def save_processor(folder: Path, image_fields: dict[str, Any], hf: dict[str, Any], template: str) -> None:

@@ -104,7 +104,7 @@ def check_target(source: str, target: str | Path) -> None:
     refuse_unwritable(target, "DST")
 
 
-def template_of(conv_mode: str | None, path: str, config: Any) -> Conversation:
+def template_of(conv_mode: str | None, path: str, config: object) -> Conversation:
     """Return the conversation template of a checkpoint, or the one that is asked for."""
     if conv_mode is not None:
         find_template(conv_mode)

@@ -27,6 +27,7 @@ from llava.model.tokenizer import (
     LlamaTokenizer,
     load_tokenizer,
 )
+from llava.protocols import Tokenizer
 from llava.utils import import_optional
 
 PAD_TOKEN = "<pad>"
@@ -38,7 +39,7 @@ _NORMAL, _USER_DEFINED, _BYTE, _BPE = (
 )  # types of sentencepiece_model.proto
 
 
-def llava_tokenizer(path: str, config: Any) -> Any:
+def llava_tokenizer(path: str, config: object) -> Any:
     """Load the tokenizer of a LLaVA with the tokens that its loader adds (`mm_use_im_*`)."""
     tokenizer = load_tokenizer(path)
     settings = MultimodalConfig.of(config)
@@ -61,7 +62,7 @@ def add_image_tokens(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def save_for_hf(tokenizer: Any, folder: Path, chat_template: str) -> None:
+def save_for_hf(tokenizer: Tokenizer, folder: Path, chat_template: str) -> None:
     """Write the files of a tokenizer so that AutoTokenizer of transformers 4 and 5 gives LLaVA's ids.
 
     With a tokenizer.model it is a tokenizer.json that reproduces the slow tokenizer, named by the class that
@@ -303,7 +304,7 @@ def _from_model_file(model_file: Path, path: str, folder: Path, config: dict[str
 _SETTINGS = ("legacy", "add_bos_token", "add_eos_token", "model_max_length")
 
 
-def _text(token: Any) -> Any:
+def _text(token: object) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 

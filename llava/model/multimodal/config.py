@@ -50,7 +50,7 @@ class MultimodalConfig:
     s2_scales: str | None
 
     @classmethod
-    def of(cls, config: Any) -> MultimodalConfig:
+    def of(cls, config: object) -> MultimodalConfig:
         """Read the settings from a config object (model config, argument class or namespace), unchecked."""
         if isinstance(config, MultimodalConfig):
             return config

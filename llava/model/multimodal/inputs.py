@@ -11,6 +11,7 @@ from PIL import Image
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.images import as_picture
 from llava.mm_utils import process_images
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def checked_beside(value: object, ids: torch.Tensor, name: str) -> torch.Tensor 
 
 
 def checked_images(
-    images: object, image_sizes: Sizes | None, processor: Any, config: PreTrainedConfig
+    images: object, image_sizes: Sizes | None, processor: ImageProcessor | None, config: PreTrainedConfig
 ) -> tuple[Any, Sizes | None]:
     """Return pixel values and sizes of images: Pillow objects are processed as the model was trained.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -19,7 +19,7 @@ from llava._compat import set_attention
 SAMPLEWISE = "samplewise"
 
 
-def use_samplewise_attention(config: Any) -> None:
+def use_samplewise_attention(config: PreTrainedConfig) -> None:
     """Replace SDPA by its sample by sample form; rows that are not packed are computed as before."""
     AttentionInterface.register(SAMPLEWISE, samplewise_attention)
     AttentionMaskInterface.register(SAMPLEWISE, samplewise_mask)
@@ -35,7 +35,7 @@ def samplewise_mask(*, allow_is_causal_skip: bool = True, **kwargs: Any) -> torc
 
 
 def samplewise_attention(
-    module: Any,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -259,7 +258,7 @@ def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return embeds[None], torch.cat(labels)[None], torch.cat(positions)[None]
 
 
-def per_image(images: Any) -> list[torch.Tensor]:
+def per_image(images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
     return [image[None] if image.ndim == 3 else image for image in images]
 

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from llava.model.checkpoints import loading
 from llava.model.checkpoints.errors import explained
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
+from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class VisionTower(nn.Module):
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
 
-    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+    def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         super().__init__()
         settings = MultimodalConfig.of(args)
         self.is_loaded = False
@@ -97,7 +99,7 @@ class VisionTower(nn.Module):
             )
         return config
 
-    def load_model(self, device_map: Any = None) -> None:
+    def load_model(self, device_map: DeviceMap = None) -> None:
         """Load the tower from its own files, in float32 and frozen; a second call does nothing.
 
         Raises CheckpointError when the files are missing or damaged.
@@ -134,7 +136,7 @@ class VisionTower(nn.Module):
         return self._image_processor
 
     @image_processor.setter
-    def image_processor(self, processor: Any) -> None:
+    def image_processor(self, processor: ImageProcessor) -> None:
         self._image_processor = processor
 
     def _build_image_processor(self) -> Any:
@@ -154,7 +156,7 @@ class VisionTower(nn.Module):
 
     # ----------------------------------------------------------------------------------------------- features
 
-    def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
+    def feature_select(self, image_forward_outs: BaseModelOutput) -> torch.Tensor:
         """Pick the selected layer and feature from the vision model's outputs with `hidden_states`."""
         return self._select_feature(image_forward_outs.hidden_states[self.select_layer])
 
@@ -294,12 +296,13 @@ def check_layer(index: int, layers: int) -> None:
         )
 
 
-def resize_processor(processor: Any, edge: int) -> Any:
+def resize_processor(processor: ImageProcessor, edge: int) -> ImageProcessor:
     """Make an image processor produce squares of `edge` pixels; returns it."""
     if "shortest_edge" in processor.size:
         processor.size["shortest_edge"] = edge
     else:
         processor.size["height"] = processor.size["width"] = edge
-    if getattr(processor, "crop_size", None):
-        processor.crop_size["height"] = processor.crop_size["width"] = edge
+    crop_size = getattr(processor, "crop_size", None)
+    if crop_size:
+        crop_size["height"] = crop_size["width"] = edge
     return processor

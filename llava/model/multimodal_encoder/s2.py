@@ -38,7 +38,7 @@ class MultiScale(VisionTower):
 
     converts_to_hf = False
 
-    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+    def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         text = MultimodalConfig.of(args).s2_scales or DEFAULT_SCALES
         try:
             self.s2_scales = sorted(int(scale) for scale in str(text).split(","))

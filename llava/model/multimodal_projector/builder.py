@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
@@ -77,7 +78,7 @@ def find_projector(name: str) -> tuple[ProjectorFactory, re.Match[str]]:
     raise UserError(f"Unknown mm_projector_type {name!r}; known projectors: {known}.")
 
 
-def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
+def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: Any) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names ("linear" when absent).
 
     `config` has `mm_hidden_size` (vision width) and `hidden_size` (LLM width). Raises UserError (a

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from llava.model.language_model.registry import FAMILIES, family_of, positions_o
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.plan import Contents, LoadPlan, look_into
 from llava.model.tokenizer import load_tokenizer
+from llava.protocols import Tokenizer
 from llava.utils import UserError
 
 KINDS = {
@@ -226,7 +227,7 @@ def _stored_shapes(report: Report, found: Contents) -> dict[str, torch.Tensor]:
     return stored
 
 
-def _count(named: Any) -> dict[str, int]:
+def _count(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
     """Count the values of named tensors by the part of the model they belong to."""
     counts = {"llm": 0, "projector": 0, "vision tower": 0, "adapter": 0}
     for name, value in named:
@@ -341,7 +342,7 @@ def _measure_tokenizer(report: Report, plan: LoadPlan) -> None:
             report.problems.append(str(error))
 
 
-def _compare_tokens(report: Report, plan: LoadPlan, tokenizer: Any) -> None:
+def _compare_tokens(report: Report, plan: LoadPlan, tokenizer: Tokenizer) -> None:
     report.tokenizer, report.tokens = type(tokenizer).__name__, len(tokenizer)
     report.rows = plan.config.get("vocab_size")
     if report.rows is None or report.tokens == report.rows:

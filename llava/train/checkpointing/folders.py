@@ -93,9 +93,11 @@ def judge(folder: str | Path) -> Checkpoint:
     if lacking:
         return Checkpoint(path, step, "weights", f"it holds weights, but no {lacking}")
     try:
-        json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         return Checkpoint(path, step, "incomplete", f"{STATE_FILE} cannot be read ({first_line(error)})")
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return Checkpoint(path, step, "incomplete", f"{STATE_FILE} is not the state of a training")
     return Checkpoint(path, step, "whole")
 
 
@@ -137,6 +139,32 @@ def _missing_state(path: Path) -> str:
     if not deepspeed and not (path / "scheduler.pt").is_file():
         return "scheduler.pt"
     return "" if any(path.glob("rng_state*")) else "state of the random numbers"
+
+
+def missing_shards(path: Path, shards: int) -> list[str]:
+    """Say which of the `shards` of ZeRO's states a checkpoint of DeepSpeed lacks; [] for another one.
+
+    Loading would leave such states out and train on.
+    """
+    folders = [one for one in path.glob("global_step*") if one.is_dir()]
+    if not folders:
+        return []
+    latest = path / "latest"
+    if not latest.is_file():
+        return ["latest is missing"]
+    try:
+        name = latest.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        name = ""
+    if not (name and (path / name).is_dir()):
+        return [f"latest names {name!r}, expected {folders[0].name}"]
+    split = any((path / name).glob("zero_pp_rank_*_model_states.pt"))  # ZeRO-3 splits the weights, too
+    found = []
+    for pattern, expected in (("*model_states.pt", shards if split else 1), ("*optim_states.pt", shards)):
+        count = len(list((path / name).glob(pattern)))
+        if count < expected:
+            found.append(f"{name} has {count} of {expected} {pattern}")
+    return found
 
 
 # ---- writing ----

@@ -76,7 +76,7 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
         "host": socket.gethostname(),
         "working_directory": os.getcwd(),
         "world_size": training_args.world_size,
-        "sharding": _sharding(training_args),
+        "sharding": sharding(training_args),
         "seed": training_args.seed,
         "deterministic": training_args.deterministic,
         "versions": versions(),
@@ -94,7 +94,7 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
     }
 
 
-def _sharding(training_args: Any) -> str:
+def sharding(training_args: Any) -> str:
     """Name the way in which states are dealt out to the processes, as their files differ."""
     config = getattr(training_args, "hf_deepspeed_config", None)
     if config is not None:
@@ -219,6 +219,25 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if was is not None and was != version:
             found.append(f"{name} was {was}, is {version}")
     return found
+
+
+def whose_weights(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> str:
+    """Say which weights a run uses that resumes with another model than before; "" for the same one."""
+    old, new = before.get("model", {}).get("path"), now["model"]["path"]
+    if old is None or old == new:
+        return ""
+    settings = {**now["settings"]["model"], **now["settings"]["training"]}
+    parts = ""
+    if settings.get("lora_enable"):
+        parts = "adapters and projector are those"
+    elif settings.get("tune_mm_mlp_adapter") and not settings.get("unfreeze_mm_vision_tower"):
+        parts = "the projector is that"
+    if parts:
+        return f"{parts} of {checkpoint}, trained with {old}; the LLM is that of {new}"
+    return (
+        f"all weights are those of {checkpoint}, none of {new} is used; to start from it choose another "
+        "--output_dir, or start over with --resume never"
+    )
 
 
 def other_shards(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

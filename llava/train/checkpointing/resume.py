@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +19,15 @@ from transformers import TrainerCallback
 
 from llava._compat import set_last_rates, set_unlogged_loss, unlogged_loss
 from llava.atomic import move, write_text
-from llava.model.checkpoints.checksums import damaged_files
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.checksums import INDEX_FILE, damaged_files, read_list, unsound_files
+from llava.model.checkpoints.files import CheckpointError, first_line
 from llava.train.checkpointing.folders import (
     Checkpoint,
     clear_leftovers,
     explained_failure,
     find_checkpoints,
     judge,
+    missing_shards,
 )
 from llava.train.checkpointing.manifest import (
     MANIFEST_FILE,
@@ -32,13 +35,18 @@ from llava.train.checkpointing.manifest import (
     other_shards,
     other_weights,
     read_manifest,
+    sharding,
+    whose_weights,
     write_manifest,
 )
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
 AUTO, NEVER = "auto", "never"
 MEMORY_FILE = "run_memory_{rank}.json"
+# What loading a state of another kind, or a damaged one, raises in torch, DeepSpeed and transformers.
+STATE_ERRORS = (EOFError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
 # Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
 FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
@@ -66,18 +74,28 @@ def choose_checkpoint(training_args: Any) -> Path | None:
         if first:
             _set_aside(output_dir)
         return None
-    return _newest(output_dir) if wanted == AUTO else _named(Path(wanted))
+    kind = sharding(training_args)
+    shards = training_args.world_size if kind.startswith("ZeRO") and kind != "ZeRO-0" else 0
+    return _newest(output_dir, shards) if wanted == AUTO else _named(Path(wanted), shards)
 
 
-def _intact(one: Checkpoint) -> Checkpoint:
+def _intact(one: Checkpoint, shards: int) -> Checkpoint:
     """Compare the content of a whole checkpoint with its checksums; a damaged one comes back as incomplete.
 
-    The processes of a machine share the work, and all of them learn the result.
+    Without checksums (older versions, transformers' own) damage is told that shows in the files themselves,
+    and what lacks of the `shards` that this run would load. The processes of a machine share the work, and
+    all of them learn the result.
     """
     if one.state != "whole":
         return one
     rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    damage = damaged_files(one.path, part=rank % ranks, parts=ranks)
+    has_sums = (one.path / INDEX_FILE).is_file() and bool(read_list(one.path)[1])
+    look = damaged_files if has_sums else unsound_files
+    damage = look(one.path, part=rank % ranks, parts=ranks)
+    if not has_sums:
+        # a changed number of processes is refused later, in its own words
+        written = shards and (read_manifest(one.path) or {}).get("world_size", shards)
+        damage += missing_shards(one.path, written)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, damage)
@@ -85,11 +103,11 @@ def _intact(one: Checkpoint) -> Checkpoint:
     return replace(one, state="incomplete", reason="; ".join(damage[:3])) if damage else one
 
 
-def _newest(output_dir: Path) -> Path | None:
+def _newest(output_dir: Path, shards: int) -> Path | None:
     found = find_checkpoints(output_dir)
     for place in reversed(range(len(found))):
         if found[place].state == "whole":
-            found[place] = _intact(found[place])
+            found[place] = _intact(found[place], shards)
             if found[place].state == "whole":
                 break
     for one in found:
@@ -108,10 +126,10 @@ def _newest(output_dir: Path) -> Path | None:
     return None
 
 
-def _named(path: Path) -> Path:
+def _named(path: Path, shards: int) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
-    found = _intact(judge(path))
+    found = _intact(judge(path), shards)
     if found.state == "whole":
         logger.info("going on from %s", path)
         return path
@@ -141,9 +159,9 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
     Returns the manifest, complete with where the run goes on from and the runs before it. Raises
     CheckpointError when the checkpoint holds optimizer states of other weights, or in other shards.
     """
-    before = read_manifest(checkpoint) if checkpoint is not None else None
+    before = None if checkpoint is None else read_manifest(checkpoint)
     manifest = {**manifest, "resumed_from": None if checkpoint is None else str(checkpoint)}
-    if before is not None:
+    if before is not None and checkpoint is not None:
         others = other_weights(before, manifest)
         if others:
             raise CheckpointError(
@@ -159,6 +177,9 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
         found = changes(before, manifest)
         for one in found:
             logger.warning("going on with a change: %s", one)
+        told = whose_weights(before, manifest, checkpoint)
+        if told:
+            logger.warning("%s", told)
         earlier = {name: before.get(name) for name in ("command", "started", "host", "resumed_from", "git")}
         manifest["changes"] = found
         manifest["earlier_runs"] = [*before.get("earlier_runs", []), earlier]
@@ -191,6 +212,21 @@ def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: A
     set_last_rates(scheduler, now)
     for group, rate in zip(optimizer.param_groups, now, strict=True):
         group["lr"] = rate
+
+
+@contextlib.contextmanager
+def explained_state(checkpoint: str | Path, what: str) -> Iterator[None]:
+    """Turn a failure to load a part of a checkpoint into a CheckpointError of one sentence."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (*STATE_ERRORS, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"--resume {checkpoint} cannot be gone on from: {what} cannot be loaded "
+            f"({type(error).__name__}: {first_line(error)}). Name another checkpoint, or start over with "
+            "--resume never"
+        ) from error
 
 
 # ---- what a checkpoint has to keep beside transformers' own state ----

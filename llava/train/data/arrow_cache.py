@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llava.atomic import atomic_file, obstacle, words_of
+from llava.train.data.fingerprints import FileState, describe_sources, same_sources, state_of
 from llava.train.data.readers import Row, read_rows
 from llava.train.data.sources import Source
-from llava.train.records import DataError, find_fault, has_images, stray_marks
+from llava.train.records import (
+    DataError,
+    find_fault,
+    has_images,
+    image_paths,
+    leaving_name,
+    stray_marks,
+    unread_media_key,
+)
 from llava.utils import shortened, watched
 
 if TYPE_CHECKING:
@@ -23,9 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Smaller inputs are converted in memory at every start; it takes less than a second.
 IN_MEMORY_BYTES = 16 * 1024 * 1024
+PACKING = 6  # how many times larger a gzip file of text is about when it is unpacked
+SOURCES_KEY = b"llava.sources"  # in the metadata of a table's schema
 BATCH_CHARACTERS = 8 * 1024 * 1024
 CACHE_FOLDER = ".llava_cache"
 HOME_CACHE = Path("~/.cache/llava")
@@ -52,35 +65,51 @@ def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     """Return the records of a source as a table.
 
     Columns: record (JSON text), words, images (counts), stray (image mark without image), fault (null when
-    there is none), file (number of the file within the source). The table is kept in `cache_dir`, by default
-    in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    there is none), file (number of the file within the source), id (as JSON), unread (a key that resembles
+    `image`), leaving (an image name that is absolute or climbs out of its folder). The table is kept in
+    `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
     """
-    sizes = [_stat(path) for path in source.files]
-    total = sum(size for size, _ in sizes)
-    if total <= IN_MEMORY_BYTES and cache_dir is None:
+    states = [state_of(path) for path in source.files]
+    total = sum(state.size for state in states)
+    unpacked = sum(
+        state.size * (PACKING if path.suffix.lower() == ".gz" else 1)
+        for path, state in zip(source.files, states, strict=True)
+    )
+    if unpacked <= IN_MEMORY_BYTES and cache_dir is None:
         import pyarrow
 
         batches = list(_batches(source, lambda count: None))
         return Table(pyarrow.Table.from_batches(batches, schema=_schema()))
-    name = _cache_name(source, sizes)
+    name = _cache_name(source, states)
     folders = _cache_folders(source, cache_dir)
     for folder in folders:
-        path = folder / name
-        table = map_table(path)
+        table = _map_current(folder / name, source, states)
         if table is not None:
             return table
     path = _writable(folders) / name
     with _one_process(path, source.name):
-        table = map_table(path)  # another process may have been first
+        table = _map_current(path, source, states)  # another process may have been first
         if table is None:
-            _convert(source, path, total)
-            if [_stat(one) for one in source.files] != sizes:
+            _convert(source, path, total, states)
+            if [state_of(one) for one in source.files] != states:
                 path.unlink(missing_ok=True)
                 raise DataError(f"{source.name} changed while it was read; start again when it is complete")
             table = map_table(path)
     if table is None:
         raise DataError(f"the table {path} vanished or is damaged; choose another --data_cache_dir")
     return table
+
+
+def _map_current(path: Path, source: Source, states: list[FileState]) -> Table | None:
+    """Map a table if there is one of the files as they are now."""
+    table = map_table(path)
+    if table is None:
+        return None
+    kept = (table.arrow.schema.metadata or {}).get(SOURCES_KEY, b"")
+    if same_sources(kept, source.files, states):
+        return table
+    logger.warning("%s changed, though not in size and time; its table is made anew", source.name)
+    return None
 
 
 def map_table(path: Path) -> Table | None:
@@ -94,10 +123,31 @@ def map_table(path: Path) -> Table | None:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         options = pyarrow.ipc.IpcReadOptions(use_threads=False)
         buffer = pyarrow.py_buffer(pages)  # the table's columns point into the mapping
-        return Table(pyarrow.ipc.open_file(buffer, options=options).read_all(), path, pages)
-    except (pyarrow.ArrowInvalid, OSError, ValueError) as error:  # ValueError: an empty file
-        logger.warning("the table %s cannot be used and is made anew: %s", path, error)
+        arrow = pyarrow.ipc.open_file(buffer, options=options).read_all()
+        _check_table(arrow)
+        return Table(arrow, path, pages)
+    # ValueError: an empty file; pyarrow raises many more for rubbish in its headers
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        logger.warning("the table %s cannot be used and is made anew: %s", path, shortened(error))
         return None
+
+
+def _check_table(arrow: pa.Table) -> None:
+    """Raise ValueError for a table of other columns, or with texts that do not lie within its data.
+
+    Reads places, not texts: milliseconds for a million records.
+    """
+    import pyarrow
+
+    if not arrow.schema.equals(_schema()):  # without metadata
+        raise ValueError("it has other columns")
+    arrow.validate()
+    for column in arrow.columns:
+        for chunk in column.chunks if pyarrow.types.is_string(column.type) else ():
+            _, places, texts = chunk.buffers()
+            ends = np.frombuffer(places, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > (texts.size if texts else 0):
+                raise ValueError("its texts do not lie where it says")
 
 
 def _schema() -> pa.Schema:
@@ -111,6 +161,9 @@ def _schema() -> pa.Schema:
             ("stray", pyarrow.bool_()),
             ("fault", pyarrow.string()),
             ("file", pyarrow.int32()),
+            ("id", pyarrow.string()),
+            ("unread", pyarrow.string()),
+            ("leaving", pyarrow.string()),
         ]
     )
 
@@ -127,7 +180,7 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
     characters = 0
     for number, path in enumerate(source.files):
         for row in read_rows(path, advance):
-            rows.append((row.text, *_columns(row), number))
+            rows.append((row.text, *_columns(row), number, *_remarks(row.record)))
             characters += len(row.text)
             if characters >= BATCH_CHARACTERS:
                 yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
@@ -150,7 +203,22 @@ def _columns(row: Row) -> tuple[int, int, bool, str | None]:
     return 1, int(with_image), False, fault
 
 
-def _convert(source: Source, path: Path, total: int) -> None:
+def _remarks(record: Any) -> tuple[str | None, str | None, str | None]:
+    """Return id, unread key and leaving image name of a record, as far as it can be read."""
+    if not isinstance(record, dict):
+        return None, None, None
+    own = record.get("id")
+    readable = all(isinstance(name, str) for name in image_paths(record))
+    found = (
+        None if own is None else json.dumps(own, default=str),
+        unread_media_key(record),
+        leaving_name(record) if readable else None,
+    )
+    # half a character cannot be stored
+    return tuple(one and one.encode(errors="replace").decode() for one in found)  # type: ignore[return-value]
+
+
+def _convert(source: Source, path: Path, total: int, states: list[FileState]) -> None:
     """Write the table of a source, whole or not at all."""
     import pyarrow
     from tqdm.auto import tqdm
@@ -158,11 +226,12 @@ def _convert(source: Source, path: Path, total: int) -> None:
     logger.info("converting %s (%.0f MB) to the table %s; this is done once", source.name, total / 1e6, path)
     count = 0
     try:
+        schema = _schema().with_metadata({SOURCES_KEY: describe_sources(source.files, states)})
         # no bar where nobody sees it, such as a log file
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"reading {source.name}", disable=None)
-        with atomic_file(path) as scratch, bar, pyarrow.ipc.new_file(str(scratch), _schema()) as writer:
+        with atomic_file(path) as scratch, bar, pyarrow.ipc.new_file(str(scratch), schema) as writer:
             for batch in _batches(source, bar.update):
-                writer.write_batch(batch)
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
                 count += len(batch)
     except OSError as error:
         raise DataError(
@@ -198,20 +267,12 @@ def _one_process(path: Path, name: str) -> Iterator[None]:
 # ---- where tables are kept ----
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    """Return size and time of change of a file. Raises DataError."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise DataError(
-            f"cannot read the data file {path}: {error.strerror or error}; check --data_path"
-        ) from error
-    return found.st_size, found.st_mtime_ns
-
-
-def _cache_name(source: Source, sizes: Sequence[tuple[int, int]]) -> str:
-    """Name a table after what it was made from: paths, sizes and times of change."""
-    files = [[str(path.resolve()), *size] for path, size in zip(source.files, sizes, strict=True)]
+def _cache_name(source: Source, states: Sequence[FileState]) -> str:
+    """Name a table after what it was made from: paths, sizes, times, and a sample of the content."""
+    files = [
+        [str(path.resolve()), state.size, state.modified_ns, state.sample]
+        for path, state in zip(source.files, states, strict=True)
+    ]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, files]).encode()).hexdigest()
     return f"{source.files[0].stem}-{digest[:20]}.arrow"
 

@@ -13,6 +13,7 @@ class CheckSettings:
 
     data_path: str
     image_folder: str | None = None
+    allow_images_outside_folder: bool = False
     data_cache_dir: str | None = None
     model_name_or_path: str | None = None  # without one, tokens are not counted
     version: str = "v1"

@@ -1,11 +1,13 @@
-"""Readers of record files (JSON list, JSON lines, parquet) that hold a few records at a time."""
+"""Readers of record files (JSON list, JSON lines, both also gzipped, parquet), a few records at a time."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json.decoder import JSONDecodeError
@@ -21,7 +23,10 @@ PARQUET_ROWS = 1024
 
 Advance = Callable[[int], object]  # told how many bytes have been read
 
+GZIP_START = b"\x1f\x8b"
+
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA_AT_END = re.compile(r",\s*[]}]")
 _JSON = json.JSONDecoder()
 
 
@@ -35,17 +40,45 @@ class Row:
 
 
 def read_rows(path: Path, advance: Advance) -> Iterator[Row]:
-    """Yield the records of a .jsonl or .parquet file, or of any other file as a JSON list.
+    """Yield the records of a .jsonl or .parquet file, or of any other file as a JSON list; .gz is unpacked.
 
     Raises DataError when the file cannot be read, or is not of its kind.
     """
-    readers = {".jsonl": _read_lines, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower(), _read_list)
+    readers = {".jsonl": _read_lines, ".jsonl.gz": _read_lines, ".parquet": _read_parquet}
+    reader = readers.get(ending(path), _read_list)
     try:
         yield from reader(path, advance)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is not a whole gzip file ({error}); copy it again, or rename it if it is not packed"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"cannot read the data file {path}: {reason}; check --data_path") from error
+
+
+def ending(path: Path) -> str:
+    """Return what the name of a data file ends with, such as ".json" or ".jsonl.gz"."""
+    packed = path.suffix.lower() == ".gz"
+    return (path.with_suffix("").suffix + path.suffix if packed else path.suffix).lower()
+
+
+@contextlib.contextmanager
+def _open_bytes(path: Path, advance: Advance) -> Iterator[tuple[IO[bytes], Advance]]:
+    """Open a file for reading, unpacked; returns it, and what is to be told of bytes read from it."""
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".gz":
+            yield file, advance
+            return
+        told = 0
+
+        def advance_packed(_: int) -> None:
+            nonlocal told
+            advance(file.tell() - told)
+            told = file.tell()
+
+        with gzip.open(file) as unpacked:
+            yield unpacked, advance_packed  # type: ignore[misc]
 
 
 # ---- JSON lists ----
@@ -72,8 +105,11 @@ class _Window:
             more = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             place = self._offset - pending + error.start
+            expected = "expected a JSON list"
+            if self._offset == 0 and data.startswith(GZIP_START):
+                expected = "it is packed with gzip, so let its name end in .json.gz or .jsonl.gz"
             raise DataError(
-                f"{self.path} is not UTF-8 text ({error.reason} at byte {place}); expected a JSON list"
+                f"{self.path} is not UTF-8 text ({error.reason} at byte {place}); {expected}"
             ) from error
         if self._offset == 0:
             more = more.removeprefix("\ufeff")  # the mark that some editors begin a file with
@@ -100,9 +136,10 @@ class _Window:
                 record, end = _JSON.raw_decode(self.text, self.position)
             except JSONDecodeError as error:
                 cut = error.pos >= len(self.text) - CUT_CHARACTERS or error.msg.startswith("Unterminated")
+                problem = self.broken(error.msg, error.pos)  # before the text moves
                 if cut and self.extend():
                     continue
-                raise self.broken(error.msg, error.pos) from error
+                raise problem from error
             except RecursionError as error:
                 raise self.broken("nested too deeply", self.position) from error
             if end == len(self.text) and self.extend():
@@ -111,17 +148,24 @@ class _Window:
             self.position = end
             return Row(text, record)
 
-    def broken(self, message: str, position: int) -> DataError:
+    def broken(self, message: str, position: int, *, comma: bool = False) -> DataError:
+        """Say what is not valid, and where; a comma too many, which is the commonest slip, by name."""
         line = self._line + self.text.count("\n", 0, position)
-        return DataError(
-            f"{self.path} is not valid JSON ({message}, line {line}); expected a list of records"
-        )
+        expected = "expected a list of records"
+        before = self.text.rfind(",", 0, position + 1)
+        if before >= 0 and _COMMA_AT_END.match(self.text, before):
+            comma = comma or not self.text[before + 1 : position].strip()
+        if comma:
+            expected = "remove the comma in front of the closing bracket"
+        elif not self._offset:
+            expected = "the file is empty; expected a list of records"
+        return DataError(f"{self.path} is not valid JSON ({message}, line {line}); {expected}")
 
 
 def _read_list(path: Path, advance: Advance) -> Iterator[Row]:
     """Yield the elements of a JSON list. Raises DataError."""
-    with path.open("rb") as file:
-        window = _Window(file, path, advance)
+    with _open_bytes(path, advance) as (file, told):
+        window = _Window(file, path, told)
         if window.next_character() != "[":
             raise _not_a_list(window)
         window.position += 1
@@ -135,7 +179,8 @@ def _read_list(path: Path, advance: Advance) -> Iterator[Row]:
 
 def _elements(window: _Window) -> Iterator[Row]:
     while True:
-        window.next_character()
+        if window.next_character() == "]":
+            raise window.broken("Expecting value", window.position, comma=True)
         yield window.value()
         following = window.next_character()
         if following not in (",", "]"):
@@ -162,11 +207,20 @@ def _not_a_list(window: _Window) -> DataError:
 
 def _read_lines(path: Path, advance: Advance) -> Iterator[Row]:
     """Yield one record a line; a line that is not JSON is a row with a fault, an empty one is skipped."""
-    with path.open("rb") as file:
+    first = True
+    with _open_bytes(path, advance) as (file, told):
         for number, line in enumerate(file, start=1):
-            advance(len(line))
+            told(len(line))
+            if number == 1 and line.startswith(GZIP_START):
+                raise DataError(f"{path} is packed with gzip; let its name end in .jsonl.gz")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if first and text.startswith("["):
+                    raise DataError(
+                        f"{path} is a JSON list, and its name promises one record a line; let it end in .json"
+                        + ".gz" * (path.suffix == ".gz")
+                    )
+                first = first and not text
                 if text:
                     yield Row(text, json.loads(text))
             except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava.conversation import Conversation
 from llava.mm_utils import ImageError, load_image, parse_grid_pinpoints, process_images
+from llava.train.data.image_folders import outside_folder
 from llava.train.labels.preprocess import preprocess, preprocess_multimodal
 from llava.train.records import DataError, Record, image_paths
 from llava.utils import UserError
@@ -31,6 +32,8 @@ class SampleMaker:
         self.tokenizer = tokenizer
         self.data_args = data_args
         self.conv = conv
+        # data_args of other projects lack it
+        self._may_leave = bool(getattr(data_args, "allow_images_outside_folder", False))
 
     def make(
         self,
@@ -75,6 +78,10 @@ class SampleMaker:
         folder = self.data_args.image_folder if image_folder is None else image_folder
         if folder is None:
             raise DataError(f"it has the image {paths[0]!r}, but --image_folder is missing")
+        for path in paths:
+            reason = "" if self._may_leave else outside_folder(path, folder)
+            if reason:
+                raise DataError(reason)
         return [load_image(os.path.join(folder, path)) for path in paths]
 
     def _add_images(self, sample: Sample, names: Sequence[str], images: Sequence[Image.Image]) -> None:

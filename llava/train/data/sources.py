@@ -5,17 +5,26 @@ from __future__ import annotations
 import difflib
 import glob
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.train.data.readers import ending
 from llava.train.records import DataError
 from llava.utils import import_optional
 
-FORMATS = (".json", ".jsonl", ".parquet")
+FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tgz")
 MIXTURES = (".yaml", ".yml")
 ENTRY_KEYS = ("path", "image_folder", "weight", "max_samples")
+# What mixtures of other projects call the same things.
+KEYS_ELSEWHERE = {
+    **dict.fromkeys(("json_path", "data_path", "annotation", "file"), "path"),
+    **dict.fromkeys(("image_path", "images", "img_folder", "data_root", "root"), "image_folder"),
+    **dict.fromkeys(("repeat", "repeat_time", "ratio", "sampling_weight"), "weight"),
+    **dict.fromkeys(("limit", "num_samples", "max_records"), "max_samples"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,8 @@ def _find_files(name: str) -> tuple[Path, ...]:
     """Return the files that a path, a folder or a pattern means, in the order of their names."""
     path = Path(name)
     if path.is_dir():
-        found = [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix.lower() in FORMATS]
-        kinds = sorted({one.suffix.lower() for one in found})
+        found = [one for one in sorted(path.iterdir()) if one.is_file() and ending(one) in FORMATS]
+        kinds = sorted({ending(one) for one in found})
         if len(kinds) > 1:
             raise DataError(
                 f"the folder {name} holds {', '.join(kinds)} files, which may be the same records twice; "
@@ -61,6 +70,10 @@ def _find_files(name: str) -> tuple[Path, ...]:
     if not found:
         raise DataError(f"the folder {name} has no {', '.join(FORMATS)} files; check --data_path")
     for file in found:
+        if ending(file) not in FORMATS and file.suffix.lower() in PACKED:
+            raise DataError(
+                f"{file} is packed in a way that is not read here; expected {', '.join(FORMATS)}; unpack it"
+            )
         if file.suffix.lower() == ".tar":
             raise DataError(
                 f"{file} is an archive of samples; it is read with --streaming True --max_steps N"
@@ -76,11 +89,22 @@ def _read_mixture(path: Path, image_folder: str | None) -> list[Source]:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check --data_path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if isinstance(content, dict) and set(content) == {"datasets"}:
+    if isinstance(content, dict) and "datasets" in content:
+        for key in content.keys() - {"datasets"}:
+            raise DataError(f"{path} has the key {key!r} beside 'datasets'; {_nearest(key, ('datasets',))}")
         content = content["datasets"]
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} is not a mixture; expected a list of entries, each with a 'path'")
     return [_read_entry(path, number, entry, image_folder) for number, entry in enumerate(content)]
+
+
+def _nearest(key: object, known: Sequence[str]) -> str:
+    """Name the known key that is nearest to an unknown one."""
+    word = str(key).lower()
+    near = {**{one: one for one in known}, **KEYS_ELSEWHERE}
+    close = difflib.get_close_matches(word, near, n=1)
+    meant = near[close[0]] if close else ""
+    return f"did you mean {meant!r}?" if meant in known else f"expected {', '.join(known)}"
 
 
 def _read_entry(mixture: Path, number: int, entry: Any, image_folder: str | None) -> Source:
@@ -88,13 +112,13 @@ def _read_entry(mixture: Path, number: int, entry: Any, image_folder: str | None
     where = f"{mixture}: entry {number}"
     if isinstance(entry, str):
         entry = {"path": entry}
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+    if not isinstance(entry, Mapping):
         raise DataError(f"{where} is {entry!r:.80}; expected a mapping with a 'path'")
     for key in entry:
         if key not in ENTRY_KEYS:
-            close = difflib.get_close_matches(str(key), ENTRY_KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(ENTRY_KEYS)}"
-            raise DataError(f"{where} has the key {key!r}; {hint}")
+            raise DataError(f"{where} has the key {key!r}; {_nearest(key, ENTRY_KEYS)}")
+    if not isinstance(entry.get("path"), str):
+        raise DataError(f"{where} is {dict(entry)!r:.80}; expected a mapping with a 'path'")
     weight, limit, folder = entry.get("weight", 1.0), entry.get("max_samples"), entry.get("image_folder")
     numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not numeric or not math.isfinite(weight) or weight <= 0:

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,15 @@ from llava.images import load_image_from_bytes
 from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
-from llava.train.records import SAMPLE_KEY, DataError, find_fault, stray_marks
+from llava.train.records import (
+    SAMPLE_KEY,
+    DataError,
+    explain_unread_key,
+    find_fault,
+    image_paths,
+    stray_marks,
+    unread_media_key,
+)
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -27,6 +36,7 @@ logger = logging.getLogger(__name__)
 FORMATS = (".tar", ".parquet")
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 Item = TypeVar("Item")
+SAMPLES_PEEKED = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,14 @@ class StreamingDataset(IterableDataset[Sample]):
         self.shuffle_buffer = max(1, getattr(data_args, "shuffle_buffer", 1))
         self.skipped = SkipLog() if getattr(data_args, "on_bad_sample", "error") == "skip" else None
         self.rank, self.world_size, self.seed = 0, 1, 0
+        self._with_images = 0  # samples that this reader has seen
+        self._unread: set[str] = set()  # keys that it has warned about
+
+    def peek(self) -> list[RawSample]:
+        """Read the first samples of the first shard; none where it is not a file on this machine."""
+        if not Path(self.shards[0]).is_file():
+            return []
+        return list(islice(read_shard(self.shards[0]), SAMPLES_PEEKED))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield samples without end. Raises DataError naming the sample, or when a pass yields none."""
@@ -74,6 +92,10 @@ class StreamingDataset(IterableDataset[Sample]):
                 raise DataError(
                     f"reader {reader + 1} of {self.world_size * workers} found no sample in its shards of "
                     f"{self.shards[0]} ...; use fewer --dataloader_num_workers, or more shards"
+                )
+            if not epoch and self.data_args.is_multimodal and not self._with_images:
+                logger.warning(
+                    "no sample of the stream had an image in a whole pass, although --vision_tower is given"
                 )
             epoch += 1
 
@@ -106,7 +128,9 @@ class StreamingDataset(IterableDataset[Sample]):
         fault = raw.fault or find_fault(raw.record)
         if fault:
             raise DataError(fault)
-        names = _as_list(raw.record.get("image", []))
+        names = image_paths(raw.record)
+        self._with_images += bool(names)
+        self._warn_of_unread_key(raw)
         if names and not self.data_args.is_multimodal:
             raise DataError("it has an image, but --vision_tower is missing")
         if stray_marks(raw.record):  # its image was forgotten, or cut off with the end of the shard
@@ -117,6 +141,12 @@ class StreamingDataset(IterableDataset[Sample]):
             load_image_from_bytes(data, name) for data, name in zip(raw.images, names, strict=True)
         ]
         return self.maker.make(raw.record, images=pictures)
+
+    def _warn_of_unread_key(self, raw: RawSample) -> None:
+        key = unread_media_key(raw.record)
+        if key is not None and key not in self._unread:
+            self._unread.add(key)
+            logger.warning("%s, and perhaps others: %s", raw.name, explain_unread_key(key))
 
 
 def stream_loader(dataset: StreamingDataset, args: Any, batch_size: int, collate_fn: Any) -> Any:

@@ -18,7 +18,8 @@ import numpy as np
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.train.data.arrow_cache import map_table, open_table
 from llava.train.data.sources import Source, find_sources
-from llava.train.records import DataError, Record, name_record
+from llava.train.records import DataError, Record, explain_unread_key, name_record
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ class _Part:
         self.source = source
         self._table = open_table(source, cache_dir)
         if not len(self.table):
-            raise DataError(f"{source.name} holds an empty list; there is nothing to train on")
+            bare = all(not file.stat().st_size for file in source.files)
+            what = "is an empty file" if bare else "holds an empty list"
+            raise DataError(f"{source.name} {what}; there is nothing to train on")
         self.picks = _pick(len(self.table), source, seed)  # None: all, as they stand
         self._reads = 0
 
@@ -58,7 +61,30 @@ class _Part:
         self._reads += 1
         if self._reads % READS_BEFORE_RELEASE == 0:
             self._table.release()
-        return self.table.column("record")[self.row(index)].as_py()
+        return self._read("record", self.row(index))
+
+    def _read(self, name: str, row: int) -> Any:
+        try:
+            return self.table.column(name)[row].as_py()
+        except ValueError as error:  # bytes that are no text
+            raise self.damaged() from error
+
+    def fault(self, index: int) -> str:
+        """Return what conversion found wrong with a record, or ""."""
+        return self._read("fault", self.row(index)) or ""
+
+    def damaged(self) -> DataError:
+        """Return what is to be said about a table whose content cannot be what was written."""
+        return DataError(f"the table {self._table.path} is damaged; delete it, and start again")
+
+    def noted(self, name: str) -> list[tuple[int, str]]:
+        """Return (index, text) of the records in use that have an entry in a column of remarks."""
+        texts = self.table.column(name)
+        if texts.null_count == len(texts):
+            return []
+        there = texts.is_valid().to_numpy()
+        own = there if self.picks is None else there[self.picks]
+        return [(int(index), self._read(name, self.row(int(index)))) for index in np.flatnonzero(own)]
 
     def __len__(self) -> int:
         return len(self.table) if self.picks is None else len(self.picks)
@@ -168,7 +194,13 @@ class RecordTable(Sequence[Record]):
         """Build the record at `index`; a slice becomes a list."""
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        return json.loads(self.text(index))
+        part, own = self._locate(index)
+        try:
+            return json.loads(part.text(own))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise part.damaged() from error
 
     def text(self, index: int) -> str:
         """Return the JSON text of a record as it stood in its file."""
@@ -215,8 +247,7 @@ class RecordTable(Sequence[Record]):
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
         part, own = self._locate(index)
-        faults = part.table.column("fault")
-        return faults[part.row(own)].as_py() or "" if faults.null_count < len(faults) else ""
+        return part.fault(own)
 
     def faulty(self) -> list[int]:
         """Return the indices of records in which conversion found a fault."""
@@ -243,6 +274,30 @@ class RecordTable(Sequence[Record]):
                     self.name(start + int(found[0])),
                 )
 
+    def source_of(self, index: int) -> str:
+        """Return the name of the source that a record is from, as the user wrote it."""
+        return self._locate(index)[0].source.name
+
+    def noted(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yield (index, text) of the records with an entry in a column: "id", "unread" or "leaving"."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            yield from ((start + own, text) for own, text in part.noted(name))
+
+    def warn_about_unread_keys(self) -> None:
+        """Warn about records whose media stand under a key that is not read, with count and an example."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            found: dict[str, list[int]] = {}
+            for own, key in part.noted("unread"):
+                found.setdefault(key, []).append(start + own)
+            for key, places in found.items():
+                logger.warning(
+                    "%s: %d record(s), the first is %s: %s",
+                    part.source.name,
+                    len(places),
+                    self.name(places[0]),
+                    explain_unread_key(key),
+                )
+
 
 def load_records(
     data_path: str | Path,
@@ -252,7 +307,7 @@ def load_records(
     keep_faulty: bool = False,
     whole: bool = False,
 ) -> RecordTable:
-    """Open all records behind --data_path: .json, .jsonl, .parquet, a folder, a pattern or a YAML mixture.
+    """Open all records behind --data_path: .json, .jsonl (or .gz of either), .parquet, folder, mixture.
 
     image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
     `fault` says what is wrong, instead of raising. whole: for a check, take every record of a
@@ -268,4 +323,5 @@ def load_records(
         raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
     if not whole:
         table.warn_about_stray_marks()
+        table.warn_about_unread_keys()
     return table

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import find_template, key_for_training
 from llava.mm_utils import ImageError, load_image
 from llava.train.data.check_settings import CheckSettings, Size
+from llava.train.data.image_folders import outside_folder
 from llava.train.data.table import RecordTable, load_records
-from llava.train.records import Fault, Record, find_faults, image_paths, stray_marks
+from llava.train.records import (
+    Fault,
+    Record,
+    explain_unread_key,
+    find_faults,
+    has_images,
+    image_paths,
+    stray_marks,
+    unread_media_key,
+)
 
 if TYPE_CHECKING:
     from llava.train.data.tokens import TokenChecker
+
+# Characters that nobody sees: controls, zero width (but the joiners that scripts and emoji need), and those
+# that turn the direction of writing.
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class RecordChecker:
         """Open the records and, if a model is named, its tokenizer. Raises UserError."""
         self.settings = settings
         self.records = open_all(settings) if records is None else records
+        self.template = find_template(key_for_training(settings.version), flag="--version")
         self.tokens = _lazy_token_checker(settings) if settings.model_name_or_path else None
 
     def check(self, index: int) -> Iterator[Finding]:
@@ -55,13 +74,18 @@ class RecordChecker:
             return
         faults = list(find_faults(record))
         turns_are_fine = not faults
-        if not any(fault.kind in ("not_an_object", "bad_image_name") for fault in faults):
+        if not any(fault.kind in ("not_an_object", "bad_image_name", "image_address") for fault in faults):
             images, sizes = self._check_images(index, image_paths(record))
             faults.extend(images)
             turns_are_fine = turns_are_fine and not images
         if turns_are_fine:
             faults.extend(_empty_turns(record["conversations"]))
+            problem = self.template.check_dialog(record["conversations"])
+            if problem:
+                faults.append(Fault("template", f"{problem} (--version {self.settings.version})"))
             yield from (Finding(index, note, is_note=True) for note in _notes(record))
+        if isinstance(record, dict):
+            yield from (Finding(index, note, is_note=True) for note in _notes_on_keys(record))
         if self.tokens is not None and not faults:
             faults.extend(self.tokens.check(record, sizes))
         yield from (Finding(index, fault) for fault in faults)
@@ -71,6 +95,10 @@ class RecordChecker:
         folder = self.records.image_folder(index)
         faults, sizes = [], []
         for name in names:
+            outside = "" if self.settings.allow_images_outside_folder else outside_folder(name, folder)
+            if outside:
+                faults.append(Fault("image_outside", outside))
+                continue
             try:
                 sizes.append(load_image(os.path.join(folder or "", name)).size)
             except ImageError as error:
@@ -109,7 +137,53 @@ def _notes(record: Record) -> Iterator[Fault]:
         yield Fault("leading_answer", "the first turn is an answer; training drops it")
     if turns[-1]["from"] == "human":
         yield Fault("no_last_answer", "the last question has no answer; it is trained on without one")
+    hidden = _hidden_characters(turns)
+    if hidden:
+        yield Fault("hidden_characters", hidden)
+    if has_images(record) and not any(
+        DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns if turn["from"] == "human"
+    ):
+        yield Fault(
+            "mark_in_answer",
+            f"{DEFAULT_IMAGE_TOKEN} stands only in an answer, so the question is asked without the image",
+        )
     if stray_marks(record):
         yield Fault(
             "stray_mark", f"it has no image, but {DEFAULT_IMAGE_TOKEN} in its text, which is read as text"
         )
+
+
+def _hidden_characters(turns: Sequence[Record]) -> str:
+    """Say where the first character stands that nobody sees, and how many there are; "" for none."""
+    found = [(number, one) for number, turn in enumerate(turns) for one in _HIDDEN.findall(turn["value"])]
+    if not found:
+        return ""
+    number, one = found[0]
+    name = unicodedata.name(one, "a control character").lower()
+    return f"turn {number} holds U+{ord(one):04X} ({name}), which nobody sees; {len(found)} such in all"
+
+
+def _notes_on_keys(record: Record) -> Iterator[Fault]:
+    key = unread_media_key(record)
+    if key is not None:
+        yield Fault("unread_key", explain_unread_key(key))
+    for key, value in record.items():
+        if key != "image" and _holds_nan(value):
+            yield Fault("nan", f"{key!r} holds NaN or Infinity, which JSON does not have; --fix writes null")
+            return
+
+
+def _holds_nan(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_holds_nan(one) for one in inner)
+
+
+def find_duplicates(records: RecordTable) -> Iterator[tuple[int, Fault]]:
+    """Yield (index, note) of each record whose id an earlier one of the same source has."""
+    first: dict[tuple[str, str], int] = {}
+    for index, own in records.noted("id"):
+        earlier = first.setdefault((records.source_of(index), own), index)
+        if earlier != index:
+            yield index, Fault("duplicate_id", f"its id is also that of {records.name(earlier)}")

@@ -15,6 +15,7 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.tokenizer import SPACE, LlamaTokenizer
 from llava.train.callbacks.unsupervised import CAUSES
+from llava.train.data.start_checks import NO_IMAGE
 from llava.train.data.streaming import StreamingDataset
 from llava.train.dry_run.memory_estimate import MemoryEstimate, estimate_memory, image_lengths
 
@@ -109,6 +110,8 @@ class DryRun:
         size = len(self.dataset)
         images = int((np.asarray(self.dataset.modality_lengths) > 0).sum())
         yield f"== Data: {size:,} samples, {images:,} with images, {size - images:,} of text alone"
+        if not images and self.dataset.maker.data_args.is_multimodal:
+            yield f"   WARNING: {NO_IMAGE}"
         places = np.unique(np.linspace(0, size - 1, SAMPLES_COUNTED).round().astype(int))
         rows = np.array([self._text_tokens(int(place)) for place in places])  # (samples, 2)
         lost = int((rows[:, 1] == 0).sum())

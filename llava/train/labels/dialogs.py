@@ -10,16 +10,16 @@ from llava.train.records import DataError, Record, name_record
 SAMPLED = 10_000  # records, spread over the data; about a second of reading
 
 
-def check_dialogs(records: Sequence[Record], key: str) -> None:
+def check_dialogs(records: Sequence[Record], key: str, *, name: str | None = None) -> None:
     """Raise DataError for the first of up to SAMPLED records whose turns the template cannot hold.
 
-    records: without faults of their own. Records that are not sampled are met when they are read.
+    records: without faults of their own. Records that are not sampled are met when they are read. name: of
+    the record, where its index does not tell.
     """
     template = find_template(key, flag="--version")
     for index in range(0, len(records), max(1, -(-len(records) // SAMPLED))):
         record = records[index]
         problem = template.check_dialog(record["conversations"])
         if problem:
-            raise DataError(
-                f"{name_record(index, record)}: {problem}; choose another --version than {key}, or other data"
-            )
+            where = name or name_record(index, record)
+            raise DataError(f"{where}: {problem}; choose another --version than {key}, or other data")

@@ -11,8 +11,6 @@ import torch
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation
 
-LABEL_MASKS = ("reference", "spans")  # what --label_masks takes
-
 # ---- labels, the reference's way: count tokens round by round ----
 
 

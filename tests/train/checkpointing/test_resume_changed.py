@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recorded_training import flags, run_train
 
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.claim import LOCK_FILE
-from llava.train.checkpointing.manifest import other_shards, other_weights
+from llava.train.checkpointing.manifest import other_shards, other_weights, whose_weights
 from llava.utils import UserError
 
 V15 = "--mm_projector_type mlp2x_gelu --mm_use_im_start_end False --mm_use_im_patch_token False"
@@ -131,3 +132,68 @@ def test_only_deepspeed_is_bound_to_its_number_of_processes(
 ) -> None:
     before, now = ({"sharding": sharding, "world_size": size} for size in (4, processes))
     assert (other_shards(before, now) == "") is fits
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("optimizer.pt", [1]), ("optimizer.pt", {}), ("scheduler.pt", "text"), ("rng_state.pth", {}),
+     ("rng_state.pth", {"python": 1})],
+)  # fmt: skip
+def test_states_of_another_kind_are_one_sentence(
+    name: str, state: object, argv: list[str], tmp_path: Path
+) -> None:
+    """The file is whole, and has no checksum that could tell."""
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    (checkpoint / "checkpoint_files.json").unlink()
+    torch.save(state, checkpoint / name)
+    with pytest.raises(CheckpointError) as caught:
+        run_train(argv)
+    text = str(caught.value)
+    what = "the random numbers" if name.startswith("rng") else "the optimizer or of its schedule"
+    assert f"{checkpoint} cannot be gone on from: the state of {what} cannot be loaded" in text
+    assert "\n" not in text and "--resume never" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "all weights are those of c, none of new is used"),
+        (
+            {"lora_enable": True},
+            "adapters and projector are those of c, trained with old; the LLM is that of new",
+        ),
+        (
+            {"tune_mm_mlp_adapter": True},
+            "the projector is that of c, trained with old; the LLM is that of new",
+        ),
+        ({"tune_mm_mlp_adapter": True, "unfreeze_mm_vision_tower": True}, "all weights are those of c"),
+    ],
+)
+def test_another_model_says_which_weights_are_used(settings: dict[str, bool], said: str) -> None:
+    now = {"model": {"path": "new"}, "settings": {"model": {}, "training": settings}}
+    assert whose_weights({"model": {"path": "old"}}, now, Path("c")).startswith(said)
+    assert (
+        whose_weights({"model": {"path": "new"}}, now, Path("c")) == whose_weights({}, now, Path("c")) == ""
+    )
+
+
+def test_a_resumed_run_with_another_model_says_so(
+    argv: list[str], checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints / "vicuna-tiny", other)
+    run_train([*argv, "--model_name_or_path", str(other)])
+    assert f"trained with {checkpoints / 'vicuna-tiny'}; the LLM is that of {other}" in caplog.text
+
+
+def test_an_unknown_template_of_a_checkpoint_is_said(
+    checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "llava-tiny-v1.5"
+    shutil.copytree(checkpoints / "llava-tiny-v1.5", base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "conv_template": "made_elsewhere"}))
+    more = f"{LORA} --max_steps 1 --save_strategy no --model_name_or_path {base}"
+    run_train(flags(checkpoints, training_data, tmp_path / "out", more), steps=0)
+    said = "config.conv_template is 'made_elsewhere', which is no template here; using v1"
+    assert sum(said in record.getMessage() for record in caplog.records) == 1

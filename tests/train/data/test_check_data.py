@@ -275,7 +275,7 @@ def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
         run(*flags, "--fix", tmp_path / "old.json")
     with pytest.raises(UserError, match="ends in .json or .jsonl"):
         run(*flags, "--fix", tmp_path / "out.parquet")
-    with pytest.raises(UserError, match=r"record 0 \(id 'g0'\) has an image; name its folder"):
+    with pytest.raises(UserError, match=r"record 0 \(id 'g0'\) has an image, 'p0.png'; name its folder"):
         run("--data_path", path)
     with pytest.raises(UserError, match="expected at least 1"):
         run(*flags, "--workers", 0)

@@ -334,7 +334,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic.os, "replace", full)
-    with pytest.raises(DataError, match="No space left on device.*--data_cache_dir"):
+    with pytest.raises(DataError, match="the disk is full.*--data_cache_dir"):
         load_records(path, cache_dir=cache)
     assert not list(cache.glob("*.arrow")) and not list(cache.glob("*.partial-*"))
 

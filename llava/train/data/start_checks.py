@@ -1,0 +1,68 @@
+"""What is wrong with the data as a whole, seen when it has been opened and before a model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from llava.train.data.dataset import LazySupervisedDataset
+from llava.train.data.image_folders import check_folder, check_folders
+from llava.train.data.streaming import StreamingDataset
+from llava.train.labels.dialogs import check_dialogs
+from llava.train.records import find_fault, image_paths
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+NO_IMAGE = "no record of the data has an image, although --vision_tower is given; is 'image' its key?"
+NO_TOWER = "the data has images, but --vision_tower is missing"
+
+
+class DataFlags(Protocol):
+    """The flags of training that are looked at."""
+
+    image_folder: str | None
+    allow_images_outside_folder: bool
+    on_bad_sample: str
+
+
+def check_data(dataset: object, data_args: DataFlags, *, vision_tower: str | None, template: str) -> None:
+    """Refuse data with images that have no tower or no folder, and dialogs that the template cannot hold.
+
+    Warns of a multimodal run without a single image. Of a stream the first samples are looked at. Raises
+    UserError naming the flag.
+    """
+    strict = data_args.on_bad_sample == "error"
+    if isinstance(dataset, StreamingDataset):
+        _check_stream(dataset, data_args, vision_tower, template if strict else None)
+        return
+    if not isinstance(dataset, LazySupervisedDataset):
+        return
+    records = dataset.list_data_dict
+    if strict:
+        check_dialogs(records, template)
+    if vision_tower is None:
+        if records.with_images.any():
+            raise UserError(NO_TOWER)
+        return
+    if not records.with_images.any():
+        logger.warning(NO_IMAGE)
+    # a record that leads out of the folder is left out where bad samples are skipped
+    allow = data_args.allow_images_outside_folder or not strict
+    check_folders(records, data_args.image_folder, allow_outside=allow)
+
+
+def _check_stream(
+    stream: StreamingDataset, data_args: DataFlags, vision_tower: str | None, template: str | None
+) -> None:
+    """Check the first samples of a stream; the others are met when they are read."""
+    for raw in stream.peek():
+        if raw.fault or find_fault(raw.record):
+            continue  # named when it is read
+        if template is not None:
+            check_dialogs([raw.record], template, name=raw.name)
+        names = image_paths(raw.record)
+        if names and vision_tower is None:
+            raise UserError(NO_TOWER)
+        if not raw.images:
+            check_folder(data_args.image_folder, names, raw.name)
