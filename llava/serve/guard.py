@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from starlette.middleware import Middleware
+
 from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Scope
 from llava.serve.limits import BodyLimit, HeaderLimit, Limits, RateLimit, RequestIds
 from llava.serve.logs import AccessLog
 
+# What is asked so often, and costs so little, that no rate is kept of it.
+FREE_PATHS = ("/health", "/metrics", "/receive_heart_beat")
 
-def guard(
-    app: App,
+
+def guards(
     *,
     api_key: str | None,
     limits: Limits | None = None,
     on_end: Callable[[Scope, int, float], None] | None = None,
-) -> App:
-    """Return an application that only lets through what an operator expects.
+) -> list[Middleware]:
+    """Return what lets only those requests through that an operator expects, the outermost first.
 
-    From the outside: an id and a log line for each request, the size of its headers, its key (without one:
-    only this machine's names), its client's rate, the size and the time of its body.
+    An id and a log line for each request, the size of its headers, its key (without one: only this machine's
+    names), its client's rate, the size and the time of its body. Strangers are turned away early.
     """
     limits = limits or Limits()
-    guarded: App = BodyLimit(app, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+    found = [
+        Middleware(RequestIds),
+        Middleware(AccessLog, on_end=on_end),
+        Middleware(HeaderLimit, max_bytes=limits.max_header_bytes),
+        Middleware(LocalHosts) if api_key is None else Middleware(ApiKey, api_key=api_key),
+    ]
     if limits.per_minute is not None:
-        guarded = RateLimit(guarded, per_minute=limits.per_minute, free=("/health", "/receive_heart_beat"))
-    guarded = LocalHosts(guarded) if api_key is None else ApiKey(guarded, api_key=api_key)
-    guarded = HeaderLimit(guarded, max_bytes=limits.max_header_bytes)
-    return RequestIds(AccessLog(guarded, on_end=on_end))
+        found.append(Middleware(RateLimit, per_minute=limits.per_minute, free=FREE_PATHS))
+    found.append(Middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s))
+    return found
+
+
+def guard(app: App, *, api_key: str | None, limits: Limits | None = None) -> App:
+    """Return an application behind its guards."""
+    for one in reversed(guards(api_key=api_key, limits=limits)):
+        app = one.cls(app, *one.args, **one.kwargs)
+    return app

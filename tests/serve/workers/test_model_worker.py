@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,23 +28,21 @@ from llava.serve.workers.controller_app import create_app as controller_app
 from llava.serve.workers.frames import read_frames
 from llava.serve.workers.model import TOO_LONG, ModelWorker
 
-CHECKPOINT = str(Path(__file__).parents[2] / "data" / "checkpoints" / "llava-tiny-v1.5")
+CHECKPOINTS = Path(__file__).parents[2] / "data" / "checkpoints"
 NAME = "llava-tiny-v1.5"
 
 
 def make_worker(controller: str = "", address: str = "http://localhost:1", **more: object) -> ModelWorker:
-    register = bool(controller)
-    return ModelWorker(
-        controller,
-        address,
-        "id",
-        not register,
-        CHECKPOINT,
-        None,
-        None,
-        device="cpu",
-        **more,  # type: ignore[arg-type]
-    )
+    before = os.getcwd()
+    os.chdir(CHECKPOINTS)  # the checkpoint names its tower by a folder beside it
+    try:
+        return ModelWorker(
+            *(controller, address, "id", not controller, NAME, None, None),
+            device="cpu",
+            **more,  # type: ignore[arg-type]
+        )
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,6 @@ BAD = {
     "a broken image": ({"prompt": "<image>", "images": [encoded(picture())[:60]]}, None),
     "too many images": ({"prompt": "<image>" * 65, "images": [encoded(picture())] * 65}, "images"),
     "temperature": ({"temperature": "hot"}, "temperature"),
-    "temperature below 0": ({"temperature": -1}, None),
     "top_p": ({"top_p": [1]}, "top_p"),
     "top_p above 1": ({"top_p": 2}, None),
     "max_new_tokens": ({"max_new_tokens": 0}, None),

@@ -17,7 +17,7 @@ import pytest
 from running import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-CHECKPOINT = str(ROOT / "tests" / "data" / "checkpoints" / "llava-tiny-v1.5")
+CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"  # each names its tower by a folder beside it
 NAME = "llava-tiny-v1.5"
 
 
@@ -40,13 +40,13 @@ class Recipe:
         for line in documented():
             for written, port in ports.items():
                 line = line.replace(written, port)
-            line = line.replace("runs/quickstart/llava-digits", CHECKPOINT).replace("llava-digits", NAME)
+            line = line.replace("runs/quickstart/llava-digits", NAME).replace("llava-digits", NAME)
             self.commands.append([sys.executable, *shlex.split(line)[1:]])
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
         """Start a command of the page."""
-        process = subprocess.Popen(self.commands[index], cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(self.commands[index], cwd=CHECKPOINTS, stderr=subprocess.DEVNULL)
         self.processes.append(process)
         return process
 
@@ -59,7 +59,7 @@ class Recipe:
 
     def ask(self) -> subprocess.CompletedProcess[str]:
         """Run the third command."""
-        return subprocess.run(self.commands[2], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(self.commands[2], cwd=CHECKPOINTS, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
