@@ -14,10 +14,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava.inference.engine import AnyEngine
-from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, send_error
-from llava.serve.limits import BodyLimit, HeaderLimit, RateLimit, RequestIds
-from llava.serve.logs import AccessLog
+from llava.serve.guard import guards
 from llava.serve.openai.answering import ClientGone, serve_error
 from llava.serve.openai.chat import create_chat_completion
 from llava.serve.openai.completions import create_completion
@@ -67,21 +65,8 @@ def _guards(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware
         route = scope.get("route")  # only a path that is known may be a label
         metrics.request_ended(str(getattr(route, "path", "other")), status, seconds)
 
-    limits = settings.limits
-    guards = [
-        Middleware(RequestIds),
-        Middleware(AccessLog, on_end=ended),
-        Middleware(HeaderLimit, max_bytes=limits.max_header_bytes),
-    ]
-    if settings.api_key is not None:
-        guards.append(Middleware(ApiKey, api_key=settings.api_key))
-    else:
-        guards.append(Middleware(LocalHosts))
-    if limits.per_minute is not None:
-        guards.append(Middleware(RateLimit, per_minute=limits.per_minute, free=("/health", "/metrics")))
-    guards.append(Middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s))
-    guards.append(Middleware(Faults))
-    return guards
+    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended)
+    return [*found, Middleware(Faults)]
 
 
 class Faults:

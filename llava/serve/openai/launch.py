@@ -16,7 +16,8 @@ from llava.serve.logs import set_up_logging
 from llava.serve.openai.app import create_app
 from llava.serve.openai.settings import ServedModel, ServerSettings
 from llava.serve.safe_fetch import FetchPolicy
-from llava.serve.web_server import bind, make_server, url_of
+from llava.serve.sockets import bind, url_of
+from llava.serve.web_server import make_server
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
