@@ -112,7 +112,7 @@ class DryRun:
         size = len(self.dataset)
         images = int((np.asarray(self.dataset.modality_lengths) > 0).sum())
         yield f"== Data: {size:,} samples, {images:,} with images, {size - images:,} of text alone"
-        if not images and self.dataset.maker.data_args.is_multimodal:
+        if not images and self.dataset.maker.settings.is_multimodal:
             yield f"   WARNING: {NO_IMAGE}"
         places = np.unique(np.linspace(0, size - 1, SAMPLES_COUNTED).round().astype(int))
         rows = np.array([self._text_tokens(int(place)) for place in places])  # (samples, 2)
