@@ -127,6 +127,24 @@ PROGRAMS = {
         ("version", "image_grid_pinpoints"),
         ("model_max_length", "workers"),
     ),
+    "controller": Program(
+        "llava.serve.controller", {}, (), (), ("host", "allow-worker", "api-key"), ("port",)
+    ),
+    "register_worker": Program(
+        "llava.serve.register_worker",
+        {"controller-address": "http://localhost:1", "worker-name": "http://localhost:2"},
+        (),
+        (),
+        ("controller-address", "worker-name", "api-key"),
+    ),
+    "test_message": Program(
+        "llava.serve.test_message",
+        {},
+        (),
+        (),
+        ("controller-address", "worker-address", "model-name", "message", "api-key"),
+        ("max-new-tokens",),
+    ),
     "train": Program(
         "llava.train.train",
         {"model_name_or_path": TOOL, "data_path": "{tmp}/d.json", "output_dir": "{tmp}/out"},
@@ -148,11 +166,8 @@ PROGRAMS = {
 def start(program: Program, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a program in this process, as its file does."""
     monkeypatch.setattr(sys, "argv", [program.module, *words])
-    if program.module.endswith(".py"):
-        runpy.run_path(str(ROOT / program.module), run_name="__main__")
-    else:
-        monkeypatch.delitem(sys.modules, program.module, raising=False)
-        runpy.run_module(program.module, run_name="__main__")
+    file = program.module if program.module.endswith(".py") else program.module.replace(".", "/") + ".py"
+    runpy.run_path(str(ROOT / file), run_name="__main__")
 
 
 def complaint_of(

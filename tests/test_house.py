@@ -103,15 +103,14 @@ INNER_FLOORS = {
         "apply_delta consolidate convert_hf inspect make_delta",
     ),
     "train": (
-        "records llama_xformers_attn_monkey_patch",
+        "records plan llama_xformers_attn_monkey_patch",
         "labels setup",
         "data callbacks",
         "inherited old_flags",
         "checks",
         "args",
         "checkpointing",
-        "plan",
-        "dry_run llava_trainer",
+        "build dry_run llava_trainer",
         "train",
         "check_data train_mem train_xformers llama_flash_attn_monkey_patch",
     ),
@@ -175,6 +174,7 @@ PROGRAMS = {
     "llava/model/make_delta.py",
     "llava/model/utils.py",
     "llava/serve/cli.py",
+    "llava/serve/openai_api.py",
 }
 
 

@@ -14,8 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
+    ("-m", "llava.serve.openai_api"),
     ("-m", "llava.eval.run_llava"),
     ("-m", "llava.serve.controller"),
+    ("-m", "llava.serve.model_worker"),
+    ("-m", "llava.serve.sglang_worker"),
     ("-m", "llava.serve.register_worker"),
     ("-m", "llava.serve.test_message"),
     ("-m", "llava.model.inspect"),

@@ -27,9 +27,7 @@ OUTPUTS = [
     ("extract", "output", False),
     ("check_data", "fix", False),
     ("check_data", "json", False),
-    ("train", "data_cache_dir", True),
 ]
-EARLY = [row for row in OUTPUTS if row[1] != "data_cache_dir"]
 
 
 def flag_of(argument: str, program: str) -> str:
@@ -67,7 +65,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 # ---- seen before anything is loaded ----
 
 
-@pytest.mark.parametrize(("program", "argument", "folder"), EARLY)
+@pytest.mark.parametrize(("program", "argument", "folder"), OUTPUTS)
 def test_read_only_places(
     program: str, argument: str, folder: bool, read_only: Path, complaint: Callable[..., str]
 ) -> None:
@@ -77,7 +75,7 @@ def test_read_only_places(
 
 
 @pytest.mark.parametrize("place", ["/proc/out.json", "/sys/out.json"])
-@pytest.mark.parametrize(("program", "argument", "folder"), EARLY)
+@pytest.mark.parametrize(("program", "argument", "folder"), OUTPUTS)
 def test_places_that_take_no_files(
     program: str, argument: str, folder: bool, place: str, complaint: Callable[..., str]
 ) -> None:
@@ -86,7 +84,7 @@ def test_places_that_take_no_files(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize(("program", "argument", "folder"), EARLY)
+@pytest.mark.parametrize(("program", "argument", "folder"), OUTPUTS)
 def test_the_number_decides(
     program: str,
     argument: str,
@@ -104,7 +102,7 @@ def test_the_number_decides(
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-@pytest.mark.parametrize(("program", "argument", "folder"), EARLY)
+@pytest.mark.parametrize(("program", "argument", "folder"), OUTPUTS)
 def test_too_long(
     program: str, argument: str, folder: bool, length: int, complaint: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -113,7 +111,7 @@ def test_too_long(
     assert len(told) < 900
 
 
-@pytest.mark.parametrize(("program", "argument", "folder"), EARLY)
+@pytest.mark.parametrize(("program", "argument", "folder"), OUTPUTS)
 def test_something_in_the_way(
     program: str, argument: str, folder: bool, complaint: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ def open_model(
     dtype: torch.dtype | str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
+    use_flash_attn: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint on a device (None: the best one present) in a dtype (None: one that is fast there).
 
@@ -39,6 +40,7 @@ def open_model(
         load_8bit,
         load_4bit,
         device=device,
+        use_flash_attn=use_flash_attn,
         dtype=best_dtype(device) if dtype is None else dtype,
     )
     return LoadedModel(*loaded)

@@ -11,17 +11,11 @@ from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
 
-__all__ = ["build_parser", "load_image", "main"]
+__all__ = ["add_model_flags", "build_parser", "check_model_path", "load_image", "main"]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line: the reference's flags, and --top-p, --seed and --compile."""
-    parser = ProgramParser(
-        prog="python -m llava.serve.cli",
-        description="Chat about an image. Ctrl-C stops an answer; /exit, an empty line or Ctrl-D ends the "
-        "program; /help lists what else can be typed. Questions may also be piped in, one a line; stdout "
-        "then holds nothing but the dialog.",
-    )
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which model is loaded and how; all programs that talk have the same."""
     parser.add_argument(
         "--model-path",
         type=local_path,
@@ -35,16 +29,48 @@ def build_parser() -> argparse.ArgumentParser:
         help="base model of a LoRA or projector-only checkpoint",
     )
     parser.add_argument(
-        "--image-file",
-        type=any_path,
-        default=None,
-        help="path or http(s) URL; goes with the first question (or later, with /image)",
-    )
-    parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:N or mps (default: the best one present)"
     )
     parser.add_argument(
         "--conv-mode", default=None, help="prompt template (default: chosen from the checkpoint)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default=None,
+        choices=["float32", "bfloat16", "float16"],
+        help="number format of the weights (default: one that is fast on the device)",
+    )
+    parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
+    parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoding step: a slow start, then faster answers"
+    )
+
+
+def check_model_path(path: str | None) -> str:
+    """Return --model-path. Raises UserError when it was not given."""
+    if not path:
+        raise UserError(
+            "--model-path is missing; give the folder of a LLaVA checkpoint or its name on the hub, "
+            "for example: --model-path liuhaotian/llava-v1.5-7b"
+        )
+    return path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line: the reference's flags, --top-p, --seed, --dtype and --compile."""
+    parser = ProgramParser(
+        prog="python -m llava.serve.cli",
+        description="Chat about an image. Ctrl-C stops an answer; /exit, an empty line or Ctrl-D ends the "
+        "program; /help lists what else can be typed. Questions may also be piped in, one a line; stdout "
+        "then holds nothing but the dialog.",
+    )
+    add_model_flags(parser)
+    parser.add_argument(
+        "--image-file",
+        type=any_path,
+        default=None,
+        help="path or http(s) URL; goes with the first question (or later, with /image)",
     )
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (default: 0.2)")
     parser.add_argument(
@@ -52,11 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: 512)")
     parser.add_argument("--seed", type=int, default=None, help="makes random answers repeatable")
-    parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
-    parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the decoding step: a slow start, then faster answers"
-    )
     parser.add_argument("--debug", action="store_true", help="show library messages and every prompt")
     return parser
 
@@ -67,11 +88,7 @@ def main(args: argparse.Namespace) -> None:
     `args` may lack flags, such as those that the reference does not have.
     """
     args = argparse.Namespace(**{**vars(build_parser().parse_args([])), **vars(args)})
-    if not args.model_path:
-        raise UserError(
-            "--model-path is missing; give the folder of a LLaVA checkpoint or its name on the hub, "
-            "for example: --model-path liuhaotian/llava-v1.5-7b"
-        )
+    check_model_path(args.model_path)
     # before torch and the model: a wrong path should not take minutes to show
     image = load_image(args.image_file) if args.image_file else None
     from llava.serve.terminal import open_chat  # loads torch and transformers

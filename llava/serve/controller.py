@@ -20,13 +20,14 @@ import httpx2
 
 from llava.arguments import ProgramParser
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve import protocol
 from llava.serve.auth import check_binding, read_api_key
-from llava.serve.controller_app import create_app, read_queue_length
 from llava.serve.errors import ServeError, bad_request
-from llava.serve.guard import run_server
-from llava.serve.protocol import ErrorCode, error_frame
-from llava.serve.worker_addresses import WorkerAddressError, WorkerAddresses
+from llava.serve.logs import set_up_logging
+from llava.serve.sockets import bind
+from llava.serve.workers import frames
+from llava.serve.workers.addresses import WorkerAddressError, WorkerAddresses
+from llava.serve.workers.controller_app import create_app, read_queue_length
+from llava.serve.workers.frames import ErrorCode, error_frame
 from llava.utils import UserError, run_program
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Controller:
         """Ask a worker for its status; None, and a log line, if it does not answer."""
         try:
             url = self.addresses.check(worker_name) + "/worker_get_status"
-            status = protocol.post(url, api_key=self._api_key)
+            status = frames.post(url, api_key=self._api_key)
         except (httpx2.HTTPError, ValueError) as error:
             logger.warning("worker %s does not tell its status: %s", worker_name, _words(error))
             return None
@@ -264,7 +265,7 @@ class Controller:
         """Yield what a worker answers. Raises httpx2.HTTPError."""
         url = self.addresses.check(address) + "/worker_generate_stream"
         with (
-            protocol.open_client(self._api_key, read_timeout_s=protocol.STREAM_TIMEOUT_S) as client,
+            frames.open_client(self._api_key, read_timeout_s=frames.STREAM_TIMEOUT_S) as client,
             client.stream("POST", url, json=dict(params)) as response,
         ):
             response.raise_for_status()
@@ -333,11 +334,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Serve until the process is stopped. Raises UserError for what keeps the program from starting."""
     global controller
+    from llava.serve.web_server import run_server  # loads uvicorn
+
     key = read_api_key(args.api_key)
     check_binding(args.host, key)
     addresses = WorkerAddresses(args.allow_worker)
-    controller = Controller(args.dispatch_method, addresses=addresses, api_key=key)
-    run_server(app, host=args.host, port=args.port, api_key=key)
+    set_up_logging("info", secrets=() if key is None else (key,))
+    with bind(args.host, args.port) as listening:
+        controller = Controller(args.dispatch_method, addresses=addresses, api_key=key)
+        run_server(app, listening, api_key=key)
 
 
 if __name__ == "__main__":

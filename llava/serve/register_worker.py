@@ -6,7 +6,7 @@ import argparse
 
 from llava.arguments import ProgramParser
 from llava.serve.auth import read_api_key
-from llava.serve.client import call
+from llava.serve.workers.client import call
 from llava.utils import run_program
 
 

@@ -61,6 +61,7 @@ def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalCh
         args.model_base,
         name,
         device=device,
+        dtype=args.dtype,
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
     )

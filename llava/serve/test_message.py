@@ -8,7 +8,7 @@ import sys
 from llava.arguments import ProgramParser
 from llava.conversation import choose_template, conv_templates, template_of
 from llava.serve.auth import read_api_key
-from llava.serve.client import call, stream
+from llava.serve.workers.client import call, stream
 from llava.utils import UserError, accept_any_text, run_program
 
 DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."

@@ -11,7 +11,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llava.serve.errors import App
-from llava.utils import UserError
+from llava.serve.guard import guard
+from llava.serve.sockets import url_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +59,6 @@ class GuardedProtocol(H11Protocol):
             self._deadline = None
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one. Raises UserError."""
-    name = host.removeprefix("[").removesuffix("]")
-    try:
-        family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((name, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot listen on --host {host} --port {port}: {reason}; give another one, or end the program "
-            "that uses it"
-        ) from error
-
-
-def url_of(listening: socket.socket) -> str:
-    """Return the address at which a socket is reached."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def make_server(
     app: App, *, drain_seconds: float, protocol: type[GuardedProtocol] = GuardedProtocol
 ) -> uvicorn.Server:
@@ -102,3 +83,10 @@ def make_server(
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     return uvicorn.Server(config)
+
+
+def run_server(app: App, listening: socket.socket, *, api_key: str | None, drain_seconds: float = 30) -> None:
+    """Serve an application behind its guard until the process is told to stop; then answers that run end."""
+    logger.info("listening at %s", url_of(listening))
+    server = make_server(guard(app, api_key=api_key), drain_seconds=drain_seconds)
+    server.run(sockets=[listening])

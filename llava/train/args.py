@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,6 +26,7 @@ from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
 from llava.train.labels import LABEL_MASKS
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
+from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.utils import UserError, import_optional
@@ -202,6 +204,9 @@ class TrainingArguments(transformers.TrainingArguments):
         inherited: Any = self
         if inherited.disable_tqdm is None:
             inherited.disable_tqdm = False  # else it would follow how much transformers says
+        if inherited.ddp_find_unused_parameters is None and not inherited.gradient_checkpointing_kwargs:
+            # a part can be without use for the data at hand, as image_newline is for square images
+            inherited.ddp_find_unused_parameters = True
         super().__post_init__()
 
     @property
@@ -294,6 +299,32 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     return model_args, data_args, training_args
 
 
+def make_plan(model_args: ModelArguments, training_args: TrainingArguments) -> RunPlan:
+    """Say what a run trains; nothing changes it afterwards, nor the arguments."""
+    start_end = model_args.mm_use_im_start_end
+    return adapted(RunPlan, training_args, model_args, use_im_start_end=start_end)
+
+
+def make_data_settings(
+    model_args: ModelArguments, data_args: DataArguments, *, label_masks: str | None
+) -> DataSettings:
+    """Say what samples are made of. label_masks: as chosen for the template, see choose_label_masks."""
+    return adapted(
+        DataSettings,
+        data_args,
+        is_multimodal=model_args.vision_tower is not None,
+        mm_use_im_start_end=model_args.mm_use_im_start_end,
+        label_masks=label_masks,
+    )
+
+
+def for_trainer(training_args: TrainingArguments) -> TrainingArguments:
+    """Return the arguments that a Trainer gets: it must not put Liger's kernels, and loss, in again."""
+    arguments: Any = copy(training_args)
+    arguments.use_liger_kernel = False
+    return arguments
+
+
 def _unknown_flags(unknown: Sequence[str], parser: _Parser) -> str:
     """Say which part of the command line is not understood, with the closest known flags."""
     known = [
@@ -345,7 +376,7 @@ def check_args(
         _check_streaming(training_args)
     _choose_evaluation(data_args, training_args)
     if training_args.use_liger_kernel:
-        check_liger(training_args)
+        check_liger(training_args.device)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     try:
         get_reporting_integration_callbacks(training_args.report_to)
@@ -367,7 +398,7 @@ def _choose_evaluation(data_args: DataArguments, training_args: TrainingArgument
         raise UserError("--eval_split cannot hold out a part of a stream; give --eval_data_path")
     has_data = bool(data_args.eval_split or data_args.eval_data_path)
     arguments: Any = training_args
-    evaluates = getattr(arguments.eval_strategy, "value", arguments.eval_strategy) != "no"
+    evaluates = word_of(arguments.eval_strategy) != "no"
     if evaluates and not has_data:
         raise UserError(
             "--eval_strategy needs something to evaluate on; add --eval_data_path or --eval_split"

@@ -35,7 +35,7 @@ from llava.train.data.sampler import (
     split_to_even_chunks,
 )
 from llava.train.data.streaming import StreamingDataset, stream_loader
-from llava.train.setup.trainable import RATE_FLAGS, own_rate
+from llava.train.plan import RATE_FLAGS
 from llava.utils import UserError
 
 __all__ = [
@@ -52,7 +52,10 @@ logger = logging.getLogger(__name__)
 
 
 class LLaVATrainer(LossByModality):
-    """Trains a LLaVA; reads the fields that llava.train.args.TrainingArguments adds."""
+    """Trains a LLaVA as a RunPlan says.
+
+    plan: by default what `args` says, which may be TrainingArguments of another project.
+    """
 
     manifest: dict[str, Any] | None = None  # what the run was started with; kept in each checkpoint
     staging: Path | None = None  # where checkpoints are written to at the moment
@@ -63,9 +66,9 @@ class LLaVATrainer(LossByModality):
         if "tokenizer" in kwargs:  # its name in transformers 4, which other projects pass
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
-        self.guard = NonFiniteGuard(getattr(self.args, "on_nonfinite", "error"), self.train_dataset)
+        self.guard = NonFiniteGuard(self.plan.on_nonfinite, self.train_dataset)
         self.memory = RunMemory(self)
-        self.lost = LostSamples(getattr(self.args, "max_lost_samples", 1.0), self.train_dataset)
+        self.lost = LostSamples(self.plan.max_lost_samples, self.train_dataset)
         self.add_callback(self.guard)
         self.add_callback(self.lost)
         self.add_callback(self.memory)
@@ -82,7 +85,7 @@ class LLaVATrainer(LossByModality):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
-        if self.trains_projector_only and getattr(self.args, "use_im_start_end", False):
+        if self.trains_projector_only and self.plan.use_im_start_end:
             raise UserError(
                 "--tune_mm_mlp_adapter with --mm_use_im_start_end is not supported, as in the reference; "
                 "train stage 1 with --mm_use_im_start_end False"
@@ -100,7 +103,7 @@ class LLaVATrainer(LossByModality):
     @property
     def trains_projector_only(self) -> bool:
         """Whether this is stage 1, of which only the projector is saved."""
-        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+        return self.plan.stage == "projector"
 
     def get_train_dataloader(self) -> Any:
         """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
@@ -117,10 +120,7 @@ class LLaVATrainer(LossByModality):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        by_modality = getattr(self.args, "group_by_modality_length", False)
-        by_length = getattr(self.args, "group_by_length", False) or (
-            getattr(self.args, "train_sampling_strategy", "") == "group_by_length"
-        )
+        by_modality, by_length = self.plan.group_by_modality_length, self.plan.groups_by_length
         if dataset is None or not (by_modality or (by_length and hasattr(dataset, "lengths"))):
             return super()._get_train_sampler(train_dataset)
         return LengthGroupedSampler(
@@ -158,7 +158,7 @@ class LLaVATrainer(LossByModality):
         parts: dict[str, tuple[float, set[int]]] = {}  # part: rate, ids of its parameters
         for name, param in (self.model if model is None else model).named_parameters():
             part = next((part for part in RATE_FLAGS if part in name), "")
-            rate = own_rate(name, self.args)
+            rate = self.plan.own_rate(name)
             if rate is not None:
                 parts.setdefault(part, (rate, set()))[1].add(id(param))
         for rate, members in parts.values():
@@ -213,7 +213,7 @@ class LLaVATrainer(LossByModality):
         if self.trains_projector_only:
             return
         super()._save(output_dir, state_dict)
-        if getattr(self.args, "lora_enable", False):
+        if self.plan.lora_enable:
             # transformers writes the adapter only; without the projector a checkpoint could not be used
             folder = output_dir or self.args.output_dir
             save_beside_lora(self.model, folder, should_save=self.args.should_save)

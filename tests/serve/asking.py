@@ -16,8 +16,12 @@ URL = "http://127.0.0.1"
 MODEL = "llava-test"
 
 
+def client_over(app: Any) -> TestClient:
+    return TestClient(app, base_url=URL)
+
+
 def client_of(engine: FakeEngine, **changes: Any) -> TestClient:
-    return TestClient(create_app(engine, settings(**changes)), base_url=URL)
+    return client_over(create_app(engine, settings(**changes)))
 
 
 def data_url(color: str = "red", size: tuple[int, int] = (5, 4)) -> str:

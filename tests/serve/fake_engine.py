@@ -34,6 +34,9 @@ class Spelling:
     def convert_ids_to_tokens(self, token: int) -> str | None:
         return self.pieces[token] if token < len(self.pieces) else None
 
+    def __len__(self) -> int:
+        return len(self.pieces)
+
     def get_added_vocab(self) -> dict[str, int]:
         return {}
 

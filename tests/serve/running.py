@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from llava.serve.errors import App
-from llava.serve.web_server import GuardedProtocol, bind, make_server, url_of
+from llava.serve.sockets import bind, url_of
+from llava.serve.web_server import GuardedProtocol, make_server
 
 
 @contextlib.contextmanager

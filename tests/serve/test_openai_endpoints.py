@@ -207,6 +207,23 @@ def test_bad_prompts_are_refused(prompt: Any, client: TestClient, engine: FakeEn
     assert not engine.asked
 
 
+@pytest.mark.parametrize("length", [512 * 256, 512 * 256 + 1])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    length: int, client: TestClient, engine: FakeEngine
+) -> None:
+    replies = [
+        complete(client, "x" * length),
+        chat(client, user("x" * length)),
+        respond(client, "x" * length),
+    ]
+    for reply in replies:
+        if length > 512 * 256:
+            assert error_of(reply)["code"] == "context_length_exceeded"
+        else:
+            assert reply.status_code == 200
+    assert len(engine.asked) == (0 if length > 512 * 256 else 3)
+
+
 @pytest.mark.parametrize("name, value", [("suffix", "x"), ("echo", True), ("best_of", 2), ("tools", [TOOL])])
 def test_what_completions_cannot_do(name: str, value: Any, client: TestClient) -> None:
     assert error_of(complete(client, "x", **{name: value}))["param"] == name

@@ -122,6 +122,7 @@ def dialog_of(client: TestClient, engine: FakeEngine, *messages: dict[str, Any])
         ([user("Hi")], "SYSTEM USER: Hi ASSISTANT:"),
         ([user(text("Hi"), text("there"))], "SYSTEM USER: Hi\nthere ASSISTANT:"),
         ([user(image(), text("What?"))], "SYSTEM USER: <image>\nWhat? ASSISTANT:"),
+        ([user(image(), text("Same?"), image())], "SYSTEM USER: <image>\n<image>\nSame? ASSISTANT:"),
         ([user(text("What?"), image())], "SYSTEM USER: <image>\nWhat? ASSISTANT:"),
         ([user(image(), image(), text("Same?"))], "SYSTEM USER: <image>\n<image>\nSame? ASSISTANT:"),
         (
@@ -210,7 +211,11 @@ def test_every_detail_is_taken(detail: str, client: TestClient) -> None:
         ([{"role": "system", "content": "x"}], "messages[0]"),
         ([user("Hi"), {"role": "assistant", "content": "x"}], "messages[1]"),
         ([{"role": "assistant", "content": [image()]}, user("Hi")], "messages[0].content[0].image_url.url"),
-        ([{"role": "system", "content": [image()]}, user("Hi")], "messages[0]"),
+        ([{"role": "system", "content": [image()]}, user("Hi")], "messages[0].content[0].image_url.url"),
+        (
+            [user("Hi"), {"role": "system", "content": [image()]}],
+            "messages[1].content[0].image_url.url",
+        ),
         ([user("  ")], "messages[0].content"),
         ([user("an <image> that is not there")], "messages[0].content"),
         ([user(image(), text("<image><image>"))], "messages[0].content"),

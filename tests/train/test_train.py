@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from recorded_training import Run, flags, recorded, run_train
+from transformers import Trainer
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import load_weights, read_config, read_tensors
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.plan import RunPlan
 from llava.utils import UserError
 
 RECORDED = recorded("runs.json")
@@ -288,15 +290,19 @@ def test_going_on_from_a_llava_checkpoint(
     assert "was trained with --mm_vision_select_layer -2, this run has -1" in caplog.text
 
 
-def test_a_run_that_fails_ends_its_progress_bar() -> None:
+def test_a_run_that_fails_ends_its_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the error would stand on the bar's line."""
     closed = []
-    bar = SimpleNamespace(close=lambda: closed.append(True))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise UserError("a loss that is not finite")
+
+    monkeypatch.setattr(Trainer, "train", fail)
     trainer: Any = object.__new__(LLaVATrainer)
-    trainer.callback_handler = SimpleNamespace(
-        callbacks=[SimpleNamespace(training_bar=bar, prediction_bar=None), object()]
-    )
-    trainer._end_progress_bars()
+    trainer.plan = RunPlan()
+    trainer.progress = SimpleNamespace(close=lambda: closed.append(True))
+    with pytest.raises(UserError):
+        trainer.train()
     assert closed == [True]
 
 

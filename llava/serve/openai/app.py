@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,20 +14,19 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava.inference.engine import AnyEngine
-from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, send_error
-from llava.serve.limits import BodyLimit, HeaderLimit, RateLimit, RequestIds
-from llava.serve.logs import AccessLog
-from llava.serve.metrics import CONTENT_TYPE, ServerMetrics
+from llava.serve.guard import guards
 from llava.serve.openai.answering import ClientGone, serve_error
 from llava.serve.openai.chat import create_chat_completion
 from llava.serve.openai.completions import create_completion
 from llava.serve.openai.document import body_of, describe, failures
+from llava.serve.openai.metrics import CONTENT_TYPE, ServerMetrics
 from llava.serve.openai.responses import create_response
 from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
 from llava.serve.openai.service import Service
 from llava.serve.openai.settings import ServerSettings
 
+N_THREADS = 64
 _STREAMS = {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The answer"}
 
 
@@ -35,6 +35,8 @@ def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # tokenizing, decoding and looking hosts up run in threads; slow look-ups would fill asyncio's own few
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(N_THREADS, "llava-serve"))
         yield
         await asyncio.to_thread(engine.close)
 
@@ -45,6 +47,7 @@ def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
         version="1",  # of the protocol
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # they would lead to whatever the Host header says
         lifespan=lifespan,
         middleware=_guards(settings, metrics),
     )
@@ -62,21 +65,8 @@ def _guards(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware
         route = scope.get("route")  # only a path that is known may be a label
         metrics.request_ended(str(getattr(route, "path", "other")), status, seconds)
 
-    limits = settings.limits
-    guards = [
-        Middleware(RequestIds),
-        Middleware(AccessLog, on_end=ended),
-        Middleware(HeaderLimit, max_bytes=limits.max_header_bytes),
-    ]
-    if settings.api_key is not None:
-        guards.append(Middleware(ApiKey, api_key=settings.api_key))
-    elif settings.local_only:
-        guards.append(Middleware(LocalHosts))
-    if limits.per_minute is not None:
-        guards.append(Middleware(RateLimit, per_minute=limits.per_minute, free=("/health", "/metrics")))
-    guards.append(Middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s))
-    guards.append(Middleware(Faults))
-    return guards
+    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended)
+    return [*found, Middleware(Faults)]
 
 
 class Faults:

@@ -39,7 +39,9 @@ async def create_completion(service: Service, request: Request) -> Response:
         asked, max_tokens=asked.max_tokens, stop=asked.stop, default=_DEFAULT_MAX_TOKENS, most=model.context
     )
     bias = read_logit_bias(asked.logit_bias, model.vocabulary)
-    prompts = [RawPrompt(_checked(one, model.vocabulary)) for one in _prompts(asked.prompt)]
+    given = _prompts(asked.prompt)
+    model.check_length(max(len(one) if isinstance(one, str) else 0 for one in given), "prompt")
+    prompts = [RawPrompt(_checked(one, model.vocabulary)) for one in given]
     form = _Form(service, asked)
     return await service.answer(
         request,

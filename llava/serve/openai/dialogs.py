@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.images import ImageError
 from llava.inference.engine import Dialog
-from llava.inference.prompt import place_image_tokens, with_system
+from llava.inference.messages import SYSTEM_ROLES, read_messages
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.openai.schema import (
     ImagePart,
@@ -82,60 +84,52 @@ def response_turns(given: str | Sequence[InputMessage], instructions: str | None
 async def build_dialog(
     turns: Sequence[Said], model: ServedModel, policy: FetchPolicy, *, max_images: int
 ) -> Dialog:
-    """Return the dialog that the turns are, the model's turn being next.
+    """Return the dialog that the turns are, the model's turn being next; see llava.inference.messages.
 
-    System texts at the beginning take the place of the template's own; a later one becomes a paragraph of the
-    question behind it. Turns of one role in a row are joined. Raises ServeError (400) that names the field.
+    A system text behind other turns becomes a paragraph of the question that follows, or that it follows.
+    Raises ServeError (400) that names the field.
     """
-    system, spoken = _split_system(turns)
-    spoken = _joined(spoken)
-    if not spoken or spoken[-1].role != "user":
-        where = turns[-1].param
-        raise bad_request("the last message has to be one of the user", param=where)
-    _check_images(spoken, model, max_images)
+    _check_images(turns, model, max_images)
+    n_characters = sum(len(part) for one in turns for part in one.parts if isinstance(part, str))
+    model.check_length(n_characters, turns[0].param.partition("[")[0])
+    late = _late_systems(turns)
+    turns = [replace(one, role="user") if index in late else one for index, one in enumerate(turns)]
+    if turns[-1].role != "user":
+        raise bad_request("the last message has to be one of the user", param=turns[-1].param)
+    images = await _load([part for one in turns for part in one.parts if isinstance(part, ImageRef)], policy)
     try:
-        conversation = with_system(model.template, system) if system is not None else model.template.copy()
+        return read_messages(
+            [_message(one, images) for one in turns],
+            model.template,
+            model.config,
+            has_tower=model.takes_images,
+        )
     except UserError as error:
-        raise bad_request(str(error), param=turns[0].param) from error
-    images: list[Image.Image] = []
-    for turn in spoken:
-        if turn.role == "user":
-            images += await _load(turn, policy, total=sum(one.width * one.height for one in images))
-            conversation.append_message(conversation.roles[0], _question(turn, model))
-        else:
-            # an image token that a model once spelled out is text; an empty answer must not look open
-            text = _text(turn).replace(DEFAULT_IMAGE_TOKEN, "") or " "
-            conversation.append_message(conversation.roles[1], text)
-    conversation.append_message(conversation.roles[1], None)
-    return Dialog(conversation, images)
+        found = re.match(r"message (\d+): ", str(error))
+        param = f"{turns[int(found[1])].param}.content" if found else turns[0].param
+        raise bad_request(str(error), param=param) from error
 
 
-def _split_system(turns: Sequence[Said]) -> tuple[str | None, list[Said]]:
-    """Return the system text of the beginning, and the other turns; a later one joins its question."""
-    system: list[str] = []
-    spoken: list[Said] = []
-    for turn in turns:
-        if turn.role not in ("system", "developer"):
-            spoken.append(turn)
-            continue
-        if any(isinstance(part, ImageRef) for part in turn.parts):
-            raise bad_request("images belong into messages of the user", param=turn.param)
-        if spoken:
-            spoken.append(replace(turn, role="user"))
-        else:
-            system.append(_text(turn))
-    return ("\n".join(system) if system else None), spoken
+def _late_systems(turns: Sequence[Said]) -> set[int]:
+    """Return the places of system texts that stand behind a question or an answer."""
+    is_system = [one.role in SYSTEM_ROLES for one in turns]
+    first = is_system.index(False) if False in is_system else len(turns)
+    return {index for index in range(first, len(turns)) if is_system[index]}
 
 
-def _joined(turns: Sequence[Said]) -> list[Said]:
-    """Join turns of the same role that follow each other: templates know question and answer in turn."""
-    joined: list[Said] = []
-    for turn in turns:
-        if joined and joined[-1].role == turn.role:
-            joined[-1] = replace(joined[-1], parts=joined[-1].parts + turn.parts)
-        else:
-            joined.append(turn)
-    return joined
+def _message(turn: Said, images: Mapping[ImageRef, Image.Image]) -> dict[str, Any]:
+    """Return a turn in the form that the library reads, with its images decoded."""
+    if turn.role == "assistant":
+        # an image token that a model once spelled out is text; an empty answer must not look open
+        text = "\n".join(str(one) for one in turn.parts).replace(DEFAULT_IMAGE_TOKEN, "")
+        return {"role": turn.role, "content": text or " "}
+    parts = [
+        {"type": "image", "image": images[one]}
+        if isinstance(one, ImageRef)
+        else {"type": "text", "text": one}
+        for one in turn.parts
+    ]
+    return {"role": turn.role, "content": parts or [{"type": "text", "text": ""}]}
 
 
 def _check_images(turns: Sequence[Said], model: ServedModel, max_images: int) -> None:
@@ -156,48 +150,21 @@ def _check_images(turns: Sequence[Said], model: ServedModel, max_images: int) ->
                 )
 
 
-async def _load(turn: Said, policy: FetchPolicy, *, total: int) -> list[Image.Image]:
-    """Decode the images of a turn, one after the other; `total` pixels have been decoded before."""
-    images = []
-    for part in turn.parts:
-        if isinstance(part, ImageRef):
-            try:
-                image = await load_client_image(part.url, policy, name=f"the image of {part.param}")
-            except ImageError as error:
-                raise ServeError(400, str(error), code="invalid_image", param=part.param) from error
-            total += image.width * image.height
-            if total > 2 * policy.max_pixels:
-                raise bad_request(
-                    f"the images of the request have more than {2 * policy.max_pixels:,} pixels together",
-                    param=part.param,
-                    code="invalid_image",
-                )
-            images.append(image)
+async def _load(references: Sequence[ImageRef], policy: FetchPolicy) -> dict[ImageRef, Image.Image]:
+    """Decode images, one after the other: all of a request together have a limit as well."""
+    images: dict[ImageRef, Image.Image] = {}
+    total = 0
+    for one in references:
+        try:
+            image = await load_client_image(one.url, policy, name=f"the image of {one.param}")
+        except ImageError as error:
+            raise ServeError(400, str(error), code="invalid_image", param=one.param) from error
+        total += image.width * image.height
+        if total > 2 * policy.max_pixels:
+            raise bad_request(
+                f"the images of the request have more than {2 * policy.max_pixels:,} pixels together",
+                param=one.param,
+                code="invalid_image",
+            )
+        images[one] = image
     return images
-
-
-def _text(turn: Said) -> str:
-    return "\n".join(part for part in turn.parts if isinstance(part, str))
-
-
-def _question(turn: Said, model: ServedModel) -> str:
-    """Return a turn of the user with its image tokens.
-
-    Images before or behind all text go in front of it, as in training; those between texts stay there, on
-    lines of their own. Where the text itself says `<image>`, that is the place. Raises ServeError.
-    """
-    text = _text(turn)
-    is_image = [isinstance(part, ImageRef) for part in turn.parts]
-    n_images = sum(is_image)
-    if not text.strip() and not n_images:
-        raise bad_request(
-            "the message is empty; write some text or give an image", param=f"{turn.param}.content"
-        )
-    named = DEFAULT_IMAGE_TOKEN in text or IMAGE_PLACEHOLDER in text
-    in_one_block = all(is_image[:n_images]) or all(is_image[len(is_image) - n_images :])
-    if not in_one_block and not named:
-        text = "\n".join(DEFAULT_IMAGE_TOKEN if isinstance(part, ImageRef) else part for part in turn.parts)
-    try:
-        return place_image_tokens(text, n_images, start_end=model.start_end)
-    except UserError as error:
-        raise bad_request(str(error), param=f"{turn.param}.content") from error

@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, Response
 from llava.inference.engine import AnyEngine, Event, Ticket
 from llava.serve.errors import ServeError
 from llava.serve.json_body import parse_json
-from llava.serve.metrics import ServerMetrics
 from llava.serve.openai.answering import Job, Whole, collect, follow, submit, unless_gone
+from llava.serve.openai.metrics import ServerMetrics
 from llava.serve.openai.settings import ServerSettings
 from llava.serve.openai.streams import EventStream
 

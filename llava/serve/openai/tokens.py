@@ -15,8 +15,9 @@ _BLANK = "\u2581"  # SentencePiece's blank
 
 def spell(tokenizer: Any, token: int) -> tuple[str, bytes]:
     """Return the text of a token and its bytes; the text of a part of a character is written as bytes."""
-    piece = tokenizer.convert_ids_to_tokens(token)
-    if piece is None:  # the model has more rows than the tokenizer has tokens
+    # a model may have more rows than the tokenizer has tokens; SentencePiece raises for those
+    piece = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
+    if piece is None:
         return f"<{token}>", b""
     if found := _BYTE.fullmatch(piece):  # SentencePiece's byte fallback
         raw = bytes([int(found[1], 16)])

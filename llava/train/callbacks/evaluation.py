@@ -11,6 +11,7 @@ from transformers import Trainer
 from llava._compat import prepared_inputs
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.callbacks.progress import Counts
+from llava.train.plan import RunPlan, adapted
 from llava.train.setup.packing import pack_texts
 
 MODALITIES = ("text", "image")
@@ -64,8 +65,10 @@ class LossByModality(Trainer):
     micro-batches, so they do not depend on the batch size. `loss` stays the mean over micro-batches.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, plan: RunPlan | None = None, **kwargs: Any) -> None:
+        """plan: of the run; by default what the training arguments say, which may be of any class."""
         super().__init__(*args, **kwargs)
+        self.plan = adapted(RunPlan, self.args) if plan is None else plan
         self._training_losses = LossMeter()
         self._eval_losses = LossMeter()
         self._learned: torch.Tensor | None = None
@@ -78,7 +81,7 @@ class LossByModality(Trainer):
         labels = inputs.get("labels")
         has_image = _with_images(inputs)
         given = inputs
-        if getattr(self.args, "packing", False) and model.training and not self._is_multimodal:
+        if self.plan.packing and model.training and not self._is_multimodal:
             inputs = pack_texts(inputs)
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch

@@ -21,6 +21,7 @@ from typing import Any
 from llava.atomic import write_text
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
 from llava.train.data.sources import find_sources
+from llava.train.plan import RunPlan, adapted
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
 
 def sharding(training_args: Any) -> str:
     """Name the way in which states are dealt out to the processes, as their files differ."""
-    config = getattr(training_args, "hf_deepspeed_config", None)
+    config = adapted(RunPlan, training_args).hf_deepspeed_config
     if config is not None:
         return f"ZeRO-{int(config.get_value('zero_optimization.stage', 0))}"
     return "FSDP" if training_args.fsdp else "none"

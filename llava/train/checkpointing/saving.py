@@ -34,6 +34,7 @@ from llava.train.checkpointing.folders import (
 )
 from llava.train.checkpointing.loss_curve import LOSS_CURVE_FILE, draw_loss_curve
 from llava.train.checkpointing.manifest import write_manifest
+from llava.train.plan import RunPlan, plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def save_projector(trainer: Any, folder: str | Path, file: str | Path | None = N
 
     With start and end tokens the input embeddings go into the same file. All ranks have to call this.
     """
-    keys = PROJECTOR_KEYS + (EMBEDDING_KEYS if getattr(trainer.args, "use_im_start_end", False) else ())
+    keys = PROJECTOR_KEYS + (EMBEDDING_KEYS if plan_of(trainer).use_im_start_end else ())
     weights = get_mm_adapter_state_maybe_zero_3(trainer.model.named_parameters(), keys)
     if trainer.args.should_save:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -296,7 +297,7 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
     mm_projector/checkpoint-*.bin.
     """
     with whole_output(trainer, output_dir) as folder:
-        if not getattr(trainer.args, "tune_mm_mlp_adapter", False):
+        if plan_of(trainer).stage != "projector":
             trainer.save_model(str(folder))
             return
         final = Path(output_dir)
@@ -306,19 +307,20 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
         save_projector(trainer, folder, beside)
 
 
-def save_trained_model(trainer: Any, training_args: Any) -> None:
+def save_trained_model(trainer: Any, plan: RunPlan, output_dir: str) -> None:
     """Write the trained model in the reference's layout, the trainer's state and the loss curve."""
     model = trainer.model
     model.config.use_cache = True
-    if training_args.lora_enable:
-        with whole_output(trainer, training_args.output_dir) as folder:
-            save_lora(model, folder, training_args.lora_bias, should_save=training_args.should_save)
+    should_save = trainer.args.should_save
+    if plan.stage == "adapters":
+        with whole_output(trainer, output_dir) as folder:
+            save_lora(model, folder, plan.lora_bias, should_save=should_save)
     else:
-        safe_save_model_for_hf_trainer(trainer, training_args.output_dir)
-    if training_args.should_save:
-        _save_state(trainer, Path(training_args.output_dir))
+        safe_save_model_for_hf_trainer(trainer, output_dir)
+    if should_save:
+        _save_state(trainer, Path(output_dir))
         try:
-            draw_loss_curve(trainer.state.log_history, Path(training_args.output_dir) / LOSS_CURVE_FILE)
+            draw_loss_curve(trainer.state.log_history, Path(output_dir) / LOSS_CURVE_FILE)
         except OSError as error:  # the model is written; a picture is not worth failing for
             logger.warning("no loss curve was written: %s", error)
 

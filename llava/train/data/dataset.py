@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any
 
@@ -16,6 +16,7 @@ from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
 from llava.train.data.streaming import StreamingDataset
 from llava.train.data.table import RecordTable, load_records
+from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError
 from llava.utils import UserError
 
@@ -28,23 +29,31 @@ IMAGE_LENGTH = 128
 class LazySupervisedDataset(Dataset[Sample]):
     """Records of --data_path, prepared one by one when they are read.
 
-    data_args: what SampleMaker needs, and optionally data_cache_dir and on_bad_sample. conv: the template; by
+    data_args: DataSettings, or an object that has some of its fields. conv: the template; by
     default conversation.default_conversation at the time of reading.
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: Any, conv: Conversation | None = None
+        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
     ) -> None:
         """Open and check all records. Raises DataError."""
         super().__init__()
         self.tokenizer = tokenizer
-        self.data_args = data_args
-        self.maker = SampleMaker(tokenizer, data_args, conv)
-        skips = getattr(data_args, "on_bad_sample", "error") == "skip"
+        self.data_args = data_args  # as given: subclasses of other projects have fields of their own there
+        self.settings = adapted(DataSettings, data_args)
+        self.maker = SampleMaker(tokenizer, self.settings, conv)
+        skips = self.settings.skips_bad_samples
         self.skipped = SkipLog() if skips else None
         self.list_data_dict: RecordTable = load_records(
-            data_path, cache_dir=getattr(data_args, "data_cache_dir", None), keep_faulty=skips
+            data_path, cache_dir=self.settings.data_cache_dir, keep_faulty=skips
         )
+
+    def with_settings(self, settings: DataSettings) -> LazySupervisedDataset:
+        """Return the same records with other settings of their images."""
+        other = copy(self)
+        other.data_args = other.settings = settings
+        other.maker = SampleMaker(self.tokenizer, settings, self.maker.conv)
+        return other
 
     def split(self, fraction: float) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
         """Hold out a part of the records, the same in every run; returns the rest and the part."""
@@ -107,18 +116,32 @@ class LazySupervisedDataset(Dataset[Sample]):
 def make_supervised_data_module(
     tokenizer: Any, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
-    """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator."""
-    kind = StreamingDataset if getattr(data_args, "streaming", False) else LazySupervisedDataset
+    """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator.
+
+    data_args: DataSettings, or an object that has some of its fields.
+    """
+    settings = adapted(DataSettings, data_args)
+    kind = StreamingDataset if settings.streaming else LazySupervisedDataset
     training: Any = kind(data_args.data_path, tokenizer, data_args, conv)
     held_out: Any = None
-    if getattr(data_args, "eval_data_path", None):
-        held_out = LazySupervisedDataset(data_args.eval_data_path, tokenizer, data_args, conv)
+    if settings.eval_data_path:
+        held_out = LazySupervisedDataset(settings.eval_data_path, tokenizer, data_args, conv)
         held_out.skipped = training.skipped  # one report of all that was skipped
-    elif getattr(data_args, "eval_split", 0):
-        training, held_out = training.split(data_args.eval_split)
+    elif settings.eval_split:
+        training, held_out = training.split(settings.eval_split)
         logger.info("%d records train, %d are held out for evaluation", len(training), len(held_out))
     return {
         "train_dataset": training,
         "eval_dataset": held_out,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
     }
+
+
+def with_settings(data_module: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """Return what make_supervised_data_module has built, with other settings of the images."""
+    datasets = {
+        name: data if data is None else data.with_settings(settings)
+        for name, data in data_module.items()
+        if name in ("train_dataset", "eval_dataset")
+    }
+    return {**data_module, **datasets}

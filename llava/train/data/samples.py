@@ -13,6 +13,7 @@ from llava.conversation import Conversation
 from llava.mm_utils import ImageError, load_image, parse_grid_pinpoints, process_images
 from llava.train.data.image_folders import outside_folder
 from llava.train.labels.preprocess import preprocess, preprocess_multimodal
+from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError, Record, image_paths
 from llava.utils import UserError
 
@@ -23,17 +24,15 @@ Sample = dict[str, Any]
 class SampleMaker:
     """Makes samples of records.
 
-    data_args: image_folder, image_processor, image_aspect_ratio (and image_grid_pinpoints for anyres),
-    is_multimodal, mm_use_im_start_end, and optionally label_masks (see preprocess). conv: the template; by
-    default conversation.default_conversation at the time of reading.
+    settings: DataSettings, or an object that has some of its fields. conv: the template; by default
+    conversation.default_conversation at the time of reading.
     """
 
-    def __init__(self, tokenizer: Any, data_args: Any, conv: Conversation | None = None) -> None:
+    def __init__(self, tokenizer: Any, settings: object, conv: Conversation | None = None) -> None:
         self.tokenizer = tokenizer
-        self.data_args = data_args
+        self.settings = adapted(DataSettings, settings)
         self.conv = conv
-        # data_args of other projects lack it
-        self._may_leave = bool(getattr(data_args, "allow_images_outside_folder", False))
+        self._may_leave = self.settings.allow_images_outside_folder
 
     def make(
         self,
@@ -45,7 +44,7 @@ class SampleMaker:
         """Prepare a record: input_ids and labels (length,), and `image`.
 
         image: (3, H, W), with anyres (tiles, 3, H, W), and a list of such tensors for a record with several
-        images; zeros for a text in multimodal training. image_folder: when not the one of data_args. images:
+        images; zeros for a text in multimodal training. image_folder: when not that of the settings. images:
         the decoded pictures, when they are at hand. Raises UserError.
         """
         paths = image_paths(record)
@@ -53,7 +52,7 @@ class SampleMaker:
         if paths:
             pictures = self._load(paths, image_folder) if images is None else images
             self._add_images(sample, paths, pictures)
-        elif self.data_args.is_multimodal:
+        elif self.settings.is_multimodal:
             # a text also goes through the tower and the projector, so that all ranks do the same work
             size = self._input_size()
             tiles = (1,) if self._anyres else ()
@@ -68,14 +67,14 @@ class SampleMaker:
         turns = [record["conversations"]]
         if paths:
             turns = preprocess_multimodal(  # type: ignore[assignment]
-                turns, self.data_args, keep_places=len(paths) > 1, conv=self.conv
+                turns, self.settings, keep_places=len(paths) > 1, conv=self.conv
             )
-        masks = getattr(self.data_args, "label_masks", None)
+        masks = self.settings.label_masks
         encoded = preprocess(turns, self.tokenizer, has_image=bool(paths), conv=self.conv, label_masks=masks)
         return {"input_ids": encoded["input_ids"][0], "labels": encoded["labels"][0]}
 
     def _load(self, paths: Sequence[str], image_folder: str | None) -> list[Image.Image]:
-        folder = self.data_args.image_folder if image_folder is None else image_folder
+        folder = self.settings.image_folder if image_folder is None else image_folder
         if folder is None:
             raise DataError(f"it has the image {paths[0]!r}, but --image_folder is missing")
         for path in paths:
@@ -88,7 +87,7 @@ class SampleMaker:
         values = []
         for name, image in zip(names, images, strict=True):
             try:
-                values.append(process_images([image], self.data_args.image_processor, self.data_args)[0])
+                values.append(process_images([image], self.settings.image_processor, self.settings)[0])
             except (ValueError, OSError, MemoryError) as error:
                 raise ImageError(f"the image {name!r} ({image.width}x{image.height}): {error}") from error
         sample["image"] = values[0] if len(values) == 1 else values
@@ -97,16 +96,16 @@ class SampleMaker:
 
     @property
     def _anyres(self) -> bool:
-        return getattr(self.data_args, "image_aspect_ratio", None) == "anyres"
+        return self.settings.image_aspect_ratio == "anyres"
 
     def _input_size(self) -> tuple[int, int]:
         """Return height and width of what the image processor makes."""
-        processor = self.data_args.image_processor
+        processor: Any = self.settings.image_processor
         size = getattr(processor, "crop_size", None) or processor.size
         return size["height"], size["width"]
 
 
-def choose_tile_grids(wanted: str | None, own: Any, *, aspect_ratio: str, tile_edge: int) -> Any:
+def choose_tile_grids(wanted: str | None, own: Any, *, aspect_ratio: str | None, tile_edge: int) -> Any:
     """Return the tile grids of anyres: those of --image_grid_pinpoints, else the model's own, perhaps None.
 
     tile_edge: pixels of a tile. Raises UserError for grids that are not made of tiles, or without any that

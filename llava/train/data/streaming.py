@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from llava.images import load_image_from_bytes
 from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
+from llava.train.plan import DataSettings, adapted
 from llava.train.records import (
     SAMPLE_KEY,
     DataError,
@@ -57,16 +59,17 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: Any, conv: Conversation | None = None
+        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
     ) -> None:
-        """Find the shards. data_args: as SampleMaker's, shuffle_buffer, on_bad_sample. Raises DataError."""
+        """Find the shards. data_args: DataSettings, or an object with its fields. Raises DataError."""
         super().__init__()
         self.shards = find_shards(data_path)
         self.tokenizer = tokenizer
-        self.data_args = data_args
-        self.maker = SampleMaker(tokenizer, data_args, conv)
-        self.shuffle_buffer = max(1, getattr(data_args, "shuffle_buffer", 1))
-        self.skipped = SkipLog() if getattr(data_args, "on_bad_sample", "error") == "skip" else None
+        self.data_args = data_args  # as given: subclasses of other projects have fields of their own there
+        self.settings = adapted(DataSettings, data_args)
+        self.maker = SampleMaker(tokenizer, self.settings, conv)
+        self.shuffle_buffer = max(1, self.settings.shuffle_buffer)
+        self.skipped = SkipLog() if self.settings.skips_bad_samples else None
         self.rank, self.world_size, self.seed = 0, 1, 0
         self._with_images = 0  # samples that this reader has seen
         self._unread: set[str] = set()  # keys that it has warned about
@@ -76,6 +79,13 @@ class StreamingDataset(IterableDataset[Sample]):
         if not Path(self.shards[0]).is_file():
             return []
         return list(islice(read_shard(self.shards[0]), SAMPLES_PEEKED))
+
+    def with_settings(self, settings: DataSettings) -> StreamingDataset:
+        """Return the same stream with other settings of its images."""
+        other = copy(self)
+        other.data_args = other.settings = settings
+        other.maker = SampleMaker(self.tokenizer, settings, self.maker.conv)
+        return other
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield samples without end. Raises DataError naming the sample, or when a pass yields none."""
@@ -93,7 +103,7 @@ class StreamingDataset(IterableDataset[Sample]):
                     f"reader {reader + 1} of {self.world_size * workers} found no sample in its shards of "
                     f"{self.shards[0]} ...; use fewer --dataloader_num_workers, or more shards"
                 )
-            if not epoch and self.data_args.is_multimodal and not self._with_images:
+            if not epoch and self.settings.is_multimodal and not self._with_images:
                 logger.warning(
                     "no sample of the stream had an image in a whole pass, although --vision_tower is given"
                 )
@@ -131,7 +141,7 @@ class StreamingDataset(IterableDataset[Sample]):
         names = image_paths(raw.record)
         self._with_images += bool(names)
         self._warn_of_unread_key(raw)
-        if names and not self.data_args.is_multimodal:
+        if names and not self.settings.is_multimodal:
             raise DataError("it has an image, but --vision_tower is missing")
         if stray_marks(raw.record):  # its image was forgotten, or cut off with the end of the shard
             raise DataError(f"its text has {DEFAULT_IMAGE_TOKEN}, but the shard has no image of that name")

@@ -16,6 +16,7 @@ from llava.model.multimodal_encoder.registry import describe_tower
 from llava.train.data.check_settings import CheckSettings, Size
 from llava.train.data.samples import SampleMaker, choose_tile_grids
 from llava.train.labels.preprocess import choose_label_masks
+from llava.train.plan import DataSettings
 from llava.train.records import Fault, Record
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.utils import UserError
@@ -47,7 +48,7 @@ class TokenChecker:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         self.tokenizer = tokenizer
         conv = conversation.conv_templates[template]
-        with_images = SimpleNamespace(
+        with_images = DataSettings(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,
             label_masks=_quietly(choose_label_masks, settings.label_masks, conv, tokenizer),

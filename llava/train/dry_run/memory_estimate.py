@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llava._compat import FakeTensor, FakeTensorMode, TorchDispatchMode, storage_key, tables_of
-from llava.train.setup.trainable import compute_dtype
+from llava.train.plan import RunPlan, word_of
 
 # Bytes that an optimizer keeps for each value it trains, by the beginning of --optim; else two float32.
 STATE_BYTES = (
@@ -138,14 +138,14 @@ def _quantised_forward(linear: Any, mode: FakeTensorMode, values: torch.Tensor) 
     return result if linear.bias is None else result + linear.bias.to(values.dtype)
 
 
-def measure_step(model: nn.Module, batch: dict[str, Any], training_args: Any) -> int:
+def measure_step(model: nn.Module, batch: dict[str, Any], plan: RunPlan) -> int:
     """Return the peak bytes that a forward and backward pass holds beside the weights, gradients included.
 
     batch: what the collator makes, with values in its ids and labels.
     """
     meter = StorageMeter()
-    device, dtype = training_args.device, compute_dtype(training_args)
-    rounds = 2 if training_args.gradient_accumulation_steps > 1 else 1
+    device, dtype = plan.device, plan.compute_dtype
+    rounds = 2 if plan.gradient_accumulation_steps > 1 else 1
     was_training = model.training
     model.train()
     try:
@@ -153,7 +153,7 @@ def measure_step(model: nn.Module, batch: dict[str, Any], training_args: Any) ->
             inputs = {name: _stand_in_pixels(value, mode, device) for name, value in batch.items()}
             with meter, torch.enable_grad():
                 for _ in range(rounds):  # from the second on the gradients of the first lie there
-                    half = dtype != torch.float32 and not training_args.deepspeed
+                    half = dtype != torch.float32 and not plan.deepspeed
                     with torch.autocast(device.type, dtype=dtype, enabled=half):
                         loss = model(**inputs, use_cache=False).loss
                     loss.backward()
@@ -172,10 +172,10 @@ def _stand_in_pixels(value: Any, mode: FakeTensorMode, device: torch.device) -> 
     return value.to(device) if torch.is_tensor(value) else value
 
 
-def image_lengths(model: Any, batch: dict[str, Any], training_args: Any) -> list[int]:
+def image_lengths(model: Any, batch: dict[str, Any], plan: RunPlan) -> list[int]:
     """Return how many tokens each image of a batch becomes."""
     with _shapes_only(model, StorageMeter()) as mode, torch.no_grad():
-        images = _stand_in_pixels(batch["images"], mode, training_args.device)
+        images = _stand_in_pixels(batch["images"], mode, plan.device)
         return [len(features) for features in model.image_features(images, batch.get("image_sizes"))]
 
 
@@ -203,7 +203,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: nn.Module, batch: dict[str, Any], training_args: Any, *, stage: int = 0, offload: bool = False
+    model: nn.Module, batch: dict[str, Any], plan: RunPlan, *, stage: int = 0, offload: bool = False
 ) -> MemoryEstimate:
     """Estimate the peak of training `model` with batches like `batch`, for one device.
 
@@ -211,21 +211,21 @@ def estimate_memory(
     optimizer lives in the computer's memory. Not counted: what CUDA and NCCL hold for themselves (0.5 to 2
     GB), and gaps between the blocks of the allocator.
     """
-    ranks = max(int(training_args.world_size), 1)
+    ranks = max(int(plan.world_size), 1)
     params = list(model.parameters())
     trained = [param for param in params if param.requires_grad]
     gradients = sum(map(_size, trained))
     copies = gradients if ranks > 1 and not stage else 0  # the buckets of DistributedDataParallel
     own_gradients = gradients // ranks if stage >= 2 else gradients
-    optimizer = sum(_state_bytes(param, training_args) for param in trained)
+    optimizer = sum(_state_bytes(param, plan) for param in trained)
     optimizer = 0 if offload else optimizer // (ranks if stage else 1)
     weights = sum(map(_size, [*params, *model.buffers()]))
     return MemoryEstimate(
         weights=weights // ranks if stage == 3 else weights,
         optimizer=optimizer,
         gradients=own_gradients,
-        step=measure_step(model, batch, training_args) - gradients + own_gradients + copies,
-        update=own_gradients + copies + (0 if stage else _update_bytes(trained, training_args.device)),
+        step=measure_step(model, batch, plan) - gradients + own_gradients + copies,
+        update=own_gradients + copies + (0 if stage else _update_bytes(trained, plan.device)),
     )
 
 
@@ -242,11 +242,11 @@ def _scale_bytes(tensor: Any) -> int:
     return size
 
 
-def _state_bytes(param: torch.Tensor, training_args: Any) -> int:
+def _state_bytes(param: torch.Tensor, plan: RunPlan) -> int:
     """Return what the optimizer keeps for a parameter."""
-    name = str(getattr(training_args.optim, "value", training_args.optim))
+    name = word_of(plan.optim)
     each = next((size for start, size in STATE_BYTES if name.startswith(start)), ADAM_BYTES)
-    master = MASTER_BYTES if training_args.deepspeed and param.element_size() < 4 else 0
+    master = MASTER_BYTES if plan.deepspeed and param.element_size() < 4 else 0
     return _size(param) // param.element_size() * (each + master)
 
 

@@ -18,6 +18,7 @@ from llava.train.callbacks.unsupervised import CAUSES
 from llava.train.data.start_checks import NO_IMAGE
 from llava.train.data.streaming import StreamingDataset
 from llava.train.dry_run.memory_estimate import MemoryEstimate, estimate_memory, image_lengths
+from llava.train.plan import RunPlan, word_of
 
 SAMPLES_SHOWN = 2
 SAMPLES_COUNTED = 200
@@ -59,6 +60,7 @@ class DryRun:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.args = trainer.args
+        self.plan: RunPlan = trainer.plan
         self.dataset = trainer.train_dataset
         self.tokenizer = trainer.processing_class
         self.is_stream = isinstance(self.dataset, StreamingDataset)
@@ -100,7 +102,7 @@ class DryRun:
         return [(name, self.dataset[i]) for i, name in named]
 
     def _image_lengths(self, batch: dict[str, Any]) -> list[int]:
-        return image_lengths(self.trainer.model, batch, self.args) if "images" in batch else []
+        return image_lengths(self.trainer.model, batch, self.plan) if "images" in batch else []
 
     def counts(self) -> Iterator[str]:
         """Count tokens and images, of all samples or of some that are evenly spaced."""
@@ -110,7 +112,7 @@ class DryRun:
         size = len(self.dataset)
         images = int((np.asarray(self.dataset.modality_lengths) > 0).sum())
         yield f"== Data: {size:,} samples, {images:,} with images, {size - images:,} of text alone"
-        if not images and self.dataset.maker.data_args.is_multimodal:
+        if not images and self.dataset.maker.settings.is_multimodal:
             yield f"   WARNING: {NO_IMAGE}"
         places = np.unique(np.linspace(0, size - 1, SAMPLES_COUNTED).round().astype(int))
         rows = np.array([self._text_tokens(int(place)) for place in places])  # (samples, 2)
@@ -161,15 +163,13 @@ class DryRun:
 
     def memory(self) -> Iterator[str]:
         """Estimate the peak memory of one device, with and without gradient checkpointing."""
-        chosen = any(
-            getattr(self.args, f"{kind}_checkpointing", False) for kind in ("gradient", "activation")
-        )
+        chosen = self.plan.checkpoints_activations
         found = {checkpointing: self.estimate(checkpointing) for checkpointing in (chosen, not chosen)}
         one = found[chosen]
         yield f"== Memory of each device at its fullest moment, estimated: {_size(one.peak)}"
         rows = {
             "weights": one.weights,
-            f"optimizer states ({getattr(self.args.optim, 'value', self.args.optim)})": one.optimizer,
+            f"optimizer states ({word_of(self.plan.optim)})": one.optimizer,
             "gradients": one.gradients,
             "activations, logits and passing values": max(one.step, one.update) - one.gradients,
         }
@@ -195,14 +195,14 @@ class DryRun:
 
     def estimate(self, checkpointing: bool) -> MemoryEstimate:
         """Estimate the memory with gradient checkpointing on or off."""
-        stage, offload = _zero(self.args)
+        stage, offload = _zero(self.plan)
         model = self.trainer.model
-        _set_checkpointing(model, checkpointing, self.args)
+        _set_checkpointing(model, checkpointing, self.plan)
         try:
             batch = self.trainer.data_collator(self._longest_samples())
-            return estimate_memory(model, batch, self.args, stage=stage, offload=offload)
+            return estimate_memory(model, batch, self.plan, stage=stage, offload=offload)
         finally:
-            _set_checkpointing(model, False, self.args)
+            _set_checkpointing(model, False, self.plan)
 
     def _longest_samples(self) -> list[Any]:
         size = self.args.train_batch_size
@@ -262,11 +262,13 @@ def _values(param: Any) -> int:
     return int(np.prod(shape)) if shape is not None else int(getattr(param, "ds_numel", param.numel()))
 
 
-def _set_checkpointing(model: Any, on: bool, training_args: Any) -> None:
+def _set_checkpointing(model: Any, on: bool, plan: RunPlan) -> None:
     """Switch gradient checkpointing; transformers 5.22 has a new name for it."""
     verb, settings = ("enable", {}) if on else ("disable", {})
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    kwargs = getattr(training_args, f"{kind}_checkpointing_kwargs", None)
+    kwargs = plan.gradient_checkpointing_kwargs
+    if kind == "activation":
+        kwargs = plan.activation_checkpointing_kwargs
     if on and kwargs:
         settings = {f"{kind}_checkpointing_kwargs": dict(kwargs)}
     getattr(model, f"{kind}_checkpointing_{verb}")(**settings)
@@ -274,11 +276,11 @@ def _set_checkpointing(model: Any, on: bool, training_args: Any) -> None:
         model.enable_input_require_grads()
 
 
-def _zero(training_args: Any) -> tuple[int, bool]:
+def _zero(plan: RunPlan) -> tuple[int, bool]:
     """Return the stage of ZeRO (0 without, 3 for FSDP, which deals out the same), and whether it offloads."""
-    config = getattr(training_args, "hf_deepspeed_config", None)
+    config = plan.hf_deepspeed_config
     if config is None:
-        return (3 if getattr(training_args, "fsdp", None) else 0), False
+        return (3 if plan.fsdp else 0), False
     place = config.get_value("zero_optimization.offload_optimizer.device", "none")
     return int(config.get_value("zero_optimization.stage", 0)), place not in (None, "none")
 

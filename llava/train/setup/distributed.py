@@ -9,6 +9,7 @@ from typing import Any
 
 from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.train.plan import RATE_FLAGS, RunPlan, word_of
 from llava.train.setup.compiling import clear_dead_locks, extension_folder, is_built
 from llava.train.setup.noise import prints_as_messages
 from llava.utils import UserError, import_optional, watched
@@ -16,8 +17,6 @@ from llava.utils import UserError, import_optional, watched
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = "deepspeed_shm_comm"  # what DeepSpeed compiles for processes on a CPU
-# Flags that give a part of the model its own learning rate.
-OWN_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
 
 
 def start(training_args: Any) -> None:
@@ -27,9 +26,6 @@ def start(training_args: Any) -> None:
     through gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises
     UserError for a DeepSpeed config that would overrule flags of the command line.
     """
-    if training_args.ddp_find_unused_parameters is None and not training_args.gradient_checkpointing_kwargs:
-        # a part can be without use for the data at hand, as image_newline is for square pictures
-        training_args.ddp_find_unused_parameters = True
     if training_args.fsdp and training_args.use_cpu:
         _allow_fsdp_on_cpu(training_args.distributed_state)
     if not training_args.deepspeed:
@@ -63,22 +59,22 @@ def _allow_fsdp_on_cpu(state: Any) -> None:
         state.distributed_type = DistributedType.MULTI_GPU  # becomes FSDP when the Trainer is built
 
 
-def split_by_layers(model: Any, training_args: Any) -> None:
+def split_by_layers(model: Any, plan: RunPlan) -> None:
     """Let FSDP deal out the weights layer by layer.
 
     It takes the classes that a device map keeps whole, and stops at one that the model does not have; a whole
     tower is no layer.
     """
-    if not training_args.fsdp:
+    if not plan.fsdp:
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     present = {type(part).__name__ for part in model.modules() if not isinstance(part, VisionTower)}
     set_no_split_modules(model, [name for name in no_split_modules(model) if name in present])
 
 
-def uses_fsdp_1(training_args: Any) -> bool:
+def uses_fsdp_1(plan: RunPlan) -> bool:
     """Tell whether the old FSDP trains, which cannot hold frozen and trained weights together."""
-    return bool(training_args.fsdp) and (training_args.fsdp_plugin_args or {}).get("fsdp_version") == 1
+    return bool(plan.fsdp) and (plan.fsdp_plugin_args or {}).get("fsdp_version") == 1
 
 
 def _environment_of_one() -> dict[str, str]:
@@ -104,7 +100,7 @@ def check_deepspeed_config(training_args: Any) -> None:
             "quantised; take ZeRO-2 (scripts/zero2.json)"
         )
     if "optimizer" in config:
-        own = [name for name in OWN_RATES if getattr(training_args, name, None)]
+        own = [name for name in RATE_FLAGS.values() if vars(training_args)[name]]
         if own:
             raise UserError(
                 f"the DeepSpeed config {training_args.deepspeed} has its own optimizer, with one learning "
@@ -114,7 +110,7 @@ def check_deepspeed_config(training_args: Any) -> None:
     if "scheduler" in config:
         logger.warning(
             "the scheduler in the DeepSpeed config replaces --lr_scheduler_type %s",
-            getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type),
+            word_of(training_args.lr_scheduler_type),
         )
     if training_args.max_grad_norm and not config.get("gradient_clipping"):
         logger.warning(

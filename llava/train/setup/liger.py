@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from llava.model.language_model.registry import FAMILIES, find_family
 from llava.utils import UserError, import_optional
 
@@ -17,21 +19,21 @@ PREFIX = "apply_liger_kernel_to_"
 OFF = ("cross_entropy", "fused_linear_cross_entropy")
 
 
-def check_liger(training_args: Any) -> None:
+def check_liger(device: torch.device) -> None:
     """Raise UserError where the kernels cannot run."""
-    if training_args.device.type != "cuda":
+    if device.type != "cuda":
         raise UserError(
-            f"--use_liger_kernel True needs a CUDA device, this run is on {training_args.device.type}: the "
+            f"--use_liger_kernel True needs a CUDA device, this run is on {device.type}: the "
             "kernels are Triton programs. Leave the flag out"
         )
     _patches()
 
 
-def use_liger(model: Any, training_args: Any) -> None:
+def use_liger(model: Any) -> None:
     """Put the kernels that Liger has for an LLM (positions, norms, gated layers) into one that is loaded.
 
-    The Trainer would look for `llava_llama` among Liger's models and do nothing, so it is told not to. Raises
-    UserError for an LLM without such kernels.
+    The Trainer would look for `llava_llama` among Liger's models and do nothing: `args.for_trainer` tells it
+    not to. Raises UserError for an LLM without such kernels.
     """
     family = find_family(model.config.model_type)
     base_type = model.config.model_type if family is None else family.base_type
@@ -52,7 +54,6 @@ def use_liger(model: Any, training_args: Any) -> None:
         )
     taken = inspect.signature(apply).parameters
     apply(**{name: False for name in OFF if name in taken}, model=model)
-    training_args.use_liger_kernel = False
     used = [one for one, switch in taken.items() if switch.default is True and one not in OFF]
     logger.info("Liger kernels of %s: %s", base_type, ", ".join(used))
 

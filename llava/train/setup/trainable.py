@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from llava.model.checkpoints import quantization
 from llava.model.checkpoints.gather import is_split
+from llava.train.plan import RunPlan
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -19,76 +20,38 @@ logger = logging.getLogger(__name__)
 # Parts whose linear layers never get an adapter: they train whole or not at all.
 NO_ADAPTER = quantization.NEVER_QUANTIZED
 
-# Parts with a flag for a learning rate of their own.
-RATE_FLAGS = {"mm_projector": "mm_projector_lr", "vision_tower": "mm_vision_tower_lr"}
-
-
-# ---- number formats ----
-
-
-def compute_dtype(training_args: Any) -> torch.dtype:
-    """Return the dtype that matrix products are computed in."""
-    if training_args.fp16:
-        return torch.float16
-    return torch.bfloat16 if training_args.bf16 else torch.float32
-
-
-def weight_dtype(model_args: Any, training_args: Any) -> torch.dtype:
-    """Return the dtype that the LLM's weights are held in.
-
-    Frozen weights, and weights of which DeepSpeed keeps a float32 copy, are held in the compute dtype.
-    Otherwise weights that train stay in float32 and products run under autocast: an AdamW step of 2e-5 is
-    lost in the rounding of bfloat16.
-    """
-    frozen = training_args.lora_enable or model_args.tune_mm_mlp_adapter or training_args.bits != 16
-    if frozen or training_args.deepspeed:
-        return compute_dtype(training_args)
-    if training_args.bf16:
-        logger.info("weights that train are held in float32; products are computed in bfloat16")
-    return torch.float32
-
-
-def tower_dtype(training_args: Any) -> torch.dtype:
-    """Return the dtype of the vision tower: bfloat16 with --bf16, else float16 as in the reference.
-
-    A CPU computes in float32, which is faster there and differs by rounding only.
-    """
-    if training_args.bf16:
-        return torch.bfloat16
-    return torch.float32 if training_args.device.type == "cpu" else torch.float16
-
 
 # ---- the quantised base (QLoRA, https://arxiv.org/abs/2305.14314) ----
 
 
-def quantization_arguments(training_args: Any, body: str = "model") -> dict[str, Any]:
+def quantization_arguments(plan: RunPlan, body: str = "model") -> dict[str, Any]:
     """Return the arguments of from_pretrained that quantise the LLM to --bits; none for 16 bits.
 
     body: name of the module that is the LLM without its head.
     Raises UserError where bitsandbytes is missing or does not work on the device.
     """
-    bits, dtype = training_args.bits, compute_dtype(training_args)
+    bits, dtype = plan.bits, plan.compute_dtype
     if bits == 16:
         return {}
-    device_map = {"": training_args.device}
+    device_map = {"": plan.device}
     quantization.check_quantization(bits, device_map, dtype, asked_by=f"--bits {bits}")
     arguments = quantization.quantization_arguments(
-        bits, dtype, body=body, double_quant=training_args.double_quant, quant_type=training_args.quant_type
+        bits, dtype, body=body, double_quant=plan.double_quant, quant_type=plan.quant_type
     )
     return {**arguments, "device_map": device_map}
 
 
-def prepare_quantized(model: Any, training_args: Any) -> Any:
+def prepare_quantized(model: Any, plan: RunPlan) -> Any:
     """Freeze a quantised LLM and make gradients pass through it."""
     from peft import prepare_model_for_kbit_training
 
     quantization.settle_layers(model, trains=True)
     return prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=bool(training_args.gradient_checkpointing)
+        model, use_gradient_checkpointing=bool(plan.gradient_checkpointing)
     )
 
 
-def cast_quantized(model: Any, training_args: Any) -> None:
+def cast_quantized(model: Any, plan: RunPlan) -> None:
     """Bring the parts that are not quantised to the dtypes the reference trains them in."""
     half = torch.bfloat16
     for name, module in model.named_modules():
@@ -97,7 +60,7 @@ def cast_quantized(model: Any, training_args: Any) -> None:
         if "norm" in name:
             module.to(torch.float32)
         elif (
-            training_args.bf16
+            plan.bf16
             and hasattr(module, "weight")
             and ("lm_head" in name or "embed_tokens" in name)
             and module.weight.dtype == torch.float32
@@ -120,19 +83,19 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear} - heads)
 
 
-def add_lora(model: Any, training_args: Any) -> Any:
+def add_lora(model: Any, plan: RunPlan) -> Any:
     """Wrap a model with LoRA adapters on every linear layer of the LLM; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
     # a tower that is already loaded has layers of the same names
     excluded = any(part in name for name, _ in model.named_modules() for part in NO_ADAPTER)
     config = LoraConfig(
-        r=training_args.lora_r,
-        lora_alpha=training_args.lora_alpha,
+        r=plan.lora_r,
+        lora_alpha=plan.lora_alpha,
         target_modules=find_all_linear_names(model),
         exclude_modules=rf".*\.({'|'.join(NO_ADAPTER)})\..*" if excluded else None,
-        lora_dropout=training_args.lora_dropout,
-        bias=training_args.lora_bias,
+        lora_dropout=plan.lora_dropout,
+        bias=plan.lora_bias,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
@@ -150,44 +113,38 @@ def freeze_for_stage_1(model: Any) -> None:
         newline.requires_grad_(True)
 
 
-def unfreeze_tower(model: Any, training_args: Any) -> None:
+def unfreeze_tower(model: Any, plan: RunPlan) -> None:
     """Make the vision tower train.
 
     It takes the dtype of its optimizer's weights: a float32 start is not rounded to half precision first.
     """
     tower = model.get_vision_tower()
     tower.unfreeze()
-    tower.to(dtype=compute_dtype(training_args) if training_args.deepspeed else torch.float32)
+    tower.to(dtype=plan.trained_dtype)
 
 
-def own_rate(name: str, training_args: Any) -> float | None:
-    """Return the learning rate that a flag gives to the part a parameter belongs to; None without."""
-    flag = next((flag for part, flag in RATE_FLAGS.items() if part in name), None)
-    return getattr(training_args, flag, None) if flag else None
-
-
-def keep_trained_in_float32(model: nn.Module, training_args: Any) -> None:
-    """Hold every weight that trains in float32 (see `weight_dtype`); DeepSpeed keeps copies of its own.
+def keep_trained_in_float32(model: nn.Module, plan: RunPlan) -> None:
+    """Hold every weight that trains in float32 (see RunPlan.weight_dtype); DeepSpeed keeps copies of its own.
 
     ZeRO-3 needs one dtype for all weights: those that were not made under it (projector, adapters) get it.
     """
-    dtype = compute_dtype(training_args) if training_args.deepspeed else torch.float32
-    if training_args.deepspeed and dtype == torch.float32:
+    dtype = plan.trained_dtype
+    if plan.deepspeed and dtype == torch.float32:
         return
     for param in model.parameters():
         if is_split(param) or not param.is_floating_point():
             continue
-        if (param.requires_grad or training_args.deepspeed) and param.dtype != dtype:
+        if (param.requires_grad or plan.deepspeed) and param.dtype != dtype:
             param.data = param.data.to(dtype)
 
 
-def log_trainable(model: nn.Module, training_args: Any) -> None:
+def log_trainable(model: nn.Module, plan: RunPlan) -> None:
     """Log what trains: part, tensors, values, dtype, learning rate. Raises UserError when nothing does."""
     parts: dict[tuple[str, str, float], list[int]] = defaultdict(lambda: [0, 0])
     for name, param in model.named_parameters():
         if param.requires_grad:
-            rate = own_rate(name, training_args)
-            rate = training_args.learning_rate if rate is None else rate
+            rate = plan.own_rate(name)
+            rate = plan.learning_rate if rate is None else rate
             row = parts[_part_of(name), str(param.dtype).removeprefix("torch."), rate]
             row[0] += 1
             row[1] += getattr(param, "ds_numel", param.numel())

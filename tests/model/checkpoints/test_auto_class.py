@@ -10,6 +10,7 @@ import folders
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from llava.model.checkpoints.files import load_weights
 
@@ -20,6 +21,8 @@ TOWER = "model.vision_tower.vision_tower.vision_model."
 def report(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Load a folder with an Auto class; returns the model and transformers' table of keys, "" if none."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()  # a program that was tested before may have silenced it
 
     def load(folder: Path, **keywords: Any) -> tuple[Any, str]:
         caplog.clear()
@@ -27,7 +30,8 @@ def report(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) ->
         model = model[0] if isinstance(model, tuple) else model
         return model, "".join(record.getMessage() for record in caplog.records)
 
-    return load
+    yield load
+    transformers_logging.set_verbosity(before)
 
 
 def add_tower(checkpoints: Path) -> Any:

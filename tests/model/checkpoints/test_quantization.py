@@ -340,10 +340,10 @@ def test_training_and_asking_quantise_alike() -> None:
 
     from llava.train.setup.trainable import quantization_arguments
 
-    settings = {"fp16": False, "bf16": True, "double_quant": True, "quant_type": "nf4"}
+    settings = {"compute_dtype": torch.bfloat16, "double_quant": True, "quant_type": "nf4"}
     for bits in (4, 8):
-        args = SimpleNamespace(bits=bits, device=torch.device("cpu"), **settings)
-        ours = quantization_arguments(args)
+        plan = SimpleNamespace(bits=bits, device=torch.device("cpu"), **settings)
+        ours = quantization_arguments(plan)
         asked = quantization.quantization_arguments(bits, torch.bfloat16)
         assert ours["quantization_config"].to_dict() == asked["quantization_config"].to_dict()
         assert ours["device_map"] == {"": torch.device("cpu")}

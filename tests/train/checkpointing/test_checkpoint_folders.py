@@ -143,7 +143,7 @@ def _fake_checkpoint(target: Path) -> Path:
     names = ("config.json", "mm_projector.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
     for name in names:
         (staged / name).write_text("content")
-    (staged / "trainer_state.json").write_text("{}")
+    (staged / "trainer_state.json").write_text('{"global_step": 1}')
     folders.commit(staged, target)
     return target
 

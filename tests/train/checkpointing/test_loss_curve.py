@@ -52,6 +52,7 @@ def test_curve_is_smoothed_and_named(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     drawn: list[Figure] = []
+    (tmp_path / "llava-digits").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, *more, **named: drawn.append(self))
         rates = [{**entry, "learning_rate": 1e-3} for entry in HISTORY]

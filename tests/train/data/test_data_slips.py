@@ -384,3 +384,18 @@ def test_a_large_packed_file_gets_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(arrow_cache, "IN_MEMORY_BYTES", path.stat().st_size + 1)
     load_records(path)
     assert len(list((tmp_path / ".llava_cache").glob("*.arrow"))) == 1
+
+
+def test_a_stream_warns_of_unread_keys_and_of_having_no_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "parquet", [{"img": "p.png", "conversations": TEXT}] * 2)
+    stream = StreamingDataset(str(path), None, data_args())
+    monkeypatch.setattr(stream.maker, "make", lambda *_, **__: {})
+    samples = iter(stream)
+    for _ in range(5):
+        next(samples)
+    (unread,) = [one.getMessage() for one in caplog.records if "'img' is not read" in one.getMessage()]
+    assert "d.parquet: row " in unread
+    (none,) = [one.getMessage() for one in caplog.records if "no sample of the stream" in one.getMessage()]
+    assert "--vision_tower is given" in none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
 from llava.model.tokenizer import load_tokenizer
+from llava.train.data.start_checks import NO_IMAGE
 from llava.train.dry_run import report
 from llava.train.labels.preprocess import preprocess
 from llava.train.llava_trainer import LLaVATrainer
@@ -102,6 +104,16 @@ def test_an_output_folder_stays_as_it_was(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     _report(checkpoints, training_data, tmp_path / "out", f"{CHAT} --resume {resume}", monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_data_without_an_image_is_named(
+    base: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
+    (tmp_path / "t.json").write_text(json.dumps([{"conversations": turns}] * 4))
+    more = f"--version v1 --data_path {tmp_path}/t.json {V15}"
+    text, _ = _report(base, training_data, tmp_path / "out", more, monkeypatch)
+    assert f"WARNING: {NO_IMAGE}" in text
 
 
 def test_colours_on_a_terminal(

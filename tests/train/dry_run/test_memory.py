@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,13 @@ from tiny import IMAGE, llava_model, tower_folder
 from torch.profiler import ProfilerActivity, profile
 
 from llava.train.dry_run.memory_estimate import estimate_memory, image_lengths, measure_step
+from llava.train.plan import RunPlan
 
 LARGER = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4, "num_key_value_heads": 4}
 
 
-def _arguments(**changes: Any) -> SimpleNamespace:
-    plain = {"device": torch.device("cpu"), "fp16": False, "bf16": False, "deepspeed": None, "world_size": 1}
-    return SimpleNamespace(**{**plain, "gradient_accumulation_steps": 1, "optim": "adamw_torch", **changes})
+def _arguments(**changes: Any) -> RunPlan:
+    return RunPlan(**changes)
 
 
 @pytest.fixture(scope="module")

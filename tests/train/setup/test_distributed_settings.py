@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import deepspeed_optim_sched
 
 from llava.model.checkpoints.gather import full_values, gathered
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.plan import RATE_FLAGS
 from llava.train.setup import distributed
 from llava.utils import UserError
 
@@ -39,7 +40,7 @@ def settings(config: dict[str, Any], **changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**values, **changes})
 
 
-@pytest.mark.parametrize("flag", distributed.OWN_RATES)
+@pytest.mark.parametrize("flag", sorted(RATE_FLAGS.values()))
 def test_a_rate_that_deepspeeds_optimizer_would_drop_is_refused(flag: str) -> None:
     with pytest.raises(UserError, match=rf"mine\.json.*--{flag}"):
         distributed.check_deepspeed_config(settings({**ADAM, **CLIPPED}, **{flag: 1e-5}))

@@ -12,11 +12,12 @@ import pytest
 import torch
 from recorded_training import flags, run_train
 
+from llava.train.args import TrainingArguments, for_trainer
 from llava.train.setup.liger import check_liger, use_liger
 from llava.utils import UserError
 
 HAS_LIGER = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
-ON_CUDA = SimpleNamespace(device=torch.device("cuda"), use_liger_kernel=True)
+ON_CUDA = torch.device("cuda")
 
 
 def _llm(family: str) -> Any:
@@ -65,20 +66,25 @@ def test_kernels_of_the_family_are_put_into_the_model(family: str, monkeypatch: 
         setattr(fake, f"apply_liger_kernel_to_{name}", _patch_of(name, calls))
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
-    args = SimpleNamespace(device=torch.device("cuda"), use_liger_kernel=True)
-    check_liger(args)
+    check_liger(ON_CUDA)
     model = _llm(family)
-    use_liger(model, args)
+    use_liger(model)
     (name, settings), = calls  # fmt: skip
     assert name == family.removeprefix("llava_") and settings.pop("model") is model
     assert {key for key, on in settings.items() if on} == {"rope", "rms_norm", "swiglu"}
     assert settings["fused_linear_cross_entropy"] is False
-    assert args.use_liger_kernel is False  # the Trainer does not patch again
+
+
+def test_the_trainer_does_not_patch_again(tmp_path: Path) -> None:
+    given = TrainingArguments(output_dir=str(tmp_path), report_to=[])
+    given.use_liger_kernel = True
+    assert for_trainer(given).use_liger_kernel is False
+    assert given.use_liger_kernel is True
 
 
 def test_other_families_are_refused() -> None:
     with pytest.raises(UserError, match="is for llama, mistral models, not for 'mpt'"):
-        use_liger(_llm("llava_mpt"), ON_CUDA)
+        use_liger(_llm("llava_mpt"))
 
 
 def test_llms_that_the_installed_package_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +97,7 @@ def test_llms_that_the_installed_package_lacks_are_refused(monkeypatch: pytest.M
     with pytest.raises(
         UserError, match="not for 'qwen2' models: the installed liger-kernel knows glm4, llama"
     ):
-        use_liger(_llm("qwen2"), ON_CUDA)
+        use_liger(_llm("qwen2"))
 
 
 @pytest.mark.skipif(not HAS_LIGER, reason="needs a CUDA device and the package liger-kernel")

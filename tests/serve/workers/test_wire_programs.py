@@ -11,9 +11,9 @@ from running import free_port, running
 
 from llava.serve import register_worker, test_message
 from llava.serve.controller import Controller
-from llava.serve.controller_app import create_app
 from llava.serve.guard import guard
-from llava.serve.protocol import FrameError, frame, read_frames
+from llava.serve.workers.controller_app import create_app
+from llava.serve.workers.frames import FrameError, frame, read_frames
 from llava.utils import UserError
 
 KEY = "k" * 16
@@ -106,7 +106,7 @@ def test_a_frame_without_end_is_not_kept_for_ever() -> None:
 
 
 def test_clients_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.serve.protocol import open_client
+    from llava.serve.workers.frames import open_client
 
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     with running(Worker("m").app) as at, open_client(None) as client:

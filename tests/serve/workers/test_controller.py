@@ -23,10 +23,10 @@ from starlette.routing import Route
 import llava.serve.controller
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.serve.controller import Controller, DispatchMethod, WorkerInfo
-from llava.serve.controller_app import create_app
 from llava.serve.errors import ServeError
 from llava.serve.guard import guard
-from llava.serve.protocol import read_frames
+from llava.serve.workers.controller_app import create_app
+from llava.serve.workers.frames import read_frames
 from llava.utils import UserError
 
 HOST = "http://localhost:21002"
@@ -341,7 +341,7 @@ def test_the_module_has_the_reference_s_app() -> None:
         (["--host", "0.0.0.0"], "needs a key"),
         (["--allow-worker", "http://x"], "--allow-worker"),
         (["--api-key", "short"], "8 to 512"),
-        (["--port", "99999"], "--port is 99999"),
+        (["--port", "99999"], "--port 99999"),
         (["--host", "no.such.host.invalid", "--api-key", "k" * 16], "cannot listen"),
     ],
 )

@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx2
 
-from llava.serve import protocol
+from llava.serve.workers import frames
 from llava.utils import UserError
 
 
 def call(address: str, path: str, content: Mapping[str, Any] | None = None, *, api_key: str | None) -> Any:
     """Send a request and return the JSON of the answer. Raises UserError."""
     try:
-        return protocol.post(address.rstrip("/") + path, content, api_key=api_key)
+        return frames.post(address.rstrip("/") + path, content, api_key=api_key)
     except httpx2.HTTPStatusError as error:
         raise UserError(_refusal(address, error.response)) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
@@ -26,14 +26,14 @@ def stream(address: str, params: Mapping[str, Any], *, api_key: str | None) -> I
     url = address.rstrip("/") + "/worker_generate_stream"
     try:
         with (
-            protocol.open_client(api_key, read_timeout_s=protocol.STREAM_TIMEOUT_S) as client,
+            frames.open_client(api_key, read_timeout_s=frames.STREAM_TIMEOUT_S) as client,
             client.stream("POST", url, json=dict(params)) as response,
         ):
             if response.status_code != 200:
                 response.read()
                 raise UserError(_refusal(address, response))
-            yield from protocol.read_frames(response.iter_raw())
-    except (httpx2.HTTPError, httpx2.InvalidURL, protocol.FrameError) as error:
+            yield from frames.read_frames(response.iter_raw())
+    except (httpx2.HTTPError, httpx2.InvalidURL, frames.FrameError) as error:
         raise UserError(_unreachable(address, error)) from error
 
 

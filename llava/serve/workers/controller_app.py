@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import aclosing
 from typing import Any, Protocol
 
-import anyio
-import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,8 +14,9 @@ from starlette.routing import Route
 
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.json_body import parse_json
-from llava.serve.protocol import ErrorCode, error_frame
-from llava.serve.worker_addresses import WorkerAddressError
+from llava.serve.workers.addresses import WorkerAddressError
+from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.threads import in_thread
 
 # Streams that may run at a time; each holds a thread, which waits for its worker.
 MAX_STREAMS = 256
@@ -53,11 +53,11 @@ def create_app(current: Callable[[], AnyController]) -> Starlette:
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in routes.items()),
             Route("/health", endpoints.health, methods=["GET"]),
         ],
-        exception_handlers={ServeError: _answer_error, WorkerAddressError: _answer_address},
+        exception_handlers={ServeError: answer_error, WorkerAddressError: _answer_address},
     )
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError)
     return JSONResponse(error.body, error.status, error.headers)
 
@@ -140,21 +140,8 @@ class _Endpoints:
         self._streams += 1
         frames = controller.worker_api_generate_stream(params)
         try:
-            async for one in _in_threads(frames, anyio.CapacityLimiter(1)):
-                yield one
+            async with aclosing(in_thread(frames)) as relayed:
+                async for one in relayed:
+                    yield one
         finally:
             self._streams -= 1
-
-
-async def _in_threads(
-    frames: Generator[bytes, None, None], limiter: anyio.CapacityLimiter
-) -> AsyncIterator[bytes]:
-    """Yield from a generator that waits, each step in a thread of its own limit; closes it at the end."""
-    try:
-        while True:
-            one = await anyio.to_thread.run_sync(next, frames, None, limiter=limiter)
-            if one is None:
-                return
-            yield one
-    finally:
-        frames.close()

@@ -6,7 +6,7 @@ import pytest
 from fake_worker import status
 
 from llava.serve.controller import Controller
-from llava.serve.worker_addresses import WorkerAddressError, WorkerAddresses
+from llava.serve.workers.addresses import WorkerAddressError, WorkerAddresses
 from llava.utils import UserError
 
 

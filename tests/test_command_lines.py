@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from programs import PROGRAMS, complaint_of, start
+from programs import PROGRAMS, ROOT, complaint_of, start
 
 from llava.arguments import ProgramParser, any_path, local_path, output_path
 from llava.images import ImageError, load_image
@@ -94,6 +94,21 @@ def test_an_empty_output_is_not_the_current_folder(name: str, complaint: Callabl
     program = PROGRAMS[name]
     output = next(one for one, value in program.needs.items() if value == "{tmp}/out")
     assert "is empty; name the place to write to" in complaint(name, **{output: ""})
+
+
+# these differ from llava.train.train in the attention alone
+DOORS = {"llava/train/train_mem.py", "llava/train/train_xformers.py"}
+
+
+def test_every_program_is_in_the_table() -> None:
+    named = {one.module.removesuffix(".py").replace(".", "/") + ".py" for one in PROGRAMS.values()}
+    files = [*(ROOT / "llava").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    found = {
+        str(file.relative_to(ROOT))
+        for file in files
+        if "__main__" in file.read_text() and "run_program(" in file.read_text()
+    }
+    assert found - DOORS == named, "add a row to PROGRAMS of tests/programs.py"
 
 
 # ---- the parts ----

@@ -1,0 +1,82 @@
+"""From the flags of the program to a server that runs: the model, the engine, the application."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from llava.conversation import conv_templates
+from llava.inference.engine import Engine
+from llava.inference.loading import LoadedModel, check_device, open_model
+from llava.inference.program import quiet_libraries
+from llava.inference.prompt import pick_conv_mode
+from llava.mm_utils import get_model_name_from_path
+from llava.serve.limits import Limits
+from llava.serve.logs import set_up_logging
+from llava.serve.openai.app import create_app
+from llava.serve.openai.settings import ServedModel, ServerSettings
+from llava.serve.safe_fetch import FetchPolicy
+from llava.serve.sockets import bind, url_of
+from llava.serve.web_server import make_server
+
+logger = logging.getLogger(__name__)
+MIB = 2**20
+
+
+def launch(args: argparse.Namespace, limits: Limits) -> None:
+    """Load the model of the flags of llava.serve.openai_api and serve it. Raises UserError."""
+    set_up_logging(args.log_level, secrets=(args.api_key or "",))
+    if args.log_level != "debug":
+        quiet_libraries()
+    images = FetchPolicy(
+        remote=args.allow_remote_images is not None, hosts=tuple(args.allow_remote_images or ())
+    )
+    device = check_device(args.device)
+    with bind(args.host, args.port) as listening:  # before minutes of loading
+        name = get_model_name_from_path(args.model_path)
+        logger.info("loading %s on %s", args.model_path, device)
+        loaded = open_model(
+            args.model_path,
+            args.model_base,
+            name,
+            device=device,
+            dtype=args.dtype,
+            load_8bit=args.load_8bit,
+            load_4bit=args.load_4bit,
+        )
+        model = served_model(loaded, args.served_model_name or [name], args.conv_mode, name)
+        engine = Engine(
+            loaded,
+            max_running=args.max_running,
+            max_waiting=args.max_waiting,
+            cache_bytes=args.cache_mb * MIB,
+        )
+        settings = ServerSettings(
+            model,
+            api_key=args.api_key,
+            limits=limits,
+            images=images,
+            max_images=args.max_images,
+            default_max_tokens=args.max_tokens,
+        )
+        server = make_server(create_app(engine, settings), drain_seconds=args.drain_seconds)
+        logger.info("serving %s at %s/v1", ", ".join(model.names), url_of(listening))
+        server.run(sockets=[listening])
+
+
+def served_model(
+    loaded: LoadedModel, names: list[str], conv_mode: str | None, model_name: str
+) -> ServedModel:
+    """Return what a server has to know of a loaded model. Raises UserError for an unknown template."""
+    template, reason = pick_conv_mode(conv_mode, model_name, loaded.model.config)
+    logger.info("conversation mode: %s (%s)", template, reason)
+    return ServedModel(
+        names=tuple(dict.fromkeys(names)),
+        template=conv_templates[template],
+        tokenizer=loaded.tokenizer,
+        context=loaded.context,
+        # rows beyond the tokenizer's have no text
+        vocabulary=min(loaded.model.config.vocab_size, len(loaded.tokenizer)),
+        takes_images=loaded.has_tower,
+        config=loaded.model.config,
+    )

@@ -1,0 +1,144 @@
+"""Serve a model to OpenAI's clients: `python -m llava.serve.openai_api --model-path ...`.
+
+The command line only; the application is in llava/serve/openai and is imported when one begins.
+`llava.serve.openai_api.create_app(engine, settings)` gives it to other programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from llava.arguments import ProgramParser
+from llava.serve.auth import KEY_VARIABLE, check_binding, is_loopback, read_api_key
+from llava.serve.cli import add_model_flags, check_model_path
+from llava.serve.limits import Limits
+from llava.utils import UserError, import_optional, lazy_names, run_program
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ServedModel": "llava.serve.openai.settings",
+        "ServerSettings": "llava.serve.openai.settings",
+        "create_app": "llava.serve.openai.app",
+    },
+)
+
+# Requests a minute of one client, where other machines may ask.
+DEFAULT_RATE = 600
+MIB = 2**20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = ProgramParser(
+        prog="python -m llava.serve.openai_api",
+        description="Serve a model to OpenAI's clients, many answers at once: /v1/chat/completions, "
+        "/v1/responses, /v1/completions, /v1/models, /health, /metrics.",
+    )
+    add_model_flags(parser)
+    parser.add_argument(
+        "--served-model-name",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="names that requests may give the model (default: that of the checkpoint)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; another than this machine's needs a key"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--api-key", default=None, help=f"key that every request has to bring; better set {KEY_VARIABLE}"
+    )
+    parser.add_argument(
+        "--allow-remote-images",
+        nargs="*",
+        default=None,
+        metavar="HOST",
+        help="fetch images from http(s) addresses: of these hosts (*.example.org for all below one), or of "
+        "any public one when none is named",
+    )
+    parser.add_argument("--max-images", type=int, default=16, help="images of one request (default: 16)")
+    parser.add_argument(
+        "--max-body-mb", type=int, default=64, help="largest request, images included (default: 64)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=1024,
+        help="longest answer where a request names no length (default: 1024)",
+    )
+    parser.add_argument(
+        "--rate-limit",
+        type=int,
+        default=None,
+        help="requests a minute of one client; 0 is no limit (default: 0 for this machine alone, else "
+        f"{DEFAULT_RATE})",
+    )
+    parser.add_argument("--max-running", type=int, default=8, help="answers at a time (default: 8)")
+    parser.add_argument("--max-waiting", type=int, default=64, help="places in the queue (default: 64)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=1024, help="memory for what later prompts may share (default: 1024)"
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=int,
+        default=30,
+        help="how long answers may go on when the server is stopped (default: 30)",
+    )
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="(default: info)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises UserError for what keeps the server from starting."""
+    args = build_parser().parse_args(argv)
+    check_model_path(args.model_path)
+    args.api_key = read_api_key(args.api_key)
+    check_binding(args.host, args.api_key)
+    _check_numbers(args)
+    if args.compile:
+        raise UserError(
+            "--compile works for one answer at a time (llava.serve.cli), and a server runs many together; "
+            "leave it out"
+        )
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        import_optional(package, needed_for="the OpenAI-compatible server", install="llava[serve]")
+    from llava.serve.openai.launch import launch  # loads torch and transformers
+
+    launch(args, limits_of(args))
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """Return the limits that the flags set."""
+    per_minute = args.rate_limit
+    if per_minute is None:
+        per_minute = 0 if is_loopback(args.host) else DEFAULT_RATE
+    return Limits(max_body_bytes=args.max_body_mb * MIB, per_minute=per_minute or None)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raise UserError for numbers that no server can keep to."""
+    least = {
+        "port": 0,
+        "max_images": 0,
+        "max_body_mb": 1,
+        "max_tokens": 1,
+        "rate_limit": 0,
+        "max_running": 1,
+        "max_waiting": 0,
+        "cache_mb": 0,
+        "drain_seconds": 0,
+    }
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is {value}; expected a whole number of at least {smallest}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""The reference's protocol between controller, workers and pages, and the workers themselves."""

@@ -1,0 +1,135 @@
+"""The worker with a model: requests of the reference's protocol, answered by an engine."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong
+from llava.inference.loading import LoadedModel, open_model
+from llava.mm_utils import get_model_name_from_path
+from llava.model.multimodal.config import MultimodalConfig
+from llava.serve.errors import ServeError, bad_request
+from llava.serve.openai.answering import serve_error
+from llava.serve.workers.base import BaseWorker, create_app, heart_beat_worker
+from llava.serve.workers.frames import ErrorCode, error_frame, frame
+from llava.serve.workers.params import WorkerParams
+
+logger = logging.getLogger(__name__)
+
+# What the reference's worker answers, as if it were the model's words, when no position is left.
+TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
+MAX_WAITING = 256
+
+# This process among the workers of a machine.
+worker_id = uuid.uuid4().hex[:6]
+
+
+class ModelWorker(BaseWorker):
+    """A worker that answers with the model of a checkpoint.
+
+    The first ten arguments are the reference's. limit_model_concurrency: answers at a time; others wait, and
+    are sent a frame each second, so that nobody between takes the worker for dead. Raises UserError for a
+    checkpoint that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        controller_addr: str,
+        worker_addr: str,
+        worker_id: str,
+        no_register: bool,
+        model_path: str,
+        model_base: str | None,
+        model_name: str | None,
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+        device: str | None = None,
+        use_flash_attn: bool = False,
+        *,
+        limit_model_concurrency: int = 5,
+        api_key: str | None = None,
+    ) -> None:
+        name = model_name or get_model_name_from_path(model_path)
+        super().__init__(
+            None if no_register else controller_addr, worker_addr, worker_id, [name], api_key=api_key
+        )
+        began = time.monotonic()
+        self.loaded: LoadedModel = open_model(
+            model_path,
+            model_base,
+            name,
+            device=device,
+            load_8bit=load_8bit,
+            load_4bit=load_4bit,
+            use_flash_attn=use_flash_attn,
+        )
+        logger.info("loaded %s in %.1f s", name, time.monotonic() - began)
+        self.is_multimodal = self.loaded.has_tower
+        self.engine: AnyEngine = Engine(
+            self.loaded, max_running=limit_model_concurrency, max_waiting=MAX_WAITING
+        )
+        self._numbers = itertools.count(1)
+        self.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self.engine.alive
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """End the heart beats and the engine; running answers get `drain_seconds`."""
+        super().close()
+        self.engine.close(drain_seconds)
+
+    def get_queue_length(self) -> int:
+        """Return how many requests run or wait."""
+        stats = self.engine.stats()
+        return stats.running + stats.waiting
+
+    def generate_stream(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
+        """Yield the frames of an answer: the prompt and the answer so far, at least one frame a second.
+
+        Raises UserError, ServeError or EngineError. Closing the generator ends the answer.
+        """
+        self._check_model(params.get("model"))
+        request = WorkerParams.read(params)
+        start_end = MultimodalConfig.of(self.loaded.model.config).use_im_start_end
+        number, text = next(self._numbers), request.prompt
+        try:
+            ticket = self.engine.submit(request.raw_prompt(start_end=start_end), request.sampling)
+        except PromptTooLong as error:
+            yield error_frame(ErrorCode.NONE, serve_error(error), request.prompt + TOO_LONG)
+            return
+        logger.info("request %d: %d positions, place %d", number, ticket.usage.prompt_tokens, ticket.place)
+        for event in ticket:
+            if isinstance(event, Piece):
+                text += event.text
+            yield frame(text)
+        logger.info("request %d: %d tokens, %s", number, ticket.usage.completion_tokens, ticket.finish_reason)
+
+    def _check_model(self, name: object) -> None:
+        """Raise ServeError for a model that this worker does not have; none at all is this one."""
+        if name is not None and name not in self.model_names:
+            raise bad_request(
+                f"this worker has {self.model_names[0]!r}, not {str(name)[:200]!r}", param="model"
+            )
+
+
+# The worker that `app` asks, for programs that start it as the reference's did; others call create_app.
+worker: ModelWorker | None = None
+
+
+def _current() -> ModelWorker:
+    if worker is None:
+        raise ServeError(503, "no worker was started in this process", code="no_worker")
+    return worker
+
+
+app = create_app(_current)
+
+__all__ = ["ModelWorker", "app", "create_app", "heart_beat_worker", "worker_id"]

@@ -1,0 +1,213 @@
+"""The model of a run: what training starts from, with tower, projector and adapters as planned."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, set_seed
+
+from llava import conversation as conversation_lib
+from llava.model.checkpoints.faults import check_loading
+from llava.model.checkpoints.files import read_config
+from llava.model.checkpoints.loading import from_pretrained, load_tower
+from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
+from llava.model.llava_arch import average_new_rows
+from llava.model.plan import look_into
+from llava.model.settings import check_settings
+from llava.train.args import ModelArguments, TrainingArguments
+from llava.train.data.samples import choose_tile_grids
+from llava.train.plan import DataSettings, RunPlan
+from llava.train.setup import distributed, trainable
+from llava.train.setup.attention import select_attention
+from llava.train.setup.liger import use_liger
+from llava.train.setup.packing import use_packing
+from llava.utils import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(path: str) -> None:
+    """Raise UserError (CheckpointError) for a folder that training cannot start from."""
+    if not Path(path).is_dir():  # a hub name: its files show when they are loaded
+        return
+    found = look_into(path)
+    if found.needs_base:
+        if found.kind == "projector":
+            remedy = "a projector; give its base model, and the projector as --pretrain_mm_mlp_adapter"
+        else:
+            remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
+        raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
+
+
+def load_llm(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    plan: RunPlan,
+    requested_attention: str | None,
+) -> Any:
+    """Load what training starts from: an LLM, or a LLaVA checkpoint with its tower and projector."""
+    path = model_args.model_name_or_path
+    config = read_config(path)
+    wants_vision = model_args.vision_tower is not None
+    if is_llava(config) and not wants_vision:
+        raise UserError(f"{path} is a LLaVA checkpoint; name its tower with --vision_tower")
+    family = family_of(config) if wants_vision else None
+    model_class = family.model_class if family else AutoModelForCausalLM
+    if plan.weight_dtype != plan.compute_dtype:
+        logger.info("weights that train are held in float32; products are computed in bfloat16")
+    arguments: dict[str, Any] = {
+        "dtype": plan.weight_dtype,
+        "cache_dir": training_args.cache_dir,
+        "attn_implementation": select_attention(
+            requested_attention,
+            half_precision=plan.bf16 or plan.fp16,
+            offered=kernels_of(config.get("model_type")),
+            flag=training_args.attn,
+            model_type=str(config.get("model_type")),
+        ),
+        **trainable.quantization_arguments(plan, family.body if family else "model"),
+    }
+    if is_llava(config):
+        _compare_with_checkpoint(config, model_args)
+        # the tower's files may lie elsewhere than where the checkpoint was trained
+        config = {**config, "mm_vision_tower": model_args.vision_tower}
+        check_settings(config, path)
+    if wants_vision:
+        arguments["config"] = llava_config(config)
+    model, info = from_pretrained(model_class, path, **arguments)
+    tower = model.get_vision_tower() if wants_vision else None
+    check_loading(
+        info,
+        path,
+        tower_is_built=tower is not None and tower.is_loaded,
+        projector_later=model_args.pretrain_mm_mlp_adapter is not None,
+    )
+    if tower is not None:
+        load_tower(model, info, path)
+    model.accepts_loss_kwargs = False  # the mean over each micro-batch, as in the reference
+    model.config.use_cache = False
+    if training_args.use_liger_kernel:
+        use_liger(model)
+    if plan.packing:
+        use_packing(model)
+    return model
+
+
+def _compare_with_checkpoint(config: dict[str, Any], model_args: ModelArguments) -> None:
+    """Warn where a LLaVA checkpoint was trained on other features. Raises UserError for another projector."""
+    path, wanted = model_args.model_name_or_path, vars(model_args)
+    own = config.get("mm_projector_type") or "linear"
+    if own != wanted["mm_projector_type"]:
+        raise UserError(
+            f"{path} has a projector of type {own}, --mm_projector_type is {wanted['mm_projector_type']}; "
+            f"give --mm_projector_type {own}"
+        )
+    for name in ("mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type"):
+        if name in config and config[name] != wanted[name]:
+            logger.warning(
+                "%s was trained with --%s %s, this run has %s", path, name, config[name], wanted[name]
+            )
+
+
+def choose_trained_parts(model: Any, plan: RunPlan) -> Any:
+    """Freeze, quantise and wrap the LLM as the flags say; returns the model to train."""
+    if plan.freeze_backbone:
+        model.base_model.requires_grad_(False)
+    if plan.bits != 16:
+        model = trainable.prepare_quantized(model, plan)
+    if plan.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if plan.lora_enable:
+        model = trainable.add_lora(model, plan)
+    return model
+
+
+def attach_vision(
+    model: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    plan: RunPlan,
+    settings: DataSettings,
+) -> DataSettings:
+    """Give the model its tower and projector, set what of them trains, and record it all in the config.
+
+    Returns the settings of the data with what the tower knows: the image processor and the tile grids.
+    """
+    set_seed(plan.seed)  # again: rows for new tokens draw other numbers under ZeRO-3
+    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=distributed.uses_fsdp_1(plan))
+    tower = model.get_vision_tower()
+    tower.to(dtype=plan.tower_dtype, device=plan.device)
+
+    config = model.config
+    config.image_aspect_ratio = settings.image_aspect_ratio
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    grids = choose_tile_grids(
+        settings.image_grid_pinpoints,
+        config.to_dict().get("image_grid_pinpoints"),
+        aspect_ratio=settings.image_aspect_ratio,
+        tile_edge=tower.tile_size,
+    )
+    if grids is not None:
+        config.image_grid_pinpoints = grids
+
+    config.tune_mm_mlp_adapter = plan.tune_mm_mlp_adapter
+    if plan.tune_mm_mlp_adapter:
+        trainable.freeze_for_stage_1(model)
+    config.freeze_mm_mlp_adapter = plan.freeze_mm_mlp_adapter
+    if plan.freeze_mm_mlp_adapter:
+        model.get_model().mm_projector.requires_grad_(False)
+
+    config.mm_use_im_start_end = plan.use_im_start_end
+    if plan.unfreeze_mm_vision_tower:
+        trainable.unfreeze_tower(model, plan)
+        config.unfreeze_mm_vision_tower = True  # loaders take the tower from the checkpoint
+        config.mm_vision_tower_lr = plan.mm_vision_tower_lr
+
+    config.mm_projector_lr = plan.mm_projector_lr
+    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+    return replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+
+
+def smart_tokenizer_and_embedding_resize(
+    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+) -> None:
+    """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
+    new = tokenizer.add_special_tokens(special_tokens_dict)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if new > 0:
+        average_new_rows(model, new)
+
+
+def build_model(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    plan: RunPlan,
+    settings: DataSettings,
+    tokenizer: Any,
+    template: str,
+    *,
+    attention: str | None,
+) -> tuple[Any, DataSettings]:
+    """Build the model that a Trainer gets; also returns the settings of the data as its tower needs them.
+
+    attention: what the program asks for; --attn goes before it.
+    """
+    model = load_llm(model_args, training_args, plan, attention)
+    model = choose_trained_parts(model, plan)
+    if tokenizer.pad_token is None:
+        smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+    conversation_lib.warn_of_unknown_template(model.config, template)
+    model.config.conv_template = template
+    if settings.is_multimodal:
+        settings = attach_vision(model, tokenizer, model_args, plan, settings)
+    if plan.bits != 16:
+        trainable.cast_quantized(model, plan)
+    trainable.keep_trained_in_float32(model, plan)
+    trainable.log_trainable(model, plan)
+    distributed.split_by_layers(model, plan)
+    return model, settings
