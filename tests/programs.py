@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 import sys
 from dataclasses import dataclass, field
@@ -130,6 +131,30 @@ PROGRAMS = {
     "controller": Program(
         "llava.serve.controller", {}, (), (), ("host", "allow-worker", "api-key"), ("port",)
     ),
+    "model_worker": Program(
+        "llava.serve.model_worker",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base"),
+        ("model-path",),
+        ("host", "worker-address", "controller-address", "model-name", "device", "api-key"),
+        ("port", "limit-model-concurrency"),
+    ),
+    "sglang_worker": Program(
+        "llava.serve.sglang_worker",
+        {"sgl-endpoint": "http://127.0.0.1:1", "port": "0"},
+        (),
+        (),
+        ("host", "worker-address", "controller-address", "model-name", "sgl-endpoint", "api-key"),
+        ("port", "limit-model-concurrency"),
+    ),
+    "openai_api": Program(
+        "llava.serve.openai_api",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base"),
+        ("model-path",),
+        ("conv-mode", "device", "host", "served-model-name", "api-key"),
+        ("port", "max-images", "max-body-mb", "max-tokens", "max-running", "max-waiting", "cache-mb"),
+    ),
     "register_worker": Program(
         "llava.serve.register_worker",
         {"controller-address": "http://localhost:1", "worker-name": "http://localhost:2"},
@@ -166,6 +191,9 @@ PROGRAMS = {
 def start(program: Program, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a program in this process, as its file does."""
     monkeypatch.setattr(sys, "argv", [program.module, *words])
+    root = logging.getLogger()  # servers take it over
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(root, "level", root.level)
     file = program.module if program.module.endswith(".py") else program.module.replace(".", "/") + ".py"
     runpy.run_path(str(ROOT / file), run_name="__main__")
 
