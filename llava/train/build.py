@@ -57,7 +57,8 @@ def load_llm(
     family = family_of(config) if wants_vision else None
     model_class = family.model_class if family else AutoModelForCausalLM
     if plan.weight_dtype != plan.compute_dtype:
-        logger.info("weights that train are held in float32; products are computed in bfloat16")
+        computed = str(plan.compute_dtype).removeprefix("torch.")
+        logger.info("weights that train are held in float32; products are computed in %s", computed)
     arguments: dict[str, Any] = {
         "dtype": plan.weight_dtype,
         "cache_dir": training_args.cache_dir,
