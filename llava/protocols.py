@@ -64,17 +64,6 @@ class ImageProcessor(Protocol):
         """Return the pixel values of images, among others."""
 
 
-class Sized(Protocol):
-    """A weight: a tensor, or a parameter that ZeRO-3 or FSDP2 has split."""
-
-    @property
-    def data(self) -> torch.Tensor:
-        """The values that this process holds."""
-
-    def detach(self) -> torch.Tensor:
-        """Return the weight outside of autograd."""
-
-
 class Tower(Protocol):
     """A vision tower as the loader uses it; `llava.model.multimodal_encoder` has the classes."""
 

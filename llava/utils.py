@@ -115,6 +115,12 @@ def lazy_names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     return load
 
 
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise UserError for what is no whole number of at least `least`; name: what the message calls it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
 def import_optional(module: str, *, needed_for: str, install: str) -> ModuleType:
     """Import an optional package, or say how to install it.
 

@@ -17,7 +17,7 @@ from llava.inference.engine.stepper import Stepper
 from llava.inference.model import LoadedModel
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
-from llava.utils import UserError
+from llava.utils import UserError, check_whole
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch"]
 
@@ -154,8 +154,7 @@ def answer_all(
 
 def check_batch_size(batch_size: object) -> None:
     """Raise UserError for what is no number of rows."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+    check_whole("batch_size", batch_size, 1)
 
 
 def read_all(

@@ -11,11 +11,18 @@ from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
 
-__all__ = ["add_model_flags", "build_parser", "check_model_path", "load_image", "main"]
+__all__ = [
+    "add_loading_flags",
+    "add_model_flags",
+    "build_parser",
+    "check_model_path",
+    "load_image",
+    "main",
+]
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which model is loaded and how; all programs that talk have the same."""
+def add_loading_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the reference's flags that say which model is loaded and how; all programs that talk have them."""
     parser.add_argument(
         "--model-path",
         type=local_path,
@@ -31,6 +38,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:N or mps (default: the best one present)"
     )
+    parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
+    parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of loading, and those of programs that choose template, dtype and compilation."""
+    add_loading_flags(parser)
     parser.add_argument(
         "--conv-mode", default=None, help="prompt template (default: chosen from the checkpoint)"
     )
@@ -40,8 +54,6 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["float32", "bfloat16", "float16"],
         help="number format of the weights (default: one that is fast on the device)",
     )
-    parser.add_argument("--load-8bit", action="store_true", help="quantise to 8 bits while loading")
-    parser.add_argument("--load-4bit", action="store_true", help="quantise to 4 bits while loading")
     parser.add_argument(
         "--compile", action="store_true", help="compile the decoding step: a slow start, then faster answers"
     )

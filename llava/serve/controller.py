@@ -339,7 +339,7 @@ def main(args: argparse.Namespace) -> None:
     key = read_api_key(args.api_key)
     check_binding(args.host, key)
     addresses = WorkerAddresses(args.allow_worker)
-    set_up_logging("info", secrets=() if key is None else (key,))
+    set_up_logging("info", secrets=(key,))
     with bind(args.host, args.port) as listening:
         controller = Controller(args.dispatch_method, addresses=addresses, api_key=key)
         run_server(app, listening, api_key=key)

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llava.serve.errors import App, Message, Receive, Scope, Send
 from llava.serve.limits import request_id
@@ -32,7 +32,7 @@ def _escaped(character: str) -> str:
 class SafeFormatter(logging.Formatter):
     """Formats records as one line each, tracebacks included; secrets and images are left out."""
 
-    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(self, secrets: Sequence[str | None] = ()) -> None:
         super().__init__(LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S")
         self.secrets = tuple(one for one in secrets if one)
 
@@ -47,7 +47,7 @@ class SafeFormatter(logging.Formatter):
         return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}... ({len(text):,} characters)"
 
 
-def set_up_logging(level: str, *, secrets: tuple[str, ...] = ()) -> None:
+def set_up_logging(level: str, *, secrets: Sequence[str | None] = ()) -> None:
     """Send everything that this process logs to stderr in safe lines; call it once, from a program."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter(secrets))

@@ -13,7 +13,7 @@ from llava.arguments import ProgramParser
 from llava.serve.auth import KEY_VARIABLE, check_binding, is_loopback, read_api_key
 from llava.serve.cli import add_model_flags, check_model_path
 from llava.serve.limits import Limits
-from llava.utils import UserError, import_optional, lazy_names, run_program
+from llava.utils import UserError, check_whole, import_optional, lazy_names, run_program
 
 __getattr__ = lazy_names(
     __name__,
@@ -135,9 +135,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
     }
     for name, smallest in least.items():
         value = getattr(args, name)
-        if value is not None and value < smallest:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} is {value}; expected a whole number of at least {smallest}")
+        if value is not None:
+            check_whole(f"--{name.replace('_', '-')}", value, smallest)
 
 
 if __name__ == "__main__":

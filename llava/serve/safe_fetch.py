@@ -93,11 +93,12 @@ async def load_client_image(url: str, policy: FetchPolicy, *, name: str = "image
             f"{name} is neither a data: URL (data:image/png;base64,...) nor an http(s) address; files of the "
             "server are never read"
         )
-    return await asyncio.to_thread(_decode, data, name, policy.max_pixels)
+    return await asyncio.to_thread(decode_image, data, policy, name=name)
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    return load_image_from_bytes(data, name, max_pixels=max_pixels, formats=FORMATS)
+def decode_image(data: bytes, policy: FetchPolicy, *, name: str = "image") -> Image.Image:
+    """Return the RGB image of a file's bytes. Raises ImageError."""
+    return load_image_from_bytes(data, name, max_pixels=policy.max_pixels, formats=FORMATS)
 
 
 def decode_data_url(url: str, policy: FetchPolicy, *, name: str = "image") -> bytes:
@@ -105,7 +106,11 @@ def decode_data_url(url: str, policy: FetchPolicy, *, name: str = "image") -> by
     head = _DATA.match(url, 0, 300)
     if head is None:
         raise RemoteImageError(f"{name} is no data: URL of an image; expected data:image/png;base64,...")
-    text = url[head.end() :]
+    return decode_base64(url[head.end() :], policy, name=name)
+
+
+def decode_base64(text: str, policy: FetchPolicy, *, name: str = "image") -> bytes:
+    """Return the bytes of a base64 text. Raises RemoteImageError."""
     if len(text) * 3 // 4 > policy.max_bytes + 3:
         raise RemoteImageError(f"{name} is larger than {policy.max_bytes:,} bytes; send a smaller file")
     try:

@@ -7,23 +7,23 @@ llava/serve/workers/sglang.py, which is imported when one begins.
 from __future__ import annotations
 
 import argparse
-import importlib
-from typing import Any
 
 from llava.arguments import ProgramParser
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
-from llava.utils import UserError, run_program
+from llava.utils import UserError, lazy_names, run_program
 
-# Names of this module that load torch: they are looked up when they are asked for.
-_NAMES = ("ModelWorker", "app", "heart_beat_worker", "worker_id")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module("llava.serve.workers.sglang"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# What loads torch is looked up when it is asked for.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ModelWorker": "llava.serve.workers.sglang",
+        "app": "llava.serve.workers.base",
+        "heart_beat_worker": "llava.serve.workers.base",
+        "worker_id": "llava.serve.workers.base",
+    },
+)
 
 
 def build_parser() -> ProgramParser:
@@ -45,22 +45,22 @@ def main(args: argparse.Namespace) -> None:
             "--sgl-endpoint is missing; give the SGLang server's address, such as http://localhost:30000"
         )
     flags = read_worker_flags(args)
-    set_up_logging("info", secrets=flags.secrets)
+    set_up_logging("info", secrets=(flags.api_key,))
     with bind(flags.host, flags.port) as listening:
         from llava.serve.web_server import run_server  # loads uvicorn
-        from llava.serve.workers import sglang  # loads torch
+        from llava.serve.workers import base, sglang  # load torch
 
-        sglang.worker = sglang.ModelWorker(
+        base.worker = sglang.ModelWorker(
             flags.controller_address,
             flags.address,
             args.sgl_endpoint,
-            sglang.worker_id,
+            base.worker_id,
             args.no_register,
             args.model_name,
             limit_model_concurrency=args.limit_model_concurrency,
             api_key=flags.api_key,
         )
-        run_server(sglang.app, listening, api_key=flags.api_key)
+        run_server(base.app, listening, api_key=flags.api_key)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ call LLaVATrainer or make_supervised_data_module with argument classes of their 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
+
+from llava.protocols import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -123,18 +124,7 @@ class RunPlan:
 
     def own_rate(self, name: str) -> float | None:
         """Return the learning rate that a flag gives to the part a parameter belongs to; None without."""
-        rates = {"mm_projector": self.mm_projector_lr, "vision_tower": self.mm_vision_tower_lr}
-        return next((rates[part] for part in RATE_FLAGS if part in name), None)
-
-
-class ImageProcessor(Protocol):
-    """What turns an image into pixel values: an image processor of transformers."""
-
-    image_mean: Sequence[float]
-    size: Any  # a mapping with height and width; crop_size goes before it where there is one
-
-    def preprocess(self, images: Any, **kwargs: Any) -> Any:
-        """Return pixel_values of one image or several."""
+        return next((vars(self)[flag] for part, flag in RATE_FLAGS.items() if part in name), None)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from llava.inference.engine.row import Row
 from llava.inference.engine.stepper import Stepper
 from llava.inference.model import LoadedModel
 from llava.inference.sampling import SamplingParams
-from llava.utils import UserError, import_optional
+from llava.utils import UserError, check_whole, import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class Engine:
         memory_bytes: int | None = None,
     ) -> None:
         for name, value in (("max_running", max_running), ("prefill_chunk", prefill_chunk)):
-            _check_whole(name, value, 1)
+            check_whole(name, value, 1)
         for name, value in (("max_waiting", max_waiting), ("cache_bytes", cache_bytes)):
-            _check_whole(name, value, 0)
+            check_whole(name, value, 0)
         self.loaded = loaded
         self.max_running, self.max_waiting = max_running, max_waiting
         self._kept = Kept(cache_bytes)
@@ -138,7 +138,7 @@ class Engine:
         With a seed, answer i is that of seed + i.
         """
         self._check_alive()
-        _check_whole("n", n, 1)
+        check_whole("n", n, 1)
         if n > self.max_running:
             raise UserError(f"n is {n}; this engine gives at most {self.max_running} answers at a time")
         rows = self._rows(prompt, params, n, top_logprobs, logit_bias)
@@ -218,7 +218,7 @@ class Engine:
         if params.num_beams != 1:
             raise UserError(f"num_beams is {params.num_beams}; the engine answers with 1 beam only")
         if top_logprobs is not None:
-            _check_whole("top_logprobs", top_logprobs, 0)
+            check_whole("top_logprobs", top_logprobs, 0)
             if top_logprobs > MAX_TOP_LOGPROBS:
                 raise UserError(f"top_logprobs is {top_logprobs}; expected at most {MAX_TOP_LOGPROBS}")
         _check_bias(logit_bias, self.loaded.model.get_output_embeddings().weight.shape[0])
@@ -318,7 +318,7 @@ class Engine:
             return
         if self._stepper.again:
             row = self._stepper.again.pop(0)
-            self._stepper.begin([(row, self._kept.find(row.keys, count=False))])
+            self._stepper.begin([(row, self._kept.find(row.keys))])
             return
         if not self._waiting:  # only this thread takes requests out to run them
             return
@@ -329,10 +329,10 @@ class Engine:
                 job = self._waiting[0]
                 if not self._has_room(job):
                     break
-                found = self._kept.find(job.row.keys, count=False)
+                found = self._kept.find(job.row.keys)
                 if group and not self._stepper.fits_group(group, job.row, found):
                     break
-                self._kept.find(job.row.keys)
+                self._kept.count(found)
                 self._waiting.popleft()
                 group.append((job.row, found))
                 for one in (job, *job.copies):
@@ -381,11 +381,6 @@ class Engine:
         self._counts["prompt"] += job.ticket.usage.prompt_tokens
         self._counts["cached"] += job.ticket.usage.cached_tokens
         job.ticket.end(reason, error)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 
 def _check_bias(bias: Mapping[int, float] | None, n_ids: int) -> None:

@@ -41,7 +41,7 @@ class Kept:
         self.n_bytes = 0
         self.prefix_hits = self.prefix_misses = self.image_hits = self.image_misses = 0
         self._entries: OrderedDict[Hashable, tuple[Prefix | torch.Tensor, int]] = OrderedDict()
-        self._count = 0
+        self._number = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -51,7 +51,7 @@ class Kept:
         self._entries.clear()
         self.n_bytes = 0
 
-    def find(self, keys: Sequence[Key], *, count: bool = True) -> Found:
+    def find(self, keys: Sequence[Key]) -> Found:
         """Return the longest beginning of a prompt that is kept, at least one key less than the prompt."""
         wanted = list(keys[:-1])
         best, best_id, found = 0, None, Found()
@@ -61,10 +61,12 @@ class Kept:
                 found = Found(entry, entry.ends[shared - 1])
         if best_id is not None:
             self._entries.move_to_end(best_id)
-        if count:
-            self.prefix_hits += best > 0
-            self.prefix_misses += best == 0
         return found
+
+    def count(self, found: Found) -> None:
+        """Count a prompt that is begun with what was found of it."""
+        self.prefix_hits += found.prefix is not None
+        self.prefix_misses += found.prefix is None
 
     def put(self, keys: list[Key], ends: list[int], layers: Layers) -> None:
         """Keep the cache of a dialog; one that is the beginning of another is not kept beside it."""
@@ -78,8 +80,8 @@ class Kept:
             if shared == len(entry.keys):
                 del self._entries[name]
                 self.n_bytes -= size
-        self._count += 1
-        self._add(self._count, Prefix(keys, ends, layers), bytes_of(layers))
+        self._number += 1
+        self._add(self._number, Prefix(keys, ends, layers), bytes_of(layers))
 
     def fits(self, n_bytes: int) -> bool:
         """Tell whether something of this size would be kept."""

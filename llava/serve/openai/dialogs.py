@@ -47,20 +47,7 @@ class Said:
 
 def chat_turns(messages: Sequence[Message]) -> list[Said]:
     """Read the messages of /v1/chat/completions."""
-    turns = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        content = message.content
-        parts: list[str | ImageRef] = [content] if isinstance(content, str) else []
-        for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, TextPart):
-                parts.append(part.text)
-            elif isinstance(part, RefusalPart):
-                parts.append(part.refusal)
-            elif isinstance(part, ImagePart):
-                parts.append(ImageRef(part.image_url.url, f"{where}.content[{number}].image_url.url"))
-        turns.append(Said(message.role, tuple(parts), where))
-    return turns
+    return [_said(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def response_turns(given: str | Sequence[InputMessage], instructions: str | None) -> list[Said]:
@@ -68,17 +55,24 @@ def response_turns(given: str | Sequence[InputMessage], instructions: str | None
     turns = [Said("system", (instructions,), "instructions")] if instructions else []
     if isinstance(given, str):
         return [*turns, Said("user", (given,), "input")]
-    for index, message in enumerate(given):
-        where = f"input[{index}]"
-        content = message.content
-        parts: list[str | ImageRef] = [content] if isinstance(content, str) else []
-        for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, InputText):
-                parts.append(part.text)
-            elif isinstance(part, InputImage):
-                parts.append(ImageRef(part.image_url, f"{where}.content[{number}].image_url"))
-        turns.append(Said(message.role, tuple(parts), where))
-    return turns
+    return turns + [_said(message, f"input[{index}]") for index, message in enumerate(given)]
+
+
+def _said(message: Message | InputMessage, where: str) -> Said:
+    """Read a message of either endpoint, which stands in the field `where`."""
+    content = message.content
+    if isinstance(content, str):
+        return Said(message.role, (content,), where)
+    parts = [_part(part, f"{where}.content[{number}]") for number, part in enumerate(content or ())]
+    return Said(message.role, tuple(parts), where)
+
+
+def _part(part: TextPart | RefusalPart | ImagePart | InputText | InputImage, where: str) -> str | ImageRef:
+    if isinstance(part, ImagePart):
+        return ImageRef(part.image_url.url, f"{where}.image_url.url")
+    if isinstance(part, InputImage):
+        return ImageRef(part.image_url, f"{where}.image_url")
+    return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
 async def build_dialog(

@@ -25,7 +25,7 @@ MIB = 2**20
 
 def launch(args: argparse.Namespace, limits: Limits) -> None:
     """Load the model of the flags of llava.serve.openai_api and serve it. Raises UserError."""
-    set_up_logging(args.log_level, secrets=(args.api_key or "",))
+    set_up_logging(args.log_level, secrets=(args.api_key,))
     if args.log_level != "debug":
         quiet_libraries()
     images = FetchPolicy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import aclosing
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # How long a worker waits before it looks for a controller again that was not there.
 RETRY_S = 3.0
+
+# This process among the workers of a machine.
+worker_id = uuid.uuid4().hex[:6]
 
 
 class BaseWorker(ABC):
@@ -77,8 +81,7 @@ class BaseWorker(ABC):
         try:
             yield from self.generate_stream(params)
         except Exception as error:
-            told = error if isinstance(error, ServeError) else serve_error(error)
-            yield error_frame(ErrorCode.FAILED, told)
+            yield error_frame(ErrorCode.FAILED, serve_error(error))
 
     # ---- its controller ----
 
@@ -182,3 +185,16 @@ async def _answer(worker: BaseWorker, params: Mapping[str, Any]) -> AsyncIterato
     async with aclosing(in_thread(worker.generate_stream_gate(params))) as frames:
         async for one in frames:
             yield one
+
+
+# The worker that `app` asks, for programs that start one as the reference's did; others call create_app.
+worker: BaseWorker | None = None
+
+
+def _current() -> BaseWorker:
+    if worker is None:
+        raise ServeError(503, "no worker was started in this process", code="no_worker")
+    return worker
+
+
+app = create_app(_current)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from llava.serve.auth import check_binding, read_api_key
-from llava.utils import UserError
+from llava.utils import check_whole
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,6 @@ class WorkerFlags:
     address: str  # as the controller reaches it
     controller_address: str
     api_key: str | None
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What no log may show."""
-        return () if self.api_key is None else (self.api_key,)
 
 
 def add_worker_flags(parser: argparse.ArgumentParser, *, port: int) -> None:
@@ -49,10 +44,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, *, port: int) -> None:
 
 def read_worker_flags(args: argparse.Namespace) -> WorkerFlags:
     """Check the flags of `add_worker_flags`. Raises UserError."""
-    if args.limit_model_concurrency < 1:
-        raise UserError(
-            f"--limit-model-concurrency is {args.limit_model_concurrency}; expected a number of at least 1"
-        )
+    check_whole("--limit-model-concurrency", args.limit_model_concurrency, 1)
     api_key = read_api_key(args.api_key)
     check_binding(args.host, api_key)
     address = args.worker_address or f"http://localhost:{args.port}"

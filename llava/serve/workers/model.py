@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-import uuid
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -13,9 +11,9 @@ from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong
 from llava.inference.loading import LoadedModel, open_model
 from llava.mm_utils import get_model_name_from_path
 from llava.model.multimodal.config import MultimodalConfig
-from llava.serve.errors import ServeError, bad_request
+from llava.serve.errors import bad_request
 from llava.serve.openai.answering import serve_error
-from llava.serve.workers.base import BaseWorker, create_app, heart_beat_worker
+from llava.serve.workers.base import BaseWorker
 from llava.serve.workers.frames import ErrorCode, error_frame, frame
 from llava.serve.workers.params import WorkerParams
 
@@ -24,9 +22,6 @@ logger = logging.getLogger(__name__)
 # What the reference's worker answers, as if it were the model's words, when no position is left.
 TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 MAX_WAITING = 256
-
-# This process among the workers of a machine.
-worker_id = uuid.uuid4().hex[:6]
 
 
 class ModelWorker(BaseWorker):
@@ -73,7 +68,6 @@ class ModelWorker(BaseWorker):
         self.engine: AnyEngine = Engine(
             self.loaded, max_running=limit_model_concurrency, max_waiting=MAX_WAITING
         )
-        self._numbers = itertools.count(1)
         self.start()
 
     @property
@@ -99,18 +93,20 @@ class ModelWorker(BaseWorker):
         self._check_model(params.get("model"))
         request = WorkerParams.read(params)
         start_end = MultimodalConfig.of(self.loaded.model.config).use_im_start_end
-        number, text = next(self._numbers), request.prompt
+        text = request.prompt
         try:
             ticket = self.engine.submit(request.raw_prompt(start_end=start_end), request.sampling)
         except PromptTooLong as error:
             yield error_frame(ErrorCode.NONE, serve_error(error), request.prompt + TOO_LONG)
             return
-        logger.info("request %d: %d positions, place %d", number, ticket.usage.prompt_tokens, ticket.place)
+        logger.info("request %d: %d positions, place %d", ticket.id, ticket.usage.prompt_tokens, ticket.place)
         for event in ticket:
             if isinstance(event, Piece):
                 text += event.text
             yield frame(text)
-        logger.info("request %d: %d tokens, %s", number, ticket.usage.completion_tokens, ticket.finish_reason)
+        logger.info(
+            "request %d: %d tokens, %s", ticket.id, ticket.usage.completion_tokens, ticket.finish_reason
+        )
 
     def _check_model(self, name: object) -> None:
         """Raise ServeError for a model that this worker does not have; none at all is this one."""
@@ -118,18 +114,3 @@ class ModelWorker(BaseWorker):
             raise bad_request(
                 f"this worker has {self.model_names[0]!r}, not {str(name)[:200]!r}", param="model"
             )
-
-
-# The worker that `app` asks, for programs that start it as the reference's did; others call create_app.
-worker: ModelWorker | None = None
-
-
-def _current() -> ModelWorker:
-    if worker is None:
-        raise ServeError(503, "no worker was started in this process", code="no_worker")
-    return worker
-
-
-app = create_app(_current)
-
-__all__ = ["ModelWorker", "app", "create_app", "heart_beat_worker", "worker_id"]

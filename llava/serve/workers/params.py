@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +10,10 @@ from typing import Any
 from PIL import Image
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
-from llava.images import load_image_from_bytes
 from llava.inference.dialog import RawPrompt
 from llava.inference.sampling import SamplingParams
 from llava.serve.errors import bad_request
-from llava.serve.safe_fetch import FORMATS, FetchPolicy
+from llava.serve.safe_fetch import FetchPolicy, RemoteImageError, decode_base64, decode_image
 
 # The reference's limits and defaults.
 MAX_NEW_TOKENS = 1024
@@ -78,13 +75,11 @@ def _read_images(given: object, policy: FetchPolicy) -> tuple[Image.Image, ...]:
 
 def _decode(index: int, text: str, policy: FetchPolicy) -> Image.Image:
     name = f"images[{index}]"
-    if len(text) * 3 // 4 > policy.max_bytes + 3:
-        raise bad_request(f"{name} is larger than {policy.max_bytes:,} bytes", param="images")
     try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad_request(f"{name} is not base64: {error}", param="images") from error
-    return load_image_from_bytes(data, name, max_pixels=policy.max_pixels, formats=FORMATS)
+        data = decode_base64(text, policy, name=name)
+    except RemoteImageError as error:
+        raise bad_request(str(error), param="images") from error
+    return decode_image(data, policy, name=name)
 
 
 def _number(params: Mapping[str, Any], name: str, default: float) -> float:

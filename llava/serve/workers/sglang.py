@@ -10,27 +10,22 @@ import io
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx2
 from PIL import Image
 
+from llava.inference.engine.requests import KEEP_ALIVE_S
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.errors import ServeError
 from llava.serve.workers import frames
-from llava.serve.workers.base import BaseWorker, create_app, heart_beat_worker
+from llava.serve.workers.base import BaseWorker
 from llava.serve.workers.frames import frame
 from llava.serve.workers.params import WorkerParams
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
-
-# This process among the workers of a machine.
-worker_id = uuid.uuid4().hex[:6]
-# A full SGLang queue is silent; the worker sends a frame each second meanwhile.
-KEEP_ALIVE_S = 1.0
 
 
 class ModelWorker(BaseWorker):
@@ -155,18 +150,3 @@ def _model_path(endpoint: str) -> str:
             f"no SGLang server answers at --sgl-endpoint {endpoint} ({type(error).__name__}); start one with "
             "`python -m sglang.launch_server --model-path ...` in its own environment"
         ) from error
-
-
-# The worker that `app` asks, for programs that start it as the reference's did; others call create_app.
-worker: ModelWorker | None = None
-
-
-def _current() -> ModelWorker:
-    if worker is None:
-        raise ServeError(503, "no worker was started in this process", code="no_worker")
-    return worker
-
-
-app = create_app(_current)
-
-__all__ = ["ModelWorker", "app", "create_app", "heart_beat_worker", "worker_id"]

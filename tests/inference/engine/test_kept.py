@@ -33,9 +33,10 @@ def test_the_longest_beginning_is_found_and_one_key_is_left():
     put(kept, [1, 2])  # is there already
     put(kept, [1, 7, 8, 9])
     assert len(kept) == 2
-    assert kept.find([1, 2, 3, 4, 5]).n_positions == 4
-    assert kept.find([1, 7, 8, 5]).n_positions == 3
-    assert kept.find([6, 7]).n_positions == 0
+    for keys, positions in (([1, 2, 3, 4, 5], 4), ([1, 7, 8, 5], 3), ([6, 7], 0)):
+        found = kept.find(keys)
+        assert found.n_positions == positions
+        kept.count(found)
     assert (kept.prefix_hits, kept.prefix_misses) == (2, 1)
 
 
