@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from llava.utils import UserError
 
 if TYPE_CHECKING:
     from llava.inference.dialog import ImageSource
 
-JsonValue: TypeAlias = Union[None, bool, int, float, str, Sequence["JsonValue"], Mapping[str, "JsonValue"]]
+JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
 Record: TypeAlias = dict[str, JsonValue]  # one line of an answers file, fields in the order they are written
 Kind = Literal["official", "reference", "submission", "judged"]
 
@@ -50,7 +50,7 @@ class TaskData:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, task: Task, key: str) -> Path:
-        """Return where a file of the task is; raises UserError that says what is missing and where to get it."""
+        """Return where a file of the task is; raises UserError that says where to get a missing one."""
         known = {one.key: one for one in task.data}
         one = known[key]
         path = self.files.get(key, self.root / one.where)
