@@ -37,6 +37,19 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class Option:
+    """A setting of a task's own, such as its language: `--KEY` on the command line, TaskData.options there.
+
+    default: what TaskData.options has where it is not given; None leaves it out. choices: the values it may have.
+    """
+
+    key: str
+    what: str
+    default: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TaskData:
     """Where the files of a task are in this run, and the settings of the run that its questions depend on.
 
@@ -159,6 +172,7 @@ class Task(ABC):
 
     name: on the command line. title: in tables. conv_mode: the template that the reference's program uses by
     default. max_new_tokens, temperature: of the reference's script. data: the files, with their sources.
+    options: flags of its own. splits: what --split may name, the usual one first; empty where there is but one.
     """
 
     name: ClassVar[str]
@@ -167,6 +181,8 @@ class Task(ABC):
     conv_mode: ClassVar[str | None] = "llava_v1"
     max_new_tokens: ClassVar[int] = 128
     temperature: ClassVar[float] = 0.0
+    options: ClassVar[tuple[Option, ...]] = ()
+    splits: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def asks(self, data: TaskData) -> Iterator[Ask]:
