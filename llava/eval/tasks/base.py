@@ -41,7 +41,7 @@ class TaskData:
     """Where the files of a task are in this run, and the settings of the run that its questions depend on.
 
     root: the task's folder (playground/data/eval/ and Task.folder). files: what the command line named, by
-    DataFile.key; the others are looked for below `root`. split: one of Task.splits (None: the first). options:
+    DataFile.key; the others are sought below `root`. split: one of Task.splits (None: the first). options:
     further settings (`lang`, `rule`, ...), as strings. submission: the file that `report` writes for a server
     (None: none is written).
     """
