@@ -1,4 +1,4 @@
-"""Reading the published files of benchmarks: JSON, JSON lines, TSV and parquet; what is broken is named and counted."""
+"""Reading the published files of benchmarks: JSON, JSON lines, TSV, parquet; what is broken is named."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ TEXT: tuple[type, ...] = (str,)
 # What pandas takes for a missing value when it reads a table, as the reference's programs do. A text that
 # says so is lost to them; here it is lost as well, and counted.
 PANDAS_MISSING = frozenset(
-    "#N/A,#N/A N/A,#NA,-1.#IND,-1.#QNAN,-NaN,-nan,1.#IND,1.#QNAN,<NA>,N/A,NA,NULL,NaN,None,n/a,nan,null,".split(",")
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
+    + ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 )
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text, without a byte-order mark; raises UserError for a folder and for what is no UTF-8."""
+    """Return a file's text without a byte-order mark; raises UserError for a folder and what is no UTF-8."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file (name the file in it)")
     try:
@@ -58,7 +59,9 @@ def check_row(row: object, fields: Fields, where: str) -> Record:
         raise UserError(f"{where} is {_kind(row)}; expected an object")
     for name, kind in fields.items():
         if name not in row:
-            raise UserError(f"{where} has no {name!r}; it has {shortened(', '.join(map(str, row)) or 'nothing', 120)}")
+            raise UserError(
+                f"{where} has no {name!r}; it has {shortened(', '.join(map(str, row)) or 'nothing', 120)}"
+            )
         if not isinstance(row[name], kind) or (isinstance(row[name], bool) and bool not in _as_tuple(kind)):
             wanted = " or ".join(one.__name__ for one in _as_tuple(kind))
             raise UserError(f"{where}: {name!r} is {_kind(row[name])}; expected {wanted}")
@@ -108,11 +111,13 @@ def read_lines(path: Path, fields: Fields) -> list[Record]:
 
 
 def read_tsv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a table whose columns are separated by tabs, all of it as text; raises UserError for lacking columns."""
+    """Read a table with tabs between its columns, all of it as text; raises UserError for lacking columns."""
     head = read_head(path)
     lacking = [one for one in columns if one not in head]
     if lacking:
-        raise UserError(f"{path} has no column {', '.join(lacking)}; it has {shortened(', '.join(head), 200)}")
+        raise UserError(
+            f"{path} has no column {', '.join(lacking)}; it has {shortened(', '.join(head), 200)}"
+        )
     size = min(max(path.stat().st_size + 1, 1024), 2**31 - 1)  # one block: a row with an image may be large
     try:
         table = pyarrow.csv.read_csv(
@@ -147,7 +152,8 @@ def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Reco
                 lacking = [one for one in columns if one not in file.schema_arrow.names]
                 if lacking:
                     raise UserError(
-                        f"{path} has no column {', '.join(lacking)}; it has {', '.join(file.schema_arrow.names)}"
+                        f"{path} has no column {', '.join(lacking)}; it has "
+                        f"{shortened(', '.join(file.schema_arrow.names), 200)}"
                     )
                 for batch in file.iter_batches(batch_size=64, columns=list(columns)):
                     yield from batch.to_pylist()
@@ -196,4 +202,6 @@ def _kind(value: object) -> str:
         return "null"
     if isinstance(value, str | int | float):
         return shortened(repr(value), 60)
-    return {"list": "a list", "dict": "an object", "bytes": "empty"}.get(type(value).__name__, type(value).__name__)
+    return {"list": "a list", "dict": "an object", "bytes": "empty"}.get(
+        type(value).__name__, type(value).__name__
+    )

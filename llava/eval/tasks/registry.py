@@ -8,7 +8,12 @@ from difflib import get_close_matches
 from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
-TASKS: dict[str, str] = {}
+_HERE = "llava.eval.tasks"
+TASKS: dict[str, str] = {
+    "gqa": f"{_HERE}.short.gqa:GQA",
+    "pope": f"{_HERE}.yes_no.pope:POPE",
+    "seed": f"{_HERE}.choice.seed:SEED",
+}
 
 
 def task_names() -> list[str]:
