@@ -31,6 +31,7 @@ FLOORS = {
     "utils": 1,
     "atomic": 2,
     "arguments": 2,
+    "lines": 3,
     "images": 3,
     "conversation": 4,
     "mm_utils": 4,
