@@ -131,9 +131,9 @@ def _mend(file: BinaryIO, path: Path) -> None:
     size = file.seek(0, os.SEEK_END)
     start, tail = size, b""
     while start and b"\n" not in tail:
-        start = max(0, start - _BLOCK)
+        end, start = start, max(0, start - _BLOCK)
         file.seek(start)
-        tail = file.read(min(_BLOCK, size - start)) + tail
+        tail = file.read(end - start) + tail
         if tail.endswith(b"\n"):
             return
     rest = tail.rpartition(b"\n")[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava.atomic import obstacle, write_text
@@ -14,7 +14,7 @@ from llava.eval.run.asking import Asker, answer_id
 from llava.eval.run.plan import Plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.progress import Progress
-from llava.eval.tasks.base import Ask, JsonValue, Record, Said
+from llava.eval.tasks.base import JsonValue, Record, Said
 from llava.lines import LineFile
 from llava.utils import UserError, shortened
 
@@ -133,13 +133,7 @@ def _ask(
             else:
                 made.append((outcome.index, record))
             endings[outcome.finish_reason] = endings.get(outcome.finish_reason, 0) + 1
-            # an image that lies in memory is decoded by now
-            plan.asks[outcome.index] = _without_images(ask)
     return made, failures, endings
-
-
-def _without_images(ask: Ask) -> Ask:
-    return ask if all(isinstance(one, (str, Path)) for one in ask.images) else replace(ask, images=())
 
 
 # ---- the file, before and after ----

@@ -122,5 +122,3 @@ def _list(words: Sequence[str]) -> int:
     for line in list_tasks(args.tasks or task_names(), args.data_dir, details=bool(args.tasks)):
         print(line)
     return DONE
-
-

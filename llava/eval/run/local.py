@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -78,12 +78,13 @@ class LocalModel:
         """Return a question in the template, its images in front unless the text says where they go."""
         template = self.template if ask.system is None else with_system(self.template, ask.system)
         return new_dialog(
-            template, ask.text, ask.images, self.loaded.model.config, has_tower=self.loaded.has_tower
+            template, ask.text, ask.sources(), self.loaded.model.config, has_tower=self.loaded.has_tower
         )
 
     def render(self, ask: Ask) -> str:
-        """Return the prompt, with `<image>` for each image."""
-        return self.dialog(ask).conversation.get_prompt()
+        """Return the prompt, with `<image>` for each image; no image is opened."""
+        unopened = replace(ask, images=tuple("an image" for _ in ask.images))
+        return self.dialog(unopened).conversation.get_prompt()
 
     def answer(self, asks: Mapping[int, Ask]) -> Iterator[Outcome]:
         """Yield an outcome for each question, those of similar length together.

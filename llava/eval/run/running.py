@@ -9,8 +9,7 @@ from pathlib import Path
 from llava.eval.run.answering import Answered, answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Asker
-from llava.eval.run.flags import DONE, INCOMPLETE
-from llava.eval.run.flags import answers_path
+from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
 from llava.eval.run.opening import Opener
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes

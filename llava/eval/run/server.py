@@ -16,7 +16,7 @@ from typing import Any
 import requests
 
 from llava.eval.run.asking import Outcome
-from llava.eval.tasks.base import Ask, JsonValue
+from llava.eval.tasks.base import Ask, JsonValue, PackedImage
 from llava.images import as_picture, image_size
 from llava.inference.dialog import ImageSource
 from llava.inference.sampling import SamplingParams
@@ -213,8 +213,8 @@ class ServerModel:
             response = requests.get(f"{self._url}/models", headers=self._headers, timeout=self._timeout_s)
         except requests.RequestException as error:
             raise UserError(
-                f"no server answers at {self._url} ({type(error).__name__}); start it, or look at --base-url, "
-                "which ends in /v1 for most"
+                f"no server answers at {self._url} ({type(error).__name__}); start it, or look at "
+                "--base-url, which ends in /v1 for most"
             ) from error
         if response.status_code != 200:
             raise UserError(_refused(f"{self._url}/models", response))
@@ -224,16 +224,19 @@ class ServerModel:
             raise UserError(f"{self._url}/models lists no model; name one with --model") from error
 
 
-def address_of(source: ImageSource) -> str:
+def address_of(source: ImageSource | PackedImage) -> str:
     """Return an image as an address in a message: a URL as it is, else its bytes; raises ImageError."""
+    data = b""
+    if isinstance(source, PackedImage):
+        data, source = source.encoded, source.open()
     if isinstance(source, (str, Path)):
         if "://" in str(source):
             return str(source)
         image_size(source)  # says what is wrong with a file that is no image
         data = Path(source).read_bytes()
-        for head, kind in _KINDS.items():
-            if data.startswith(head):
-                return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    for head, kind in _KINDS.items():
+        if data.startswith(head):
+            return f"data:{kind};base64,{base64.b64encode(data).decode()}"
     written = io.BytesIO()
     as_picture(source).save(written, "PNG")
     return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
