@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
-_HERE = "llava.eval.tasks"
 TASKS: dict[str, str] = {
-    "gqa": f"{_HERE}.short.gqa:GQA",
-    "pope": f"{_HERE}.yes_no.pope:POPE",
-    "seed": f"{_HERE}.choice.seed:SEED",
+    "gqa": "llava.eval.tasks.short.gqa:GQA",
+    "pope": "llava.eval.tasks.yes_no.pope:POPE",
+    "seed": "llava.eval.tasks.choice.seed:SEED",
+    "digits": "llava.eval.tasks.digits:Digits",
 }
 
 
