@@ -60,7 +60,10 @@ PROGRAMS = {
     "evaluation": Program(
         "llava.eval.__main__",
         {"model-path": TOOL, "data-dir": "{tmp}"},
-        ("model-path", "model-base", "data-dir", "question-file", "image-folder", "answers", "output", "submission"),
+        (
+            *("model-path", "model-base", "data-dir", "question-file", "image-folder"),
+            *("answers", "output", "submission"),
+        ),
         ("model-path",),
         ("conv-mode", "device", "dtype", "base-url", "api-key", "model", "shard"),
         ("temperature", "top_p", "num_beams", "max_new_tokens", "seed", "limit", "batch-size", "concurrency"),

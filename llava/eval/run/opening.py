@@ -19,6 +19,7 @@ from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CONFIG_FILE, find_file
+from llava.utils import check_whole
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -29,6 +30,8 @@ class Opener:
     def __init__(self, args: argparse.Namespace) -> None:
         check_one_model(args)
         self._args = args
+        params_of(args, Task)
+        check_whole("--batch-size", args.batch_size, 1)
         for name in filter(None, (args.model_path, args.model_base)):
             find_file(name, CONFIG_FILE)  # a wrong path is told before the questions are read
         self._loaded: LoadedModel | None = None
@@ -72,7 +75,7 @@ class Opener:
         )
 
 
-def params_of(args: argparse.Namespace, task: Task) -> SamplingParams:
+def params_of(args: argparse.Namespace, task: Task | type[Task]) -> SamplingParams:
     """Return the settings of answers: the given ones, else the task's."""
     return SamplingParams(
         temperature=task.temperature if args.temperature is None else args.temperature,
