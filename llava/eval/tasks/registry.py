@@ -11,6 +11,11 @@ from llava.utils import UserError
 TASKS: dict[str, str] = {
     "gqa": "llava.eval.tasks.short.gqa:GQA",
     "pope": "llava.eval.tasks.yes_no.pope:POPE",
+    "mme": "llava.eval.tasks.yes_no.mme:MME",
+    "mmbench": "llava.eval.tasks.choice.mmbench:MMBench",
+    "mmbench_cn": "llava.eval.tasks.choice.mmbench:MMBenchCN",
+    "qbench": "llava.eval.tasks.choice.qbench:QBench",
+    "qbench_zh": "llava.eval.tasks.choice.qbench:QBenchZh",
     "seed": "llava.eval.tasks.choice.seed:SEED",
     "digits": "llava.eval.tasks.digits:Digits",
 }

@@ -58,7 +58,11 @@ def test_answers_that_say_nothing_are_counted_and_earn_nothing(example: Example,
 
 def _data_file(task: Task, data: TaskData, key: str) -> Path:
     path = data.place(task, key)
-    return next(iter(sorted(path.rglob("*.*")))) if path.is_dir() else path
+    return (
+        next(one for one in sorted(path.rglob("*.*")) if one.suffix in (".txt", ".json"))
+        if path.is_dir()
+        else path
+    )
 
 
 @each
@@ -83,10 +87,7 @@ def test_no_answer_at_all_is_told(example: Example, tmp_path: Path) -> None:
 @each
 def test_answers_of_another_question_set_are_told(example: Example, tmp_path: Path) -> None:
     data = example.place(tmp_path)
-    records = [
-        one | {"question_id": f"other-{number}", "prompt": "other"}
-        for number, one in enumerate(answers(example, data))
-    ]
+    records = [example.strayed(one, f"other-{number}") for number, one in enumerate(answers(example, data))]
     with pytest.raises(UserError, match=f"none of the {len(records)} answers belongs.*other-0"):
         example.the_task().report(records, data)
 
@@ -95,7 +96,7 @@ def test_answers_of_another_question_set_are_told(example: Example, tmp_path: Pa
 def test_a_stray_answer_and_a_missing_one_are_named(example: Example, tmp_path: Path) -> None:
     data = example.place(tmp_path)
     records = answers(example, data)
-    records[0] = records[0] | {"question_id": "stray", "prompt": "stray"}
+    records[0] = example.strayed(records[0], "stray")
     report = example.the_task().report(records, data)
     assert report.unexpected == ("stray",)
     assert len(report.missing) >= 1
@@ -113,7 +114,7 @@ def test_an_empty_answer_is_counted(example: Example, tmp_path: Path) -> None:
 def test_answers_that_stand_twice_count_once(example: Example, tmp_path: Path) -> None:
     data = example.place(tmp_path)
     records = answers(example, data)
-    wrong_before = [records[0] | {"text": "?!"}, *records]
+    wrong_before = [records[0] | {example.answer: "?!"}, *records]
     report = example.the_task().report(wrong_before, data)
     assert any("1 answers are to a question that has one already" in note for note in report.notes)
     assert report.scores[0].value == pytest.approx(example.score)
@@ -124,9 +125,9 @@ def test_an_answer_that_is_no_text_is_told(example: Example, tmp_path: Path) -> 
     data = example.place(tmp_path)
     records = answers(example, data)
     with pytest.raises(UserError, match="answer 1.*expected a text"):
-        example.the_task().report([records[0] | {"text": 7}], data)
-    with pytest.raises(UserError, match="answer 1 has no 'question_id'"):
-        example.the_task().report([{"text": "yes"}], data)
+        example.the_task().report([records[0] | {example.answer: 7}], data)
+    with pytest.raises(UserError, match="answer 1 has no '(question_id|img_path)'"):
+        example.the_task().report([{example.answer: "yes"}], data)
 
 
 @each
@@ -163,16 +164,19 @@ def test_a_file_that_breaks_off_is_told(example: Example, tmp_path: Path) -> Non
 
 @each
 def test_fields_that_lack_are_named(example: Example, tmp_path: Path) -> None:
-    if not example.originals:
-        pytest.skip("its files are no JSON")
+    if example.build:
+        pytest.skip("its files are made of parts")
     data = example.place(tmp_path)
+    records = answers(example, data)
     path = _data_file(example.the_task(), data, example.annotation)
     text = path.read_text()
-    for name in ("question", "label", "index", "Question"):
+    text = text.replace("question\t", "query\t", 1) if path.suffix == ".tsv" else text.replace("\t", " ")
+    for name in ("question", "label"):
         text = text.replace(f'"{name}":', f'"{name}s":')
     path.write_text(text)
     with pytest.raises(UserError, match=path.name.replace(".", r"\.")):
-        example.the_task().report(answers(example, data), data)
+        list(example.the_task().asks(data))
+        example.the_task().report(records, data)
 
 
 @pytest.mark.parametrize("example", [one for one in EXAMPLES if one.reference], ids=str)

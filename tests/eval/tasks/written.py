@@ -30,7 +30,8 @@ class Example:
     """A benchmark of a few questions.
 
     originals, reference: name of a file below the task's folder -> content. right: a right answer to each
-    question, in order. score: that of right answers. annotation: the file whose absence is told.
+    question, in order. score: that of right answers. annotation: the file whose absence is told. answer: the
+    name of the answer in a record.
     """
 
     task: str
@@ -42,9 +43,15 @@ class Example:
     options: dict[str, str] = field(default_factory=dict)
     annotation: str = "annotation-file"
     build: Callable[[Path], None] | None = None
+    answer: str = "text"
 
     def __str__(self) -> str:
-        return f"{self.task}-{self.split}" if self.split else self.task
+        return "-".join([self.task, *([self.split] if self.split else []), *self.options])
+
+    def strayed(self, record: Record, name: str) -> Record:
+        """Return a record as if it belonged to another question."""
+        named = "img_path" if "img_path" in record else "question_id"
+        return record | {named: name, "prompt": name}
 
     def place(self, folder: Path, *, reference: bool = False) -> TaskData:
         """Write the originals, or those and the reference's question file, and return where they are."""
