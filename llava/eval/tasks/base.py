@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
+from PIL import Image
+
+from llava.images import load_image_from_bytes
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -97,8 +100,20 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class PackedImage:
+    """An image that lies inside a data file, still encoded. name: for messages."""
+
+    encoded: bytes
+    name: str
+
+    def open(self) -> Image.Image:
+        """Return the image as RGB; raises ImageError for one that cannot be decoded."""
+        return load_image_from_bytes(self.encoded, self.name)
+
+
+@dataclass(frozen=True)
 class Ask:
-    """One question, ready to send; images are opened when its turn comes.
+    """One question, ready to send; images are opened when its turn comes (`sources`).
 
     text: what the model is asked, without image tokens (they go in front, one an image). recorded: what the
     answer's record calls the prompt. extra: further fields that `record` and `report` need. group: questions
@@ -107,7 +122,7 @@ class Ask:
 
     id: str | int
     text: str
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[ImageSource | PackedImage, ...] = ()
     recorded: str | None = None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
     group: str | None = None
@@ -117,6 +132,10 @@ class Ask:
     def prompt(self) -> str:
         """What the record calls the prompt."""
         return self.text if self.recorded is None else self.recorded
+
+    def sources(self) -> list[ImageSource]:
+        """Return the images for a dialog: paths and URLs as they are, packed images decoded."""
+        return [one.open() if isinstance(one, PackedImage) else one for one in self.images]
 
 
 @dataclass(frozen=True)
