@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from llava.eval.judges.flags import review_parser
-from llava.eval.judges.replies import parse_score
 from llava.utils import accept_any_text, lazy_names, run_program
 
-__all__ = ["get_eval", "main", "parse_score"]
-
-__getattr__ = lazy_names(__name__, {"get_eval": "llava.eval.judges.program"})
+__getattr__ = lazy_names(
+    __name__,
+    {"get_eval": "llava.eval.judges.program", "parse_score": "llava.eval.judges.replies"},
+)
 
 
 def main() -> None:

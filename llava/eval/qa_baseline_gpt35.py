@@ -6,8 +6,6 @@ from llava.arguments import ProgramParser, local_path, output_path
 from llava.eval.judges.settings import add_judge_flags
 from llava.utils import accept_any_text, lazy_names, run_program
 
-__all__ = ["get_answer", "main"]
-
 __getattr__ = lazy_names(__name__, {"get_answer": "llava.eval.judges.baseline"})
 
 

@@ -38,7 +38,7 @@ def get_answer(
 
 
 def answer_all(args: argparse.Namespace) -> None:
-    """Answer the questions of a file; those that the output holds are kept. Raises UserError for what failed."""
+    """Answer the questions of a file; those that the output holds stay. Raises UserError for what failed."""
     judge = Judge(settings_of(judge_options(args), max_tokens=args.max_tokens))
     output = Path(args.output)
     questions = {
@@ -69,12 +69,13 @@ def answer_all(args: argparse.Namespace) -> None:
         finally:
             judge.stopped.set()
             pool.shutdown(cancel_futures=True)
-        file.rewrite(json.dumps(answers[key]) for key in questions if key in answers)
+        file.rewrite(lambda: [json.dumps(answers[key]) for key in questions if key in answers])
     print(f"{len(answers)} answers in {output}")
     if failed:
         first, why = next(iter(failed.items()))
         raise UserError(
-            f"{len(failed)} of {len(questions)} questions have no answer, the first is {shortened(first, 60)}: "
+            f"{len(failed)} of {len(questions)} questions have no answer, the first is "
+            f"{shortened(first, 60)}: "
             f"{why}; run again to ask these only"
         )
 

@@ -18,7 +18,7 @@ def prompt_key(messages: Sequence[Message]) -> str:
 
 
 class ReplyCache:
-    """A folder of replies. Only replies that could be read are put there, so that a bad one is asked again."""
+    """A folder of replies. Only those that could be read are put there: a bad one is asked for again."""
 
     def __init__(self, folder: Path, judge: Judge) -> None:
         self._folder = folder

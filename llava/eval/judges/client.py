@@ -57,7 +57,8 @@ class Judge:
         at_openai = settings.base_url is None and not os.environ.get("OPENAI_BASE_URL")
         if at_openai and settings.key is None:
             raise UserError(
-                f"the judge needs a key, but the environment variable {KEY_VARIABLE} is not set; set it, name "
+                f"the judge needs a key, but the environment variable {KEY_VARIABLE} is not set; set it, "
+                "name "
                 "another with --judge-key-env, or name a server of your own with --judge-base-url"
             )
         self._client: openai.OpenAI = self._openai.OpenAI(
@@ -137,7 +138,8 @@ class Judge:
             return UserError(f"{self.address} does not accept the key of the judge (status {status}): {said}")
         if status == 404:
             return UserError(
-                f"{self.address} does not know the judge {model!r} (status 404): {said}; its models are listed "
+                f"{self.address} does not know the judge {model!r} (status 404): {said}; its models are "
+                "listed "
                 "under /models, and the ones that published numbers were measured with are shut down"
             )
         if error.code == "insufficient_quota":

@@ -25,7 +25,8 @@ class Estimate:
         if self.dollars is None and self.requests:
             cost = " (--judge-price-in and --judge-price-out turn this into dollars)"
         return (
-            f"{self.requests} to judge: about {self.tokens_in:,} tokens to read (counted roughly) and at most "
+            f"{self.requests} to judge: about {self.tokens_in:,} tokens to read (counted roughly) and at "
+            "most "
             f"{self.tokens_out:,} to write{cost}"
         )
 

@@ -1,4 +1,4 @@
-"""Many questions to a judge: what is there is kept, the rest is asked, and what failed is counted and named."""
+"""Many questions to a judge: what is there is kept, the rest is asked, what failed is counted and named."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Item:
 
 @dataclass
 class Outcome:
-    """What judging gave. lines: by question, in the questions' order; failed, unreadable: question -> why.
+    """What judging gave. lines: by question, in the questions' order; failed, unreadable: question and why.
 
-    kept: lines that were there before; cached: replies from the cache; retries: requests that were sent again.
+    kept: lines that were there before; cached: replies from the cache; retries: requests sent again.
     """
 
     lines: dict[str | int, Record] = field(default_factory=dict)
@@ -75,10 +75,10 @@ class Outcome:
 def judge_all(
     items: Sequence[Item], settings: JudgeSettings, output: Path, *, scale: Scale, dry_run: bool = False
 ) -> Outcome:
-    """Judge what `output` holds no judgement of, and return all judgements; each is on the disk when it counts.
+    """Judge what `output` holds no judgement of, and return all; each is on the disk when it counts.
 
     output: JSON lines, each item's row and `content` (the reply), the score in the scale's field, and
-    `judge_model` (as the server named it), `judge_asked`, `judge_prompt`. dry_run: only log what it will cost.
+    `judge_model` (as the server named it), `judge_asked`, `judge_prompt`. dry_run: only log the cost.
     Raises UserError for an output of other answers or another judge, and for a judge that cannot be asked.
     """
     check_items(items)
@@ -115,7 +115,7 @@ def judge_all(
                 outcome.retries += found.retries
                 outcome.failed[item.id] = str(found)
         outcome.lines = {one.id: outcome.lines[one.id] for one in items if one.id in outcome.lines}
-        file.rewrite(json.dumps(line) for line in outcome.lines.values())
+        file.rewrite(lambda: [json.dumps(line) for line in outcome.lines.values()])
     outcome.notes += judge.notes
     return outcome
 
@@ -153,7 +153,8 @@ def kept_lines(
         item = by_id.get(key)
         if item is None:
             raise UserError(
-                f"{output} holds a judgement of question {shortened(key, 60)}, which is not among those to judge; "
+                f"{output} holds a judgement of question {shortened(key, 60)}, which is not among those "
+                "to judge; "
                 "name another output, or remove this one"
             )
         _check_same(item, line, settings, output)
@@ -167,13 +168,15 @@ def _check_same(item: Item, line: Record, settings: JudgeSettings, output: Path)
     prompt = line.get("judge_prompt", prompt_key(item.messages))
     if any(line[name] != item.row[name] for name in names) or prompt != prompt_key(item.messages):
         raise UserError(
-            f"{output} holds a judgement of question {shortened(item.id, 60)} that was made of other answers, or by "
+            f"{output} holds a judgement of question {shortened(item.id, 60)} that was made of other "
+            "answers, or by "
             "another rule; name another output, or remove this one"
         )
     asked = line.get("judge_asked", settings.model)
     if asked != settings.model:
         raise UserError(
-            f"{output} holds judgements of {shortened(asked, 60)!r}, while --judge-model is {settings.model!r}; "
+            f"{output} holds judgements of {shortened(asked, 60)!r}, while --judge-model is "
+            f"{settings.model!r}; "
             "numbers of two judges do not mix: name another output, or remove this one"
         )
 

@@ -15,7 +15,7 @@ from llava.utils import UserError, shortened
 
 @dataclass(frozen=True)
 class Style:
-    """How a set of pairs is judged. prefix: of the categories' names; context: reads what stands for the image.
+    """How a set of pairs is judged. prefix: of the categories' names; context: reads what stands for images.
 
     falls_back: a category without a rule takes "default".
     """
@@ -83,7 +83,7 @@ def pair_items(
     style: Style,
     context: Mapping[str, str] | None = None,
 ) -> list[Item]:
-    """Return what a judge is asked about each question that both sides answered, with the reference's fields."""
+    """Return what a judge is asked about each question that both sides answered, with the usual fields."""
     items = []
     for number, question in enumerate(questions, start=1):
         key = question["question_id"]
@@ -119,7 +119,8 @@ def rule_of(category: str, rules: Rules, *, falls_back: bool) -> Rule:
     rule = rules.get(category) or (rules.get("default") if falls_back else None)
     if rule is None:
         raise UserError(
-            f"no rule for questions of the category {category!r}; the rules are for {', '.join(sorted(rules))}: "
+            f"no rule for questions of the category {category!r}; the rules are for "
+            f"{', '.join(sorted(rules))}: "
             "add it to the file of --rule"
         )
     return rule
@@ -129,7 +130,8 @@ def _context_of(question: Record, context: Mapping[str, str]) -> str:
     image = str(question.get("image"))
     if image not in context:
         raise UserError(
-            f"question {shortened(question['question_id'], 60)} is about {image}, of which the context file says "
+            f"question {shortened(question['question_id'], 60)} is about {image}, of which the context "
+            "file says "
             "nothing; are the two of one benchmark?"
         )
     return context[image]

@@ -52,7 +52,8 @@ def _items(args: argparse.Namespace, kind: str) -> list[Item]:
     style = STYLES[kind]
     if len(args.answer_list) != 2:
         raise UserError(
-            f"--answer-list names {len(args.answer_list)} files; expected two: the answers to measure by, and "
+            f"--answer-list names {len(args.answer_list)} files; expected two: the answers to measure by, "
+            "and "
             "those of the model"
         )
     questions = read_questions(Path(args.question), style)
@@ -73,14 +74,15 @@ def _check_answers(name: str, questions: list[Record], answers: Mapping[str | in
         if ids:
             some = shortened(", ".join(ids[:5]), 120) + (", ..." if len(ids) > 5 else "")
             raise UserError(
-                f"{name} {told} {some} ({len(ids)} of {len(asked)} questions); the files are not of one question set"
+                f"{name} {told} {some} ({len(ids)} of {len(asked)} questions); the files are not of one "
+                "question set"
             )
 
 
 def get_eval(
     content: str, max_tokens: int, *, judge_model: str = "", judge_base_url: str | None = None
 ) -> str:
-    """Return a judge's reply to one prompt. Raises UserError, also where no model is named: there is no default."""
+    """Return a judge's reply to one prompt. Raises UserError, also where no model is named."""
     options = {"judge-model": judge_model}
     if judge_base_url is not None:
         options["judge-base-url"] = judge_base_url

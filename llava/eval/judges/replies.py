@@ -19,7 +19,7 @@ class UnreadableReply(ValueError):
 
 @dataclass(frozen=True)
 class Scale:
-    """How a score is asked for: the field of the line it is written to, how it is read, how long a reply is."""
+    """How a score is asked for: the field of the line it is written to, and how it is read."""
 
     field: str
     read: Callable[[str], Value]

@@ -1,4 +1,4 @@
-"""What a judge is told: built-in rules, rule files in the reference's format, and the texts around the answers."""
+"""What a judge is told: built-in rules, rule files in the reference's format, and texts around answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ SYSTEM = "You compare and grade answers. Be fair, be exact, and keep to the form
 ROLE = "Assistant"
 
 _FORMAT = (
-    "Give each answer a score from 1 to 10, where 10 is best. Put the two scores alone on the first line, that of "
+    "Give each answer a score from 1 to 10, where 10 is best. Put the two scores alone on the first "
+    "line, that of "
     f"{ROLE} 1 in front, with a space between them. Explain them from the second line on. Which answer comes "
     "first, and how long it is, must not matter."
 )
 _CONTEXT = (
-    "The question is about an image. You cannot see it; the context describes it, and is to be taken as what the "
+    "The question is about an image. You cannot see it; the context describes it, and is to be taken as "
+    "what the "
     f"image shows. {ROLE} 1 and {ROLE} 2 answered the question. "
 )
 _KINDS = {
@@ -29,29 +31,36 @@ _KINDS = {
         "Grade how much of what the context describes each answer covers, how exactly, and whether it names "
         "things that are not there."
     ),
-    "complex": "Grade how sound each answer's reasoning is, and whether the context bears out what it rests on.",
+    "complex": "Grade how sound each answer's reasoning is, and whether the context bears out its premises.",
 }
 _TEXT = f"{ROLE} 1 and {ROLE} 2 answered the question. "
 _TEXT_KINDS = {
     "default": "Grade how helpful, relevant, correct and detailed each answer is.",
     "coding": (
-        "Grade the code of each answer: whether it does what is asked, whether it runs, how clear it is, and how "
+        "Grade the code of each answer: whether it does what is asked, whether it runs, how clear it is, "
+        "and how "
         "well it is explained. Look for errors line by line."
     ),
     "math": (
-        "Solve the problem yourself first. Then grade each answer by its result and by the steps that lead to "
+        "Solve the problem yourself first. Then grade each answer by its result and by the steps that "
+        "lead to "
         "it; a wrong result has a low score."
     ),
 }
 
 MM_VET_RULE = (
-    "Grade how well a model's answer agrees with the right answer, from 0.0 (nothing is right) over 0.1, 0.2 and "
-    "so on to 1.0 (all is right). <AND> joins parts of the right answer that all have to be there, <OR> separates "
-    "right answers of which one is enough. Other words for the same are right as well. Reply with the number alone."
+    "Grade how well a model's answer agrees with the right answer, from 0.0 (nothing is right) over 0.1, "
+    "0.2 and "
+    "so on to 1.0 (all is right). <AND> joins parts of the right answer that all have to be there, <OR> "
+    "separates "
+    "right answers of which one is enough. Other words for the same are right as well. Reply with the "
+    "number alone."
 )
 CUSTOM_RULE = (
-    "Grade how well a model's answer agrees with the right answer, from 0.0 (nothing is right) to 1.0 (all is "
-    "right). Where several right answers are given, agreeing with one of them is enough. Other words for the same "
+    "Grade how well a model's answer agrees with the right answer, from 0.0 (nothing is right) to 1.0 "
+    "(all is "
+    "right). Where several right answers are given, agreeing with one of them is enough. Other words for "
+    "the same "
     "are right as well. Reply with the number alone."
 )
 
@@ -86,7 +95,8 @@ def read_rules(path: Path | None) -> dict[str, Rule]:
         )
         if not right:
             raise UserError(
-                f"{path}: the rule of {category!r} is {json.dumps(rule)[:80]}; expected an object with the texts "
+                f"{path}: the rule of {category!r} is {json.dumps(rule)[:80]}; expected an object with "
+                "the texts "
                 "'role' and 'prompt'"
             )
         assert isinstance(rule, Mapping)
