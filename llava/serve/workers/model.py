@@ -107,7 +107,9 @@ class ModelWorker(BaseWorker):
         for event in ticket:
             if isinstance(event, Piece):
                 text += event.text
-            yield frame(text, usage=_usage(ticket))
+                yield frame(text, usage=_usage(ticket))
+            else:
+                yield frame(text)
         yield frame(text, usage=_usage(ticket), finish_reason=ticket.finish_reason)
         logger.info(
             "request %d: %d tokens, %s", ticket.id, ticket.usage.completion_tokens, ticket.finish_reason

@@ -244,7 +244,7 @@ def test_a_client_that_goes_away_ends_the_workers_answer() -> None:
     worker = Worker("m", n=10_000, wait_s=0.02)
     with behind(worker) as (client, models, _):
         stream = ask(client, model="m", stream=True)
-        next(iter(stream))
+        assert next(one for one in stream if one.choices[0].delta.content)  # the worker is at it
         stream.response.close()
         assert worker.left_early.wait(20)
         wait_until(lambda: models.stats().running == 0)
