@@ -16,10 +16,10 @@ def build_parser() -> ProgramParser:
         description="Let a model behind a server answer text questions; its name is that of --judge-model. "
         "The reference asked gpt-3.5-turbo, which is shut down.",
     )
-    parser.add_argument("-q", "--question", type=local_path, required=True, help="JSON lines of questions")
+    parser.add_argument("--question", "-q", type=local_path, required=True, help="JSON lines of questions")
     parser.add_argument(
-        "-o",
         "--output",
+        "-o",
         type=output_path,
         required=True,
         help="answers; those that it holds are not asked again",

@@ -10,7 +10,7 @@ from pathlib import Path
 from llava.eval.judges.client import Judge, JudgeFailed, Message, Reply
 from llava.eval.judges.settings import judge_options, settings_of
 from llava.eval.run.asking import answer_id
-from llava.eval.tasks.base import Record
+from llava.eval.tasks.base import JsonValue, Record
 from llava.eval.tasks.files import ID, TEXT, read_lines
 from llava.lines import LineFile
 from llava.utils import UserError, shortened
@@ -45,14 +45,14 @@ def answer_all(args: argparse.Namespace) -> None:
         one["question_id"]: one["text"]
         for one in read_lines(Path(args.question), {"question_id": ID, "text": TEXT})
     }
-    answers: dict[object, Record] = {}
+    answers: dict[JsonValue, Record] = {}
     if output.exists():
         LineFile(output).mend()
         answers = {one["question_id"]: one for one in read_lines(output, {"question_id": ID, "text": TEXT})}
     left = [key for key in questions if key not in answers]
-    failed: dict[object, str] = {}
+    failed: dict[JsonValue, str] = {}
 
-    def ask(key: object) -> tuple[object, Reply | JudgeFailed]:
+    def ask(key: JsonValue) -> tuple[JsonValue, Reply | JudgeFailed]:
         try:
             return key, judge.ask(_messages(str(questions[key])))
         except JudgeFailed as error:
@@ -84,7 +84,7 @@ def _messages(question: str) -> tuple[Message, ...]:
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
 
 
-def _record(question_id: object, reply: Reply) -> Record:
+def _record(question_id: JsonValue, reply: Reply) -> Record:
     assert isinstance(question_id, int | str)
     return {
         "answer_id": answer_id(),

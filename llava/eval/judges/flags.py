@@ -15,25 +15,25 @@ PURPOSE = {
 def review_parser(program: str, kind: str) -> ProgramParser:
     """Build the command line of one of the three review programs: the reference's flags, and the judge's."""
     parser = ProgramParser(prog=f"python -m llava.eval.{program}", description=PURPOSE[kind])
-    parser.add_argument("-q", "--question", type=local_path, required=True, help="JSON lines of questions")
+    parser.add_argument("--question", "-q", type=local_path, required=True, help="JSON lines of questions")
     if kind != "text":
         parser.add_argument(
-            "-c", "--context", type=local_path, required=True, help="JSON lines that describe the images"
+            "--context", "-c", type=local_path, required=True, help="JSON lines that describe the images"
         )
     parser.add_argument(
-        "-a",
         "--answer-list",
+        "-a",
         type=local_path,
         nargs="+",
         default=[],
         help="two files of answers: those to measure by, and those of the model",
     )
     parser.add_argument(
-        "-r", "--rule", type=local_path, default=None, help="JSON rules (default: the built-in ones)"
+        "--rule", "-r", type=local_path, default=None, help="JSON rules (default: the built-in ones)"
     )
     parser.add_argument(
-        "-o",
         "--output",
+        "-o",
         type=output_path,
         required=True,
         help="reviews; those that it holds are not asked again",

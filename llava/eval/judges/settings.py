@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.arguments import ProgramParser, output_path
+from llava.arguments import ProgramParser, output_path, plain_text
 from llava.eval.tasks.base import Option
 from llava.utils import UserError, check_whole, shortened
 
@@ -33,8 +33,13 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("judge-price-in", None, "dollars for a million tokens that the judge reads, for the estimate"),
     ("judge-price-out", None, "dollars for a million tokens that the judge writes, for the estimate"),
 )
-JUDGE_OPTIONS = tuple(Option(key, what, default) for key, default, what in _FLAGS)
-RULE_OPTION = Option("rule", "JSON file of rules, category -> role and prompt (default: the built-in ones)")
+JUDGE_OPTIONS = tuple(
+    Option(key, f"{what} (default: {default})" if default else what, scoring=True)
+    for key, default, what in _FLAGS
+)
+RULE_OPTION = Option(
+    "rule", "JSON file of rules, category -> role and prompt (default: the built-in ones)", scoring=True
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def add_judge_flags(parser: ProgramParser) -> None:
     """Add the --judge-... flags to a program, all as texts; `settings_of` reads them."""
     group = parser.add_argument_group("the judge")
     for key, default, what in _FLAGS:
-        kind = output_path if key == "judge-cache" else None
+        kind = output_path if key == "judge-cache" else plain_text
         told = f"{what} (default: {default})" if default else what
         group.add_argument(f"--{key}", type=kind, default=default, help=told)
 
