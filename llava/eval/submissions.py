@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava.atomic import atomic_file, write_text
+from llava.eval.metrics.vqa import m4c_answer
 from llava.utils import import_optional
 
 
@@ -32,6 +33,21 @@ def _written(target: Path | None, text: str) -> list[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return [target]
+
+
+# ---- VQAv2, VizWiz ----
+
+
+def vqav2_rows(identities: Iterable[object], said: Mapping[str, str]) -> list[dict[str, object]]:
+    """Return what VQAv2's server takes: a normalised answer to each of its ids; a missing one is ""."""
+    return [{"question_id": one, "answer": m4c_answer(said.get(str(one), ""))} for one in identities]
+
+
+def vizwiz_rows(images: Iterable[tuple[object, str]], said: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what VizWiz takes; images: id and name of the image of each question that was answered."""
+    return [
+        {"image": image, "answer": m4c_answer(said[str(one)])} for one, image in images if str(one) in said
+    ]
 
 
 # ---- SEED-Bench ----

@@ -20,10 +20,12 @@ UNSEEN = "the answers of this split are not published: no score, only a file for
 class AnnotatedTask(QuestionTask):
     """A benchmark whose annotation file tells questions and answers.
 
-    answers_in: the field that holds the answer; a split whose rows lack it cannot be scored.
+    answers_in: the field that holds the answer; rows that lack it cannot be scored. unseen: the splits whose
+    answers are not published, for which the reference's question file is enough.
     """
 
     answers_in: ClassVar[str] = "answer"
+    unseen: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -66,6 +68,14 @@ class AnnotatedTask(QuestionTask):
         """Write what a server takes, if data.submission names a file."""
         return []
 
+    def questions(self, data: TaskData) -> Iterator[tuple[Ask, Record]]:
+        """Yield the questions with their annotations, for the report."""
+        if data.split_of(self) in self.unseen and data.has(self, "question-file"):
+            for ask in self.from_reference(data):
+                yield ask, {"image": str(ask.group)}
+        else:
+            yield from ((self.ask(identity, row, data), row) for identity, row in self.rows(data))
+
     def from_originals(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions of the annotation file."""
         for identity, row in self.rows(data):
@@ -75,8 +85,7 @@ class AnnotatedTask(QuestionTask):
         """Grade each answer by its annotation."""
         rows: dict[str, Record] = {}
         asks = []
-        for identity, row in self.rows(data):
-            ask = self.ask(identity, row, data)
+        for ask, row in self.questions(data):
             rows[_name(self, ask)] = row
             asks.append(ask)
         found = answered(self, asks, answers, key=self.key(), read=self.read)

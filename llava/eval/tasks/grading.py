@@ -37,6 +37,10 @@ class Answered:
     unexpected: tuple[str | int, ...]
     notes: tuple[str, ...]
 
+    def said(self) -> dict[str, str]:
+        """Return id -> answer."""
+        return {str(ask.id): text for ask, text in self.pairs}
+
     def report(
         self,
         scores: Sequence[Score],

@@ -9,7 +9,11 @@ from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
 TASKS: dict[str, str] = {
+    "vqav2": "llava.eval.tasks.short.vqav2:VQAv2",
     "gqa": "llava.eval.tasks.short.gqa:GQA",
+    "vizwiz": "llava.eval.tasks.short.vizwiz:VizWiz",
+    "science_qa": "llava.eval.tasks.choice.science_qa:ScienceQA",
+    "textvqa": "llava.eval.tasks.short.textvqa:TextVQA",
     "pope": "llava.eval.tasks.yes_no.pope:POPE",
     "mme": "llava.eval.tasks.yes_no.mme:MME",
     "mmbench": "llava.eval.tasks.choice.mmbench:MMBench",

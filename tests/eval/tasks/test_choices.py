@@ -18,7 +18,8 @@ from llava.eval.tasks.rules import letter_of
     ("text", "letter"),
     [
         ("A", "A"), ("B.", "B"), ("(C)", "C"), ("C) two birds", "C"), ("D: four", "D"), (" A \n", "A"),
-        ("The answer is B.", "B"), ("答案是C", "C"), ("Answer: D", "D"), ("two birds", "C"), ("Two birds.", "C"),
+        ("The answer is B.", "B"), ("Answer: D", "D"), ("two birds", "C"), ("Two birds.", "C"),
+        ("答案是C", "C"),
         ("I see a dog.", "A"), ("A dog is there", "A"), ("A dog or a cat", None), ("E", None), ("", None),
         ("A cat", "B"), ("none of them", None), ("Dogs", None),
     ],
