@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
+from PIL import Image
+
+from llava.images import load_image_from_bytes
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ class DataFile:
     """A file or folder that a task reads, and where it comes from.
 
     key: its flag (`question-file` is --question-file) and its name in TaskData.files. where: the usual place
-    below the data folder (playground/data/eval/NAME). needed: False for what only some runs read.
+    below the task's folder; {split} in it stands for the split. needed: False for what only some runs read.
     """
 
     key: str
@@ -37,23 +40,52 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class Option:
+    """A setting of a task's own, such as its language: `--KEY` on the command line, TaskData.options there.
+
+    default: what TaskData.options has where it is not given; None leaves it out. choices: what it may be.
+    """
+
+    key: str
+    what: str
+    default: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TaskData:
     """Where the files of a task are in this run, and the settings of the run that its questions depend on.
 
-    root: the task's folder. files: what the command line named, by DataFile.key; the others are looked for
-    below `root`. options: further settings (`lang`, `rule`, ...), as strings.
+    root: the task's folder (playground/data/eval/ and Task.folder). files: what the command line named, by
+    DataFile.key; the others are sought below `root`. split: one of Task.splits (None: the first). options:
+    further settings (`lang`, `rule`, ...), as strings. submission: the file that `report` writes for a server
+    (None: none is written).
     """
 
     root: Path
     files: Mapping[str, Path] = field(default_factory=dict)
     split: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    submission: Path | None = None
+
+    def split_of(self, task: Task) -> str:
+        """Return the split that is asked; raises UserError that lists those of the task."""
+        if self.split is None:
+            return task.splits[0] if task.splits else ""
+        if self.split not in task.splits:
+            known = f"its splits are {', '.join(task.splits)}" if task.splits else "it has no splits"
+            raise UserError(f"{task.name} has no split {self.split!r}; {known}")
+        return self.split
+
+    def place(self, task: Task, key: str) -> Path:
+        """Return where a file of the task is looked for."""
+        one = next(one for one in task.data if one.key == key)
+        return self.files.get(key, self.root / task.where(one, self.split_of(task)))
 
     def path(self, task: Task, key: str) -> Path:
         """Return where a file of the task is; raises UserError that says where to get a missing one."""
-        known = {one.key: one for one in task.data}
-        one = known[key]
-        path = self.files.get(key, self.root / one.where)
+        one = next(one for one in task.data if one.key == key)
+        path = self.place(task, key)
         if not path.exists():
             source = f" Get it from {one.url}" if one.url else ""
             raise UserError(
@@ -64,13 +96,24 @@ class TaskData:
 
     def has(self, task: Task, key: str) -> bool:
         """Tell whether a file of the task is there."""
-        where = next(one.where for one in task.data if one.key == key)
-        return self.files.get(key, self.root / where).exists()
+        return self.place(task, key).exists()
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """An image that lies inside a data file, still encoded. name: for messages."""
+
+    encoded: bytes
+    name: str
+
+    def open(self) -> Image.Image:
+        """Return the image as RGB; raises ImageError for one that cannot be decoded."""
+        return load_image_from_bytes(self.encoded, self.name)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One question, ready to send; images are opened when its turn comes.
+    """One question, ready to send; images are opened when its turn comes (`sources`).
 
     text: what the model is asked, without image tokens (they go in front, one an image). recorded: what the
     answer's record calls the prompt. extra: further fields that `record` and `report` need. group: questions
@@ -79,7 +122,7 @@ class Ask:
 
     id: str | int
     text: str
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[ImageSource | PackedImage, ...] = ()
     recorded: str | None = None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
     group: str | None = None
@@ -89,6 +132,10 @@ class Ask:
     def prompt(self) -> str:
         """What the record calls the prompt."""
         return self.text if self.recorded is None else self.recorded
+
+    def sources(self) -> list[ImageSource]:
+        """Return the images for a dialog: paths and URLs as they are, packed images decoded."""
+        return [one.open() if isinstance(one, PackedImage) else one for one in self.images]
 
 
 @dataclass(frozen=True)
@@ -159,14 +206,23 @@ class Task(ABC):
 
     name: on the command line. title: in tables. conv_mode: the template that the reference's program uses by
     default. max_new_tokens, temperature: of the reference's script. data: the files, with their sources.
+    folder: its folder below playground/data/eval, where that is not its name. splits: the first is the usual.
+    options: flags of its own.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    folder: ClassVar[str] = ""
+    splits: ClassVar[tuple[str, ...]] = ()
     data: ClassVar[tuple[DataFile, ...]]
     conv_mode: ClassVar[str | None] = "llava_v1"
     max_new_tokens: ClassVar[int] = 128
     temperature: ClassVar[float] = 0.0
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    def where(self, file: DataFile, split: str) -> str:
+        """Return the usual place of a file of this split, below the task's folder."""
+        return file.where.format(split=split)
 
     @abstractmethod
     def asks(self, data: TaskData) -> Iterator[Ask]:
