@@ -26,6 +26,7 @@ _USAGE = f"""\
 {PROGRAM} TASK --model-path FOLDER    ask and score
 {PROGRAM} answer TASK --model-path FOLDER    ask only
 {PROGRAM} score TASK --answers FILE    score only; no model is needed
+{PROGRAM} compare A B    paired difference of two results of one task
 {PROGRAM} list [TASK ...]    what there is, and what is found on this disk
 Each explains its flags with --help."""
 
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> None:
     if verb in ("-h", "--help"):
         print(_overview())
         return
-    programs = {"answer": _answer, "score": _score, "list": _list}
+    programs = {"answer": _answer, "score": _score, "compare": _compare, "list": _list}
     code = programs[verb](rest) if verb in programs else _both([verb, *rest])
     if code != DONE:
         sys.exit(code)
@@ -107,6 +108,27 @@ def _score(words: Sequence[str]) -> int:
 
     data = read_data(task, args, submission=args.submission)
     return score_file(task, data, Path(args.answers), args.output).code
+
+
+def _compare(words: Sequence[str]) -> int:
+    parser = ProgramParser(
+        prog=f"{PROGRAM} compare", description="Compare two results of one task, question by question."
+    )
+    for name in ("first", "second"):
+        parser.add_argument(
+            name, type=local_path, help="result (*.result.json), or the answers file beside it"
+        )
+    parser.add_argument("--output", type=output_path, default=None, help="comparison as JSON")
+    parser.add_argument(
+        "--html",
+        type=output_path,
+        default=None,
+        help="page with the questions that flipped, and their images",
+    )
+    args = parser.parse_args(words)
+    from llava.eval.run.running import compare_files  # loads torch
+
+    return compare_files(Path(args.first), Path(args.second), args.output, args.html)
 
 
 def _list(words: Sequence[str]) -> int:

@@ -6,11 +6,20 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava.atomic import write_text
 from llava.eval.run.answering import Answered, answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Asker
+from llava.eval.run.comparing import (
+    compare,
+    comparison_result,
+    comparison_text,
+    graded_line,
+    graded_path,
+)
 from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
 from llava.eval.run.opening import Opener
+from llava.eval.run.page import page_of
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.results import Result, of_run, result_path, score, scores_text, write_result
@@ -81,6 +90,7 @@ def score_file(
     result = said | (run or {})
     path = result_path(answers, output)
     write_result(path, result)
+    write_text(graded_path(path), "".join(f"{graded_line(one)}\n" for one in report.graded))
     for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken))]:
         print(line)
     for one in report.written:
@@ -104,3 +114,18 @@ def counts_text(report: Report, n_broken: int) -> list[str]:
         some = ", ".join(str(one) for one in report.missing[:5])
         lines.append(f"without an answer: {some}{' ...' if len(report.missing) > 5 else ''}")
     return lines + [f"note: {one}" for one in report.notes]
+
+
+def compare_files(first: Path, second: Path, output: str | None, html: str | None) -> int:
+    """Compare two results, tell the difference, and write what was asked for."""
+    found = compare(first, second)
+    for line in comparison_text(found):
+        print(line)
+    if output is not None:
+        write_result(Path(output), comparison_result(found))
+        print(f"result: {output}")
+    if html is not None:
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(html, page_of(found))
+        print(f"the {len(found.flips):,} questions that flipped: {html}")
+    return DONE
