@@ -164,7 +164,7 @@ PROGRAMS = {
         {"model-path": TOOL, "port": "0"},
         ("model-path", "model-base"),
         ("model-path",),
-        ("conv-mode", "device", "host", "served-model-name", "api-key"),
+        ("conv-mode", "device", "host", "served-model-name", "api-key", "controller-address"),
         ("port", "max-images", "max-body-mb", "max-tokens", "max-running", "max-waiting", "cache-mb"),
     ),
     "register_worker": Program(
