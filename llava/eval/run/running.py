@@ -43,6 +43,16 @@ class Run:
         self._opener = Opener(args)
         self._processes = Processes()
 
+    @property
+    def model_id(self) -> str:
+        """What records call the model; of a server, once it was asked."""
+        return self._opener.model_id
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process tells and writes what is done once."""
+        return self._processes.is_first
+
     def answer(self, task: Task, data: TaskData, answers: str | None) -> Done:
         """Ask a task; its answers are in the file then."""
         _, _, path, answered = self._ask(task, data, answers)
@@ -53,10 +63,14 @@ class Run:
     def answer_and_score(self, task: Task, data: TaskData, answers: str | None, output: str | None) -> Done:
         """Ask a task, score it and write the result; every process returns the same."""
         plan, asker, path, answered = self._ask(task, data, answers)
-        done = Done(DONE)
-        if self._processes.is_first:
-            done = score_file(task, data, path, output, run=of_run(plan, asker, answered), limit=plan.limit)
-        self._processes.wait()
+        run = of_run(plan, asker, answered)
+
+        def scored() -> Done:
+            if not self._processes.is_first:
+                return Done(DONE)
+            return score_file(task, data, path, output, run=run, limit=plan.limit)
+
+        done = self._processes.together(scored)
         return Done(INCOMPLETE if answered.failures else done.code, done.report, done.result)
 
     def _ask(self, task: Task, data: TaskData, answers: str | None) -> tuple[Plan, Asker, Path, Answered]:

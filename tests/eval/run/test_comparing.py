@@ -80,7 +80,26 @@ def test_two_files_are_compared(two_results, tmp_path, capsys):
     assert page.count("<article>") == 3
     assert page.count("data:image/jpeg;base64,") == 3  # questions 0 and 1 have one and two images
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;alert(1)" in page
-    known = ["html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "article", "figure", "img", "section", "dl", "dt", "dd", "pre"]
+    known = [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "article",
+        "figure",
+        "img",
+        "section",
+        "dl",
+        "dt",
+        "dd",
+        "pre",
+    ]
     assert set(re.findall(r"<(\w+)", page)) <= set(known)
     assert "default-src 'none'" in page
 
