@@ -139,7 +139,7 @@ def suite_parser() -> argparse.ArgumentParser:
 def _suite(words: Sequence[str]) -> int:
     args = suite_parser().parse_args(words)
     check_one_model(args)
-    from llava.eval.run.suite import run_suite  # loads torch
+    from llava.eval.suites.suite import run_suite  # loads torch
 
     return run_suite(args)
 

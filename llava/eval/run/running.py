@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.atomic import write_text
-from llava.eval.run.answering import Answered, answer_plan
-from llava.eval.run.answers import read_answers
-from llava.eval.run.asking import Asker
-from llava.eval.run.comparing import (
+from llava.eval.comparing.page import page_of
+from llava.eval.comparing.pairs import (
     compare,
     comparison_result,
     comparison_text,
     graded_line,
     graded_path,
 )
+from llava.eval.run.answering import Answered, answer_plan
+from llava.eval.run.answers import read_answers
+from llava.eval.run.asking import Asker
 from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
 from llava.eval.run.opening import Opener
-from llava.eval.run.page import page_of
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.results import Result, of_run, result_path, score, scores_text, write_result

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from llava.eval.comparing.page import page_of
+from llava.eval.comparing.pairs import compare
+from llava.eval.comparing.statistics import clustered_error, compare_credits, mcnemar
 from llava.eval.run.command import main
-from llava.eval.run.comparing import compare
-from llava.eval.run.page import page_of
-from llava.eval.run.paired import clustered_error, compare_credits, mcnemar
 from llava.eval.run.running import score_file
 from llava.eval.tasks.digits import Digits
 from llava.utils import UserError

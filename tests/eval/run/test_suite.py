@@ -6,10 +6,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from llava.eval.run import opening, suite
+from llava.eval.run import opening
 from llava.eval.run.command import main
-from llava.eval.run.published import BANDS, PUBLISHED, SUITES, published_of
-from llava.eval.run.table import MARK, markdown_of, row_of, text_of
+from llava.eval.suites import suite
+from llava.eval.suites.published import BANDS, PUBLISHED, SUITES, published_of
+from llava.eval.suites.table import MARK, markdown_of, row_of, text_of
 from llava.eval.tasks import registry
 from llava.eval.tasks.base import Report, Score
 from llava.eval.tasks.digits import Digits
@@ -149,7 +150,7 @@ def test_the_table_of_published_scores_is_consistent():
 
 
 def test_three_tasks_make_a_radar(tmp_path):
-    from llava.eval.run.charts import draw_charts
+    from llava.eval.suites.charts import draw_charts
 
     published = published_of("llava-v1.5-7b")
     rows = [row_of(name, name, report(60.0), published) for name in ("gqa", "mme", "pope")]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llava.eval.run.paired import Paired, compare_credits
+from llava.eval.comparing.statistics import Paired, compare_credits
 from llava.eval.run.results import Result
 from llava.eval.tasks.base import Ask, Graded, TaskData
 from llava.eval.tasks.registry import task_named

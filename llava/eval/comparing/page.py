@@ -9,7 +9,7 @@ from html import escape
 
 from PIL import Image
 
-from llava.eval.run.comparing import Comparison, Pair, comparison_text
+from llava.eval.comparing.pairs import Comparison, Pair, comparison_text
 from llava.eval.tasks.base import Ask
 from llava.images import as_picture
 from llava.utils import UserError

@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 from llava.atomic import obstacle, write_text
-from llava.eval.run.charts import draw_charts
 from llava.eval.run.flags import DATA_DIR, DONE, INCOMPLETE
-from llava.eval.run.published import SUITES, published_of
 from llava.eval.run.results import Result, versions, write_result
 from llava.eval.run.running import Done, Run
-from llava.eval.run.table import Row, json_of, markdown_of, row_of, text_of
+from llava.eval.suites.charts import draw_charts
+from llava.eval.suites.published import SUITES, published_of
+from llava.eval.suites.table import Row, json_of, markdown_of, row_of, text_of
 from llava.eval.tasks.base import Task, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.utils import MissingPackageError, UserError, shortened

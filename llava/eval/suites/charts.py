@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.atomic import atomic_file
-from llava.eval.run.table import Row
+from llava.eval.suites.table import Row
 from llava.utils import import_optional
 
 _FULL = {"mme": 2000.0}  # of a scale that is no percentage

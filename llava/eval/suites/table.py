@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava.eval.run.published import JUDGED, Band, Published, band_of
+from llava.eval.suites.published import JUDGED, Band, Published, band_of
 from llava.eval.tasks.base import JsonValue, Report, Score
 
 MARK = "*"  # of a judged score: its judge is not the one of the published number
