@@ -28,10 +28,14 @@ class Dinov2VisionTower(VisionTower):
     config_class = Dinov2Config
     model_class = Dinov2Model
     processor_class = BitImageProcessorPil
-    prefix_tokens = 1  # CLS
     layers = "encoder.layer"
     resizing = "free"
     unused = ("embeddings.mask_token",)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """CLS."""
+        return 1
 
 
 class Dinov2WithRegistersVisionTower(Dinov2VisionTower):

@@ -72,16 +72,24 @@ class FusedVisionTower(VisionTower):
     def __init__(self, name: str, settings: MultimodalConfig, towers: Sequence[VisionTower]) -> None:
         nn.Module.__init__(self)
         self.vision_tower_name = name
-        self.vision_tower = nn.ModuleList(towers)
+        modules: Any = nn.ModuleList(towers)  # stands where one tower has its model
+        self.vision_tower = modules
         self.not_of_the_tower: tuple[str, ...] = ()
+        self.is_loaded = all(one.is_loaded for one in towers)
         self.resolution = settings.resolution
         self.check_grids()
         self.select_feature = settings.select_feature
         self.select_layer = settings.select_layer
 
+    @property
+    def towers(self) -> list[VisionTower]:
+        """The towers, in the order of the name."""
+        modules: Any = self.vision_tower
+        return list(modules)
+
     def check_grids(self) -> None:
         """Raise UserError for towers that cut images into different numbers of patches."""
-        grids = {one.vision_tower_name: one.num_patches_per_side for one in self.vision_tower}
+        grids = {one.vision_tower_name: one.num_patches_per_side for one in self.towers}
         if len(set(grids.values())) > 1:
             found = ", ".join(f"{name} has {side} x {side} patches" for name, side in grids.items())
             raise UserError(
@@ -92,89 +100,86 @@ class FusedVisionTower(VisionTower):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set the selected layer and feature for every tower."""
         if name in ("select_layer", "select_feature"):
-            for one in self.vision_tower:
+            for one in self.towers:
                 setattr(one, name, value)
         super().__setattr__(name, value)
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether all towers have weights."""
-        return all(one.is_loaded for one in self.vision_tower)
-
     def load_model(self, device_map: DeviceMap = None) -> None:
         """Load every tower from its own files."""
-        for one in self.vision_tower:
+        for one in self.towers:
             one.load_model(device_map)
-        self.not_of_the_tower = tuple(name for one in self.vision_tower for name in one.not_of_the_tower)
+        self.is_loaded = True
+        self.not_of_the_tower = tuple(name for one in self.towers for name in one.not_of_the_tower)
 
     def forget_weights(self) -> None:
         """Return to the state before loading."""
-        for one in self.vision_tower:
+        for one in self.towers:
             one.forget_weights()
+        self.is_loaded = False
 
     def _build_image_processor(self) -> FusedProcessor:
-        return FusedProcessor([one.image_processor for one in self.vision_tower], self.input_size)
+        return FusedProcessor([one.image_processor for one in self.towers], self.input_size)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of (N, 3 * towers, H, W): (N, P, C)."""
-        expected = CHANNELS * len(self.vision_tower)
+        expected = CHANNELS * len(self.towers)
         if images.shape[1] != expected:
             raise UserError(
                 f"The vision tower {self.vision_tower_name} is given images of {images.shape[1]} channels; "
                 f"expected {expected}, as its image_processor makes them."
             )
         parts = []
-        for one, pixels in zip(self.vision_tower, images.split(CHANNELS, dim=1), strict=True):
+        for one, pixels in zip(self.towers, images.split(CHANNELS, dim=1), strict=True):
             edge = one.input_size
             parts.append(one(pixels[..., :edge, :edge]))
         return torch.cat(parts, dim=-1)
 
     def unfreeze(self) -> None:
         """Make trainable what the selected features of each tower depend on."""
-        for one in self.vision_tower:
+        for one in self.towers:
             one.unfreeze()
 
     def layers_before(self, index: int) -> Iterable[nn.Module]:
         """Return the layers of all towers that the selected features have passed."""
-        return [layer for one in self.vision_tower for layer in one.layers_before(index)]
+        return [layer for one in self.towers for layer in one.layers_before(index)]
 
     @property
     def channels(self) -> int:
         """Channels of the images that it is given."""
-        return CHANNELS * len(self.vision_tower)
+        return CHANNELS * len(self.towers)
 
     @property
     def config(self) -> Any:
         """The first tower's config."""
-        return self.vision_tower[0].config
+        return self.towers[0].config
 
     @property
     def prefix_tokens(self) -> int:
         """Tokens in front of the patches; 0 unless all towers have as many."""
-        counts = {one.prefix_tokens for one in self.vision_tower}
+        counts = {one.prefix_tokens for one in self.towers}
         return counts.pop() if len(counts) == 1 else 0
 
     @property
     def hidden_size(self) -> int:
         """Width C of the features, all towers together."""
-        return sum(one.hidden_size for one in self.vision_tower)
+        return sum(one.hidden_size for one in self.towers)
 
     @property
     def num_layers(self) -> int:
         """Layers of the shallowest tower."""
-        return min(one.num_layers for one in self.vision_tower)
+        return min(one.num_layers for one in self.towers)
 
     @property
     def tile_size(self) -> int:
         """Edge in pixels of what it takes at once: of the tower with the largest images."""
-        return max(one.tile_size for one in self.vision_tower)
+        return max(one.tile_size for one in self.towers)
 
     @property
     def input_size(self) -> int:
         """Edge in pixels of the images that its processor makes."""
-        return max(one.input_size for one in self.vision_tower)
+        return max(one.input_size for one in self.towers)
 
     @property
     def num_patches_per_side(self) -> int:
         """Patches along one edge, the same for all towers."""
-        return self.vision_tower[0].num_patches_per_side
+        return self.towers[0].num_patches_per_side
