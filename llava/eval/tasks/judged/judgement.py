@@ -28,6 +28,7 @@ OPTIONS = (
         "file of the judge's reviews, which are not asked for again (default: in the data's folder); without "
         "--judge-model its reviews are counted as they are",
         scoring=True,
+        is_path=True,
     ),
 )
 MAX_TOKENS = 1024
