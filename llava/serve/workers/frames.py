@@ -57,18 +57,31 @@ def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> 
     return json.dumps(content).encode() + DELIMITER
 
 
-def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the frames of a stream, however its bytes were cut. Raises FrameError."""
-    waiting = bytearray()
-    for chunk in chunks:
-        waiting += chunk
-        *whole, rest = bytes(waiting).split(DELIMITER)
-        waiting = bytearray(rest)
-        if len(waiting) > MAX_FRAME_BYTES:
+class FrameReader:
+    """Reads frames, however the bytes of their stream were cut."""
+
+    def __init__(self) -> None:
+        self._waiting = b""
+
+    def put(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the frames that a piece of the stream completes. Raises FrameError."""
+        *whole, self._waiting = (self._waiting + chunk).split(DELIMITER)
+        if len(self._waiting) > MAX_FRAME_BYTES:
             raise FrameError(f"a frame is longer than {MAX_FRAME_BYTES:,} bytes")
         yield from (_read_frame(one) for one in whole if one)
-    if waiting.strip():
-        raise FrameError("the stream ended within a frame")
+
+    def end(self) -> None:
+        """Raise FrameError for a stream that ended within a frame."""
+        if self._waiting.strip():
+            raise FrameError("the stream ended within a frame")
+
+
+def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a stream. Raises FrameError."""
+    reader = FrameReader()
+    for chunk in chunks:
+        yield from reader.put(chunk)
+    reader.end()
 
 
 def _read_frame(data: bytes) -> dict[str, Any]:
@@ -89,17 +102,22 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {**USER_AGENT, **key, "x-request-id": request_id.get()}
 
 
-def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S) -> httpx2.Client:
-    """Return a client for requests to other programs of this protocol.
+def client_settings(api_key: str | None, read_timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
+    """Return the settings of an HTTP client for requests to other programs of this protocol.
 
     It follows no redirects and reads no proxy settings: it talks to the address it was given and to no other.
     """
-    return httpx2.Client(
-        headers=headers(api_key),
-        timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
-        follow_redirects=False,
-        trust_env=False,
-    )
+    return {
+        "headers": headers(api_key),
+        "timeout": httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+        "follow_redirects": False,
+        "trust_env": False,
+    }
+
+
+def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S) -> httpx2.Client:
+    """Return a client with `client_settings`."""
+    return httpx2.Client(**client_settings(api_key, read_timeout_s))
 
 
 def post(url: str, content: Mapping[str, Any] | None = None, *, api_key: str | None = None) -> Any:
