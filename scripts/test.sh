@@ -56,10 +56,25 @@ run_tests() {
     fi
 }
 
+compiling='' # beside lint and types, which keep one core busy
+if [ "$fast" = no ]; then
+    compiled="$(mktemp)"
+    "$python" tests/compile_deepspeed.py >"$compiled" 2>&1 &
+    compiling=$!
+fi
 if [ "$oldest" = no ]; then
     step "ruff check" "$python" -m ruff check .
     step "ruff format --check" "$python" -m ruff format --check .
     step "mypy" "$python" -m mypy
+fi
+if [ -n "$compiling" ]; then
+    wait "$compiling" || {
+        cat "$compiled"
+        printf 'test.sh: FAILED: compiling the parts of DeepSpeed\n' >&2
+        exit 1
+    }
+    tail -n 1 "$compiled"
+    rm -f "$compiled"
 fi
 run_tests "fast tests" "not slow" worksteal 0
 # the tests of a file share their runs of training; they wait for other processes, which leaves room for a worker more;

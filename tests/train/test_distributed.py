@@ -319,7 +319,7 @@ def test_a_script_runs_under_the_deepspeed_launcher(place: Place) -> None:
     more = "--report_to none --per_device_train_batch_size 2 --dataloader_num_workers 0"
     run_group(
         ["bash", str(ROOT / "scripts" / "v1_5" / "finetune.sh"), *more.split()],
-        limit_s=240,
+        limit_s=420,
         **{name: str(value) for name, value in paths.items()},
     )
     state = json.loads((output / "trainer_state.json").read_text())
