@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
+
+from fastapi import FastAPI
 
 from llava.conversation import conv_templates
-from llava.inference.engine import Engine
+from llava.inference.engine import AnyEngine, Engine
 from llava.inference.loading import LoadedModel, check_device, open_model
 from llava.inference.program import quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
+from llava.serve.guard import PageGuard
 from llava.serve.limits import Limits
 from llava.serve.logs import set_up_logging
 from llava.serve.openai.app import create_app
@@ -23,8 +27,17 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 
 
-def launch(args: argparse.Namespace, limits: Limits) -> None:
-    """Load the model of the flags of llava.serve.openai_api and serve it. Raises UserError."""
+# Puts something more into the application of an engine with a model, which is reached at an address.
+AddTo = Callable[[FastAPI, AnyEngine, ServedModel, str], None]
+
+
+def launch(
+    args: argparse.Namespace, limits: Limits, *, page: PageGuard | None = None, add: AddTo | None = None
+) -> None:
+    """Load the model of the flags of llava.serve.openai_api and serve it. Raises UserError.
+
+    page: that browsers show a page of this server, which `add` puts into the application.
+    """
     set_up_logging(args.log_level, secrets=(args.api_key,))
     if args.log_level != "debug":
         quiet_libraries()
@@ -58,8 +71,12 @@ def launch(args: argparse.Namespace, limits: Limits) -> None:
             images=images,
             max_images=args.max_images,
             default_max_tokens=args.max_tokens,
+            page=page,
         )
-        server = make_server(create_app(engine, settings), drain_seconds=args.drain_seconds)
+        app = create_app(engine, settings)
+        if add is not None:
+            add(app, engine, model, url_of(listening))
+        server = make_server(app, drain_seconds=args.drain_seconds)
         logger.info("serving %s at %s/v1", ", ".join(model.names), url_of(listening))
         server.run(sockets=[listening])
 

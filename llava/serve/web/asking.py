@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
-from llava.serve.errors import ServeError, bad_request
+from llava.serve.errors import bad_request
 
 # The reference's sliders: default and largest value.
 TEMPERATURE, MAX_TEMPERATURE = 0.2, 1.0

@@ -1,4 +1,4 @@
-"""The dialog of a page: questions with their images, answers, failures; how it is stored, and how it is shown."""
+"""The dialog of a page: questions with their images, answers, failures; how it is stored and shown."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class PageEvents:
                 yield kept_state, messages, box_update
 
     def _keep(self, files: Sequence[str]) -> tuple[list[str], list[str], str]:
-        """Keep uploaded images; return their ids, the files that are images, and what to tell of the others."""
+        """Keep uploaded images; return their ids, the files that are images, what to tell of the others."""
         ids, good, faults = [], [], []
         for path in files[:MAX_IMAGES]:
             try:
@@ -285,7 +285,9 @@ class PageEvents:
         self.runs.stop(request.session_hash or "", discard=True)
         taken, dialog = dialog.turns[index], dialog.until(index)
         files = [str(self.store.file(one)) for one in taken.images if self.store.has(one)]
-        box = gr.MultimodalTextbox(value={"text": taken.text, "files": files}, submit_btn=True, stop_btn=False)
+        box = gr.MultimodalTextbox(
+            value={"text": taken.text, "files": files}, submit_btn=True, stop_btn=False
+        )
         return dialog.to_json(), self.messages(dialog), box
 
     def clear_history(self, request: gr.Request) -> Shown:

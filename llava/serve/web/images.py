@@ -27,7 +27,7 @@ class ImageStore:
     """A folder with the images of all dialogs, each named by a digest of its pixels.
 
     folder: only this process reads it. previews: what browsers may load. An image is dropped `keep_s` seconds
-    after it was last used, or earlier when all together take more than `keep_bytes`. Safe to use from threads.
+    after it was last used, or earlier when all together take more than `keep_bytes`. Safe for threads.
     """
 
     def __init__(

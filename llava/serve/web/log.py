@@ -64,9 +64,7 @@ class ConversationLog:
 
     def vote(self, kind: str, model: str, state: Mapping[str, Any], *, ip: str) -> None:
         """Note a vote: upvote, downvote or flag."""
-        self._write(
-            {"tstamp": round(time.time(), 4), "type": kind, "model": model, "state": state, "ip": ip}
-        )
+        self._write({"tstamp": round(time.time(), 4), "type": kind, "model": model, "state": state, "ip": ip})
 
     def _write(self, content: Mapping[str, Any]) -> None:
         if self.folder is None:

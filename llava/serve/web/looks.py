@@ -13,29 +13,47 @@ Large Language and Vision Assistant: ask about images.
 """
 
 tos_markdown = """
-The answers come from a machine and may be wrong. What you write and the answers may be logged by whoever runs this page.
+The answers come from a machine and may be wrong. Questions, answers and votes are logged by whoever runs
+this page; images are not.
 """
 
 learn_more_markdown = """
-Enter sends, Shift+Enter begins a new line. Images can be uploaded, pasted, dropped, or taken with the camera; they go in front of the text.
+Enter sends, Shift+Enter begins a new line. Images can be uploaded, pasted, dropped, or taken with the
+camera; they go in front of the text.
 """
 
 placeholder = "**Ask about an image**, or just ask."
 
 block_css = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; padding: 0.5rem !important; }
+.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container main { padding: 0.75rem !important; gap: 0.75rem; }
 #page-head h1 { margin: 0; font-size: 1.4rem; }
 #page-head p { margin: 0; }
-#page-note { opacity: 0.8; font-size: 0.85rem; }
-#chatbot { min-height: 14rem; }
+#page-note { opacity: 0.85; font-size: 0.85rem; }
+#chatbot { min-height: 20rem; }
 #chatbot pre { overflow-x: auto; }
-#chatbot img { max-height: 16rem; object-fit: contain; }
+#chatbot .message img { max-height: 16rem; object-fit: contain; }
 #chatbot .message { overflow-wrap: anywhere; }
-#camera-panel .image-container { max-height: 16rem; }
+/* gradio's own Share would upload images to another site */
+#chatbot button[aria-label="Share"], #chatbot button[title="Share"] { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0.25rem !important; }
+  .gradio-container main { padding: 0.25rem !important; }
   #page-head p { display: none; }
 }
+"""
+
+# Names, for those who cannot see them, of the buttons that gradio leaves without one.
+head = """
+<script>
+(() => {
+  const name = () => {
+    for (const button of document.querySelectorAll("#chatbot button:not([aria-label])"))
+      if (!button.innerText.trim() && button.querySelector("img"))
+        button.setAttribute("aria-label", "Show the image");
+  };
+  new MutationObserver(name).observe(document.documentElement, {childList: true, subtree: true});
+})();
+</script>
 """
 
 EXAMPLES = (

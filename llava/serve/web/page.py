@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -43,7 +42,7 @@ def build_blocks(
     with gr.Blocks(
         title="LLaVA", analytics_enabled=False, fill_height=True, delete_cache=(SWEEP_S, KEEP_UPLOADS_S)
     ) as blocks:
-        _Page(events, embed_mode=embed_mode, concurrency_count=concurrency_count, votes=votes)
+        _Page(blocks, events, embed_mode=embed_mode, concurrency_count=concurrency_count, votes=votes)
     blocks.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=concurrency_count)
     return blocks
 
@@ -52,13 +51,16 @@ class _Page:
     """The controls, made in the order in which they stand."""
 
     def __init__(
-        self, events: PageEvents, *, embed_mode: bool, concurrency_count: int, votes: bool
+        self, blocks: gr.Blocks, events: PageEvents, *, embed_mode: bool, concurrency_count: int, votes: bool
     ) -> None:
         self.events, self.concurrency = events, concurrency_count
         self.kept = gr.BrowserState(PageDialog().to_json(), storage_key="llava-chat", secret="llava")
-        if not embed_mode:
-            gr.Markdown(looks.title_markdown, elem_id="page-head")
-        self.model = gr.Dropdown([], label="Model", interactive=True, elem_id="model", filterable=False)
+        with gr.Row(elem_id="page-head", equal_height=False):
+            if not embed_mode:
+                gr.Markdown(looks.title_markdown)
+            self.model = gr.Dropdown(
+                [], label="Model", interactive=True, elem_id="model", filterable=False, min_width=200
+            )
         save = gr.Button("Save as JSON", size="sm", elem_id="save")
         self.window = self._chat_window(votes, save)
         self.box = gr.MultimodalTextbox(
@@ -76,8 +78,10 @@ class _Page:
             camera = gr.Image(sources=["webcam"], type="filepath", label="Camera", height=260, buttons=[])
         self.controls = [self.model, *self._parameters()]
         if not embed_mode:
-            gr.Markdown(looks.learn_more_markdown + (looks.tos_markdown if votes else ""), elem_id="page-note")
-        self._wire(blocks=gr.context.Context.root_block, camera=camera, save=save)
+            gr.Markdown(
+                looks.learn_more_markdown + (looks.tos_markdown if votes else ""), elem_id="page-note"
+            )
+        self._wire(blocks=blocks, camera=camera, save=save)
 
     def _chat_window(self, votes: bool, save: gr.Button) -> gr.Chatbot:
         examples = [
@@ -88,7 +92,7 @@ class _Page:
             label="Conversation",
             show_label=False,
             elem_id="chatbot",
-            height="62vh",
+            height="calc(100dvh - 23rem)",
             buttons=["copy", "copy_all", save],
             editable="user",
             feedback_options=("Like", "Dislike", "Flag") if votes else (),
@@ -164,13 +168,5 @@ def mount(app: Any, blocks: gr.Blocks, *, path: str = "/") -> None:
         mcp_server=False,
         theme=theme,
         css=looks.block_css,
+        head=looks.head,
     )
-
-
-def uploads_folder(folder: Path) -> dict[str, str]:
-    """Return the environment that makes gradio keep its files in a folder, and tell nobody of itself."""
-    return {
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
