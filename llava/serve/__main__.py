@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llava.serve import openai_api
 from llava.serve.web.flags import add_page_flags, read_page_flags
-from llava.utils import run_program
+from llava.utils import UserError, run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve what the flags of `build_parser` say. Raises UserError."""
+    if args.controller_address is not None:
+        raise UserError(
+            "--controller-address is for llava.serve.openai_api; for a page in front of a controller start "
+            "llava.serve.gradio_web_server --controller-url"
+        )
     limits = openai_api.prepare(args)
     flags = read_page_flags(args)
     from llava.serve.web.launch_local import serve_local  # loads torch and gradio

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 
 from llava.serve.web.asking import Progress
 
@@ -42,11 +41,10 @@ class Run:
                 if self._latest is not None:
                     latest, self._latest = self._latest, None
                     yield latest
-                if reader.done():
+                if reader.done() and self._latest is None:  # more may have come while the page was told
                     reader.result()
                     return
-                with suppress(asyncio.TimeoutError, TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(reader), pause_s)
+                await asyncio.wait({reader}, timeout=pause_s)
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)

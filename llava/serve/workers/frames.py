@@ -42,9 +42,9 @@ class FrameError(ValueError):
     """What came over the wire is no frame."""
 
 
-def frame(text: str, code: ErrorCode = ErrorCode.NONE) -> bytes:
-    """Return a frame with its delimiter."""
-    return json.dumps({"text": text, "error_code": int(code)}).encode() + DELIMITER
+def frame(text: str, code: ErrorCode = ErrorCode.NONE, **more: object) -> bytes:
+    """Return a frame with its delimiter; more: further fields, which older programs pass over."""
+    return json.dumps({"text": text, "error_code": int(code), **more}).encode() + DELIMITER
 
 
 def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> bytes:
@@ -52,36 +52,41 @@ def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> 
     content = {
         "text": f"{server_error_msg} ({error.message})" if text is None else text,
         "error_code": int(code),
-        "error": {**error.body["error"], "request_id": request_id.get()},
+        "error": {
+            **error.body["error"],
+            "status": error.status,
+            "retry_after_s": error.retry_after_s,
+            "request_id": request_id.get(),
+        },
     }
     return json.dumps(content).encode() + DELIMITER
 
 
+def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a stream, however its bytes were cut. Raises FrameError."""
+    reader = FrameReader()
+    for chunk in chunks:
+        yield from reader.feed(chunk)
+    reader.end()
+
+
 class FrameReader:
-    """Reads frames, however the bytes of their stream were cut."""
+    """Reads the frames of a stream whose bytes come in chunks."""
 
     def __init__(self) -> None:
         self._waiting = b""
 
-    def put(self, chunk: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the frames that a piece of the stream completes. Raises FrameError."""
+    def feed(self, chunk: bytes) -> list[dict[str, Any]]:
+        """Take a chunk; return the frames that are whole now. Raises FrameError."""
         *whole, self._waiting = (self._waiting + chunk).split(DELIMITER)
         if len(self._waiting) > MAX_FRAME_BYTES:
             raise FrameError(f"a frame is longer than {MAX_FRAME_BYTES:,} bytes")
-        yield from (_read_frame(one) for one in whole if one)
+        return [_read_frame(one) for one in whole if one]
 
     def end(self) -> None:
-        """Raise FrameError for a stream that ended within a frame."""
+        """Raise FrameError if the stream ended within a frame."""
         if self._waiting.strip():
             raise FrameError("the stream ended within a frame")
-
-
-def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the frames of a stream. Raises FrameError."""
-    reader = FrameReader()
-    for chunk in chunks:
-        yield from reader.put(chunk)
-    reader.end()
 
 
 def _read_frame(data: bytes) -> dict[str, Any]:
@@ -102,22 +107,17 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {**USER_AGENT, **key, "x-request-id": request_id.get()}
 
 
-def client_settings(api_key: str | None, read_timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
-    """Return the settings of an HTTP client for requests to other programs of this protocol.
+def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S) -> httpx2.Client:
+    """Return a client for requests to other programs of this protocol.
 
     It follows no redirects and reads no proxy settings: it talks to the address it was given and to no other.
     """
-    return {
-        "headers": headers(api_key),
-        "timeout": httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
-        "follow_redirects": False,
-        "trust_env": False,
-    }
-
-
-def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S) -> httpx2.Client:
-    """Return a client with `client_settings`."""
-    return httpx2.Client(**client_settings(api_key, read_timeout_s))
+    return httpx2.Client(
+        headers=headers(api_key),
+        timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+        follow_redirects=False,
+        trust_env=False,
+    )
 
 
 def post(url: str, content: Mapping[str, Any] | None = None, *, api_key: str | None = None) -> Any:
