@@ -22,6 +22,10 @@ TASKS: dict[str, str] = {
     "qbench_zh": "llava.eval.tasks.choice.qbench:QBenchZh",
     "seed": "llava.eval.tasks.choice.seed:SEED",
     "digits": "llava.eval.tasks.digits:Digits",
+    "llava_bench": "llava.eval.tasks.judged.llava_bench:LlavaBench",
+    "coco_qa90": "llava.eval.tasks.judged.coco_qa90:CocoQa90",
+    "mm_vet": "llava.eval.tasks.judged.mm_vet:MmVet",
+    "vicuna80": "llava.eval.tasks.judged.vicuna80:Vicuna80",
 }
 
 
