@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from beyond import BEYOND
 from written import Example
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -448,3 +449,4 @@ SCIENCE_QA = Example(
 
 EXAMPLES = [GQA, POPE, SEED, MME, MMBENCH, MMBENCH_CN, MMBENCH_TEST, ALL_ROUNDS, QBENCH, QBENCH_ZH]
 EXAMPLES += [VQAV2, VQAV2_TEST, VIZWIZ, VIZWIZ_TEST, TEXTVQA, SCIENCE_QA]
+EXAMPLES += BEYOND
