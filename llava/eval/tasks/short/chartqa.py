@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llava.eval.metrics.text import relaxed_match
+from llava.eval.metrics.relaxed import relaxed_match
 from llava.eval.tasks.annotated import AnnotatedTask
 from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
 from llava.eval.tasks.files import TEXT, read_list

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from llava.eval.metrics.text import anls
+from llava.eval.metrics.anls import anls
 from llava.eval.submissions import write_json
 from llava.eval.tasks.annotated import AnnotatedTask, Rows
 from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
