@@ -109,7 +109,7 @@ def _asker(model: Model, params: SamplingParams, conv_mode: str | None, batch_si
         loaded = open_model(str(model))
     else:
         loaded = model.loaded if isinstance(model, Assistant) else LoadedModel.of(model)
-        name = get_model_name_from_path(str(getattr(loaded.model.config, "_name_or_path", "") or "model"))
+        name = get_model_name_from_path(str(loaded.model.name_or_path or "model"))
     chosen, why = pick_conv_mode(conv_mode, name, loaded.model.config)
     return LocalModel(
         loaded, params, model_id=name, conv_mode=chosen, why=why, batch_size=batch_size, weights=weights

@@ -1,4 +1,4 @@
-"""`llava.eval.evaluate`: from a folder, a loaded model or an Assistant; a task of one's own; randomness kept."""
+"""`llava.eval.evaluate`: from a folder, a loaded model, an Assistant; a task of one's own; random numbers."""
 
 import json
 import random
