@@ -199,6 +199,23 @@ PROGRAMS = {
         ("conv-mode", "device", "host", "served-model-name", "api-key", "controller-address"),
         ("port", "max-images", "max-body-mb", "max-tokens", "max-running", "max-waiting", "cache-mb"),
     ),
+    "serve": Program(
+        "llava.serve.__main__",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base", "log-dir"),
+        ("model-path",),
+        ("conv-mode", "device", "host", "served-model-name", "api-key"),
+        ("port", "max-images", "max-running", "concurrency-count"),
+    ),
+    "gradio_web_server": Program(
+        "llava.serve.gradio_web_server",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base", "log-dir"),
+        ("model-path",),
+        ("conv-mode", "device", "host", "controller-url", "api-key"),
+        ("port", "concurrency-count"),
+        ("--local",),
+    ),
     "register_worker": Program(
         "llava.serve.register_worker",
         {"controller-address": "http://localhost:1", "worker-name": "http://localhost:2"},

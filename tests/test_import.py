@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
+    ("-m", "llava.serve"),
     ("-m", "llava.serve.openai_api"),
+    ("-m", "llava.serve.gradio_web_server"),
     ("-m", "llava.eval.run_llava"),
     ("-m", "llava.eval.eval_gpt_review"),
     ("-m", "llava.eval.eval_gpt_review_bench"),

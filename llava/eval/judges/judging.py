@@ -82,7 +82,7 @@ def judge_all(
     Raises UserError for an output of other answers or another judge, and for a judge that cannot be asked.
     """
     check_items(items)
-    outcome = Outcome(lines=dict(kept_lines(items, settings, output, scale)))
+    outcome = Outcome(lines=dict(kept_lines(items, settings.model, output, scale)))
     outcome.kept = len(outcome.lines)
     left = [one for one in items if one.id not in outcome.lines]
     if not left:
@@ -120,6 +120,18 @@ def judge_all(
     return outcome
 
 
+def reviewed(items: Sequence[Item], output: Path, scale: Scale) -> Outcome:
+    """Return the judgements that a file holds, whoever judged; nobody is asked. Raises UserError."""
+    if not output.is_file():
+        raise UserError(f"there are no reviews at {output}; name a judge with --judge-model to have some")
+    outcome = Outcome(lines=dict(kept_lines(items, None, output, scale)))
+    outcome.kept = len(outcome.lines)
+    outcome.unreadable = {
+        one.id: f"{output} has no score of it" for one in items if one.id not in outcome.lines
+    }
+    return outcome
+
+
 def check_items(items: Sequence[Item]) -> None:
     """Raise UserError for a question that comes twice, and for none."""
     seen: set[str | int] = set()
@@ -139,9 +151,12 @@ def estimate_of(items: Sequence[Item], settings: JudgeSettings) -> Estimate:
 
 
 def kept_lines(
-    items: Sequence[Item], settings: JudgeSettings, output: Path, scale: Scale
+    items: Sequence[Item], model: str | None, output: Path, scale: Scale
 ) -> Iterator[tuple[str | int, Record]]:
-    """Yield the judgements that a file already holds, in its order; those without a score are asked again."""
+    """Yield the judgements that a file holds, in its order, but for those without a score.
+
+    model: the judge; None for any.
+    """
     if not output.exists():
         return
     with LineFile(output) as file:
@@ -157,12 +172,12 @@ def kept_lines(
                 "to judge; "
                 "name another output, or remove this one"
             )
-        _check_same(item, line, settings, output)
+        _check_same(item, line, model, output)
         if value_of(line, scale) is not None:
             yield key, line
 
 
-def _check_same(item: Item, line: Record, settings: JudgeSettings, output: Path) -> None:
+def _check_same(item: Item, line: Record, model: str | None, output: Path) -> None:
     """Raise UserError where a kept line is about another answer, or of another judge."""
     names = [name for name in item.row if name.endswith("_id") and name in line]
     prompt = line.get("judge_prompt", prompt_key(item.messages))
@@ -172,11 +187,11 @@ def _check_same(item: Item, line: Record, settings: JudgeSettings, output: Path)
             "answers, or by "
             "another rule; name another output, or remove this one"
         )
-    asked = line.get("judge_asked", settings.model)
-    if asked != settings.model:
+    asked = line.get("judge_asked", model)
+    if model is not None and asked != model:
         raise UserError(
             f"{output} holds judgements of {shortened(asked, 60)!r}, while --judge-model is "
-            f"{settings.model!r}; "
+            f"{model!r}; "
             "numbers of two judges do not mix: name another output, or remove this one"
         )
 

@@ -12,6 +12,8 @@ from llava.eval.tasks.base import JsonValue, Record
 from llava.eval.tasks.files import ID, TEXT, read_lines
 from llava.utils import UserError, shortened
 
+COCO_PREFIX = "COCO_val2014_"  # some question files name an image with it, the context without
+
 
 @dataclass(frozen=True)
 class Style:
@@ -128,6 +130,7 @@ def rule_of(category: str, rules: Rules, *, falls_back: bool) -> Rule:
 
 def _context_of(question: Record, context: Mapping[str, str]) -> str:
     image = str(question.get("image"))
+    image = image if image in context else image.removeprefix(COCO_PREFIX)
     if image not in context:
         raise UserError(
             f"question {shortened(question['question_id'], 60)} is about {image}, of which the context "

@@ -34,11 +34,16 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("judge-price-out", None, "dollars for a million tokens that the judge writes, for the estimate"),
 )
 JUDGE_OPTIONS = tuple(
-    Option(key, f"{what} (default: {default})" if default else what, scoring=True)
+    Option(
+        key, f"{what} (default: {default})" if default else what, scoring=True, is_path=key == "judge-cache"
+    )
     for key, default, what in _FLAGS
 )
 RULE_OPTION = Option(
-    "rule", "JSON file of rules, category -> role and prompt (default: the built-in ones)", scoring=True
+    "rule",
+    "JSON file of rules, category -> role and prompt (default: the built-in ones)",
+    scoring=True,
+    is_path=True,
 )
 
 

@@ -81,7 +81,8 @@ def built_in_rules() -> dict[str, Rule]:
     about_images = {name: Rule(f"{_CONTEXT}{kind} {_FORMAT}") for name, kind in _KINDS.items()}
     about_texts = {name: Rule(f"{_TEXT}{kind} {_FORMAT}") for name, kind in _TEXT_KINDS.items()}
     bench = {f"llava_bench_{name}": rule for name, rule in about_images.items()}
-    return {**about_texts, **about_images, **bench}
+    alone = {"mm_vet": Rule(MM_VET_RULE), "custom": Rule(CUSTOM_RULE)}
+    return {**about_texts, **about_images, **bench, **alone}
 
 
 def read_rules(path: Path | None) -> dict[str, Rule]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.arguments import local_path, output_path
+from llava.arguments import local_path, output_path, plain_text
 from llava.eval.tasks.base import Task, TaskData
 from llava.utils import UserError
 
@@ -96,7 +96,10 @@ def add_data_flags(parser: argparse.ArgumentParser, tasks: Sequence[Task]) -> No
                 text = option.what.replace("%", "%%")
                 text += f" (default: {option.default})" if option.default is not None else ""
                 choices = list(option.choices) or None
-                data.add_argument(f"--{option.key}", default=option.default, choices=choices, help=text)
+                kind = local_path if option.is_path else plain_text
+                data.add_argument(
+                    f"--{option.key}", type=kind, default=option.default, choices=choices, help=text
+                )
 
 
 def read_data(task: Task, args: argparse.Namespace, *, submission: str | None = None) -> TaskData:

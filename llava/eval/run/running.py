@@ -110,7 +110,7 @@ def score_file(
     for one in report.written:
         print(f"written for the benchmark's server: {one}")
     print(f"result: {path}")
-    incomplete = report.answered < report.asked or found.broken or report.unexpected
+    incomplete = report.answered < report.asked or found.broken or report.unexpected or report.failed
     return Done(INCOMPLETE if incomplete else DONE, report, result)
 
 

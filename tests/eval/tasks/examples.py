@@ -136,4 +136,315 @@ SEED = Example(
     },
 )
 
-EXAMPLES = [GQA, POPE, SEED]
+
+_RELEASE = "MME_Benchmark_release_version"
+
+
+def _mme(yes: str, no: str) -> str:
+    return f"{yes}Please answer yes or no.\tYes\n{no}Please answer yes or no.\tNo\n"
+
+
+MME = Example(
+    "mme",
+    {
+        f"{_RELEASE}/artwork/questions_answers_YN/10002.txt": _mme("Is it  oil? ", "Is it new? "),
+        f"{_RELEASE}/artwork/images/10002.jpg": "an image",
+        f"{_RELEASE}/code_reasoning/0020.txt": _mme("Is it C? ", "Is it Go?  "),
+        f"{_RELEASE}/code_reasoning/0020.png": "an image",
+    },
+    ["Yes", "no", "yes, it is", "No."],
+    {
+        "llava_mme.jsonl": [
+            {"question_id": name, "image": image, "text": text + SHORT, "category": name.partition("/")[0]}
+            for name, image, text in (
+                ("artwork/10002.jpg", "artwork/images/10002.jpg", "Is it  oil?"),
+                ("artwork/10002.jpg", "artwork/images/10002.jpg", "Is it new?"),
+                ("code_reasoning/0020.png", "code_reasoning/0020.png", "Is it C?"),
+                ("code_reasoning/0020.png", "code_reasoning/0020.png", "Is it Go?"),
+            )
+        ]
+    },
+    score=200.0,
+    annotation="annotation-dir",
+)
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+MMBENCH_COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
+MMBENCH_COLUMNS += ["source", "l2-category", "comment", "split"]
+
+
+def mmbench_table(*rows: dict[str, object]) -> str:
+    """Return a table in MMBench's format."""
+    usual = {
+        "image": PIXEL,
+        "category": "color",
+        "l2-category": "perception",
+        "source": "made",
+        "split": "dev",
+    }
+    lines = ["\t".join(MMBENCH_COLUMNS)]
+    lines += ["\t".join(str((usual | row).get(name, "")) for name in MMBENCH_COLUMNS) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+_COLOUR = {"question": "Which colour?", "hint": "Look."}
+_TABLE = mmbench_table(
+    _COLOUR | {"index": 7, "A": "red", "B": "blue", "answer": "A"},
+    _COLOUR | {"index": 1000007, "A": "blue", "B": "red", "answer": "B"},
+    {"index": 8, "question": "How many?", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "D"},
+)
+MMBENCH = Example(
+    "mmbench", {"mmbench_dev_20230712.tsv": _TABLE}, ["A", "B.", "D"], annotation="question-file"
+)
+MMBENCH_CN = Example(
+    "mmbench_cn", {"mmbench_dev_cn_20231003.tsv": _TABLE}, ["A", "(B)", "4"], annotation="question-file"
+)
+MMBENCH_TEST = Example(
+    "mmbench",
+    {"mmbench_test_20230712.tsv": _TABLE},
+    ["A", "B.", "D"],
+    split="test",
+    annotation="question-file",
+)
+ALL_ROUNDS = Example(
+    "mmbench",
+    {"mmbench_dev_20230712.tsv": _TABLE},
+    ["A", "B", "B", "A", "D", "C", "B", "A"],
+    options={"all-rounds": "yes"},
+    annotation="question-file",
+)
+
+_QBENCH = [
+    {
+        "img_path": "0001.jpg",
+        "question": "Is it sharp?",
+        "candidates": ["Yes", "No"],
+        "correct_ans": "No",
+        "type": 0,
+        "concern": 1,
+    },
+    {
+        "img_path": "0002.jpg",
+        "question": "How is the light?",
+        "candidates": ["Dark", "Medium", "Bright"],
+        "correct_ans": "Bright",
+        "type": 2,
+        "concern": 0,
+    },
+]
+QBENCH = Example(
+    "qbench",
+    {"llvisionqa_dev.json": _QBENCH},
+    ["B", "C. Bright"],
+    annotation="question-file",
+    answer="response",
+)
+QBENCH_ZH = Example(
+    "qbench_zh",
+    {"质衡-问答-验证集.json": _QBENCH},
+    ["B.", "Bright"],
+    annotation="question-file",
+    answer="response",
+)
+
+
+def people(*told: str) -> list[dict[str, object]]:
+    """Return ten answers of people: those told, the last one as often as it takes."""
+    words = [*told, *[told[-1]] * (10 - len(told))]
+    return [
+        {"answer": word, "answer_confidence": "yes", "answer_id": number}
+        for number, word in enumerate(words, start=1)
+    ]
+
+
+_VQA = [
+    {"image_id": 42, "question": "What sport is it?", "question_id": 420},
+    {"image_id": 42, "question": "How many?", "question_id": 421},
+    {"image_id": 43, "question": "Is it wet?", "question_id": 430},
+]
+
+
+def _vqa_lines(half: str) -> list[dict[str, object]]:
+    return [
+        {
+            "question_id": row["question_id"],
+            "image": f"COCO_{half}_{row['image_id']:012d}.jpg",
+            "text": f"{row['question']}{SHORT}",
+            "category": "default",
+        }
+        for row in _VQA
+    ]
+
+
+VQAV2 = Example(
+    "vqav2",
+    {
+        "v2_OpenEnded_mscoco_val2014_questions.json": {"data_type": "mscoco", "questions": _VQA},
+        "v2_mscoco_val2014_annotations.json": {
+            "annotations": [
+                {"question_id": 430, "answers": people("no", "yes"), "answer_type": "yes/no", "image_id": 43},
+                {"question_id": 420, "answers": people("tennis"), "answer_type": "other", "image_id": 42},
+                {"question_id": 421, "answers": people("3", "2"), "answer_type": "number", "image_id": 42},
+            ]
+        },
+    },
+    ["Tennis.", "two", "Yes"],
+    {"llava_vqav2_mscoco_val2014.jsonl": _vqa_lines("val2014")},
+    split="val2014",
+)
+VQAV2_TEST = Example(
+    "vqav2",
+    {"v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": _VQA}},
+    ["Tennis.", "two", "Yes"],
+    {
+        "llava_vqav2_mscoco_test-dev2015.jsonl": _vqa_lines("test2015"),
+        "llava_vqav2_mscoco_test2015.jsonl": [{"question_id": number} for number in (419, 420, 421, 430)],
+    },
+    score=None,
+    split="test-dev2015",
+    annotation="questions",
+)
+
+INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
+VIZWIZ = Example(
+    "vizwiz",
+    {
+        "val.json": [
+            {
+                "image": "VizWiz_val_0.jpg",
+                "question": "What is it?",
+                "answers": people("cup"),
+                "answer_type": "other",
+                "answerable": 1,
+            },
+            {
+                "image": "VizWiz_val_1.jpg",
+                "question": "Read it.",
+                "answers": people("unanswerable"),
+                "answer_type": "unanswerable",
+                "answerable": 0,
+            },
+        ]
+    },
+    ["A cup", "Unanswerable"],
+    split="val",
+)
+VIZWIZ_TEST = Example(
+    "vizwiz",
+    {
+        "test.json": [
+            {"image": "VizWiz_test_0.jpg", "question": "What is it?"},
+            {"image": "VizWiz_test_1.jpg", "question": "Read it."},
+        ]
+    },
+    ["A cup", "It's 1,000."],
+    {
+        "llava_test.jsonl": [
+            {"question_id": image, "image": image, "text": text + INSUFFICIENT, "category": "default"}
+            for image, text in (("VizWiz_test_0.jpg", "What is it?"), ("VizWiz_test_1.jpg", "Read it."))
+        ]
+    },
+    score=None,
+)
+
+TEXTVQA = Example(
+    "textvqa",
+    {
+        "TextVQA_0.5.1_val.json": {
+            "data": [
+                {
+                    "question_id": 34602,
+                    "image_id": "00f1",
+                    "question": "what brand is it?",
+                    "answers": ["dakota"] * 10,
+                },
+                {
+                    "question_id": 34603,
+                    "image_id": "00f1",
+                    "question": "What number?",
+                    "answers": ["7"] * 9 + ["seven"],
+                },
+                {
+                    "question_id": 34604,
+                    "image_id": "00f2",
+                    "question": "what time?",
+                    "answers": ["10:00"] * 10,
+                },
+            ]
+        },
+        "TextVQA_Rosetta_OCR_v0.2_val.json": {
+            "data": [
+                {"image_id": "00f1", "ocr_tokens": ["DAKOTA", "7"]},
+                {"image_id": "00f2", "ocr_tokens": []},
+            ]
+        },
+    },
+    ["Dakota.", "seven", "10:00"],
+    {
+        "llava_textvqa_val_v051_ocr.jsonl": [
+            {
+                "question_id": image,
+                "image": f"{image}.jpg",
+                "text": f"{text}\nReference OCR token: {tokens}{SHORT}",
+            }
+            for image, text, tokens in (
+                ("00f1", "what brand is it?", "DAKOTA, 7"),
+                ("00f1", "What number?", "DAKOTA, 7"),
+                ("00f2", "what time?", ""),
+            )
+        ]
+    },
+)
+
+
+def _problem(image: str | None, answer: int, hint: str) -> dict[str, object]:
+    return {
+        "question": "Which is  heavier?",
+        "choices": ["fish", "dog"],
+        "answer": answer,
+        "hint": hint,
+        "image": image,
+        "lecture": "",
+        "solution": "",
+        "split": "test",
+        "subject": "natural science",
+        "grade": "grade 2",
+    }
+
+
+_SCIENCE = "Context: {}\nQuestion: Which is heavier?\nOptions: (A) fish (B) dog"
+SCIENCE_QA = Example(
+    "science_qa",
+    {
+        "problems.json": {
+            "4": _problem("image.png", 1, "Look."),
+            "5": _problem(None, 0, ""),
+            "6": _problem(None, 0, ""),
+        },
+        "pid_splits.json": {"test": ["4", "5"], "val": ["6"]},
+    },
+    ["B", "The answer is A."],
+    {
+        "llava_test_CQM-A.json": [
+            {
+                "id": "4",
+                "image": "4/image.png",
+                "conversations": [
+                    {"from": "human", "value": _SCIENCE.format("Look.") + "\n<image>"},
+                    {"from": "gpt", "value": "B"},
+                ],
+            },
+            {
+                "id": "5",
+                "conversations": [
+                    {"from": "human", "value": _SCIENCE.format("N/A")},
+                    {"from": "gpt", "value": "A"},
+                ],
+            },
+        ]
+    },
+    annotation="base-dir",
+)
+
+EXAMPLES = [GQA, POPE, SEED, MME, MMBENCH, MMBENCH_CN, MMBENCH_TEST, ALL_ROUNDS, QBENCH, QBENCH_ZH]
+EXAMPLES += [VQAV2, VQAV2_TEST, VIZWIZ, VIZWIZ_TEST, TEXTVQA, SCIENCE_QA]
