@@ -167,9 +167,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
         None, "Learning rate of the vision tower, if it has its own (--unfreeze_mm_vision_tower)"
     )
     group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
-    packing: bool = _explained(
-        False, "Put the samples of a batch one after the other instead of padding them"
-    )
+    packing: bool = _explained(False, "Put the samples of a batch one after the other, without padding")
 
     resume: str = _explained(
         "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"
