@@ -11,6 +11,7 @@ from typing import Any
 from llava.eval.tasks.base import Ask, Record, Report, Said, Task, TaskData
 from llava.eval.tasks.registry import task_named
 
+SHORT = "\nAnswer the question using a single word or phrase."
 Written = Callable[[Path], None]
 
 
