@@ -111,7 +111,7 @@ def test_scores_stand_beside_those_of_the_same_model():
     rows = [
         row_of("mme", "MME", report(1490.0), published),
         row_of("gqa", "GQA", report(50.0), published),
-        row_of("mmvet", "MM-Vet", report(30.0, "judged"), published),
+        row_of("mm_vet", "MM-Vet", report(30.0, "judged"), published),
         row_of("digits", "Digits", report(98.0), published),
     ]
     lines = text_of(rows, "llava-v1.5-7b", published)
