@@ -92,7 +92,7 @@ def test_the_flags_of_the_page_are_those_of_the_program() -> None:
     "line",
     [
         "--controller http://localhost:10000 --model-list-mode reload",
-        "--host 0.0.0.0 --port 1 --controller-url http://a:1 --concurrency-count 8 --share --moderate --embed",
+        "--host 0.0.0.0 --port 1 --controller-url http://a --concurrency-count 8 --share --embed --moderate",
     ],
 )
 def test_command_lines_of_the_reference_are_understood(line: str) -> None:
