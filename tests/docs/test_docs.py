@@ -255,7 +255,8 @@ def test_documented_commands_are_accepted(
     elif program == "deepspeed":
         _check_deepspeed(block, words)
     elif program == "torchrun":
-        _check_python(block, ["python", *words[_script_place(words) :]])
+        place = words.index("-m") if "-m" in words else _script_place(words)
+        _check_python(block, ["python", *words[place:]])
     elif program == "pip":
         _check_pip(block, words)
     else:
