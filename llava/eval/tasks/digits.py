@@ -34,9 +34,7 @@ class Digits(Task):
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions of test.json."""
-        yield from asks_of(
-            read_questions(data.path(self, "question-file")), data.path(self, "image-folder")
-        )
+        yield from asks_of(read_questions(data.path(self, "question-file")), data.path(self, "image-folder"))
 
     def record(self, ask: Ask, said: Said) -> Record:
         """Return a record with the kind and the expected answer in its metadata."""
