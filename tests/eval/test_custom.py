@@ -86,7 +86,8 @@ def test_choices_are_shown_and_read(tmp_path: Path) -> None:
     data = place(tmp_path, lines)
     ask = next(iter(Custom().asks(data)))
     assert ask.text == (
-        "What?\nA. a cat\nB. a dog\nC. a bus\nAnswer with the option's letter from the given choices directly."
+        "What?\nA. a cat\nB. a dog\nC. a bus\n"
+        "Answer with the option's letter from the given choices directly."
     )
     found = report(tmp_path, lines, ["B", "It is a dog", "A", "no idea"], metric="choice")
     assert found.scores[0].value == 50.0 and found.unparsable == 1

@@ -76,7 +76,7 @@ def _row(line: Record, number: int, where: str) -> Row:
 
 
 def _right(value: JsonValue, choices: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the right answers; with choices their letters, which a line may give as letter, text or place."""
+    """Return the right answers; with choices their letters, given as letter, text or place."""
     known = LETTERS[: len(choices)]
     if not choices:
         return _texts(value, f"{where}: 'answer'", numbers=True)
