@@ -97,7 +97,10 @@ def test_the_entry_point_gives_a_class_of_the_harness() -> None:
 
 
 def test_nothing_of_the_harness_is_imported_before() -> None:
-    code = "import sys, llava.eval.harnesses.lmms_eval; print([one for one in sys.modules if 'lmms_eval' in one])"
+    code = (
+        "import sys, llava.eval.harnesses.lmms_eval; "
+        "print([one for one in sys.modules if 'lmms_eval' in one])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip() == "['llava.eval.harnesses.lmms_eval']", done.stderr
 
