@@ -11,7 +11,7 @@ from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Scope
 from llava.serve.limits import BodyLimit, HeaderLimit, Limits, RateLimit, RequestIds
 from llava.serve.logs import AccessLog
-from llava.serve.web.guard import BrowserKey, SameOrigin
+from llava.serve.web.guard import BrowserKey, PageHeaders, SameOrigin
 
 # What is asked so often, and costs so little, that no rate is kept of it.
 FREE_PATHS = ("/health", "/metrics", "/receive_heart_beat")
@@ -47,7 +47,7 @@ def guards(
         Middleware(LocalHosts) if api_key is None else Middleware(key, api_key=api_key),
     ]
     if page is not None:
-        found.append(Middleware(SameOrigin, embed=page.embed))
+        found += [Middleware(PageHeaders, embed=page.embed), Middleware(SameOrigin, embed=page.embed)]
     if limits.per_minute is not None:
         per_minute, free_reads = limits.per_minute, page is not None
         found.append(Middleware(RateLimit, per_minute=per_minute, free=FREE_PATHS, free_reads=free_reads))

@@ -24,10 +24,13 @@ class Failure(NamedTuple):
     code: str
     request_id: str
 
-    def markdown(self) -> str:
-        """Return what the page shows."""
+    def markdown(self, answer: str) -> str:
+        """Return what the page shows, below what there is of the answer."""
         words = re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(self.message.split()))
-        return f"⚠️ **No answer:** {words}\n\n`{self.code}` · request `{self.request_id}`"
+        title = "The answer broke off" if answer else "No answer"
+        told = f"⚠️ **{title}:** {words}\n\n`{self.code}` · request `{self.request_id}`"
+        closed = "\n```" if answer.count("```") % 2 else ""
+        return f"{answer}{closed}\n\n{told}" if answer else told
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Line(NamedTuple):
     """A message of the chat window: which turn it belongs to, and what it shows."""
 
     turn: int
-    kind: str  # "image", "question", "answer" or "failure"
+    kind: str  # "image", "question" or "answer"
     content: str  # the id of an image, or a text
 
 
@@ -91,10 +94,10 @@ class PageDialog:
             found += [Line(index, "image", one) for one in turn.images]
             if turn.text or not turn.images:
                 found.append(Line(index, "question", turn.text))
-            if turn.answer is not None and (turn.answer or turn.failure is None):
-                found.append(Line(index, "answer", turn.answer))
             if turn.failure is not None:
-                found.append(Line(index, "failure", turn.failure.markdown()))
+                found.append(Line(index, "answer", turn.failure.markdown(turn.answer or "")))
+            elif turn.answer is not None:
+                found.append(Line(index, "answer", turn.answer))
         return found
 
     def turn_at(self, message: object) -> int | None:

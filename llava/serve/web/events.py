@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TEXT = 50_000  # characters of a question; what a model's context holds is the model's to say
 TOAST_S = 12
+SAME_CLICK_S = 1.0
 GONE = "*(this image is not kept any more)*"
 
 Messages = list[dict[str, Any]]
@@ -86,6 +87,7 @@ class PageEvents:
         self.runs = Runs()
         self.examples = draw_examples(store.previews / "examples")
         self._models: list[str] = []
+        self._last_vote: tuple[object, float] = (None, 0.0)
 
     # ---- opening a page ----
 
@@ -321,6 +323,10 @@ class PageEvents:
         index = dialog.turn_at(event.index)
         kind = {True: "upvote", False: "downvote", "Flag": "flag"}.get(event.liked)
         if index is None or kind is None or not dialog.turns[index].answer:
+            return
+        vote = (request.session_hash, index, kind)
+        again, self._last_vote = self._last_vote, (vote, time.monotonic())
+        if again[0] == vote and time.monotonic() - again[1] < SAME_CLICK_S:  # gradio tells of a flag twice
             return
         turns = [_said(one) for one in dialog.until(index + 1).prompt_turns()]
         state = self._state(turns, dialog.model, dialog.turns[index].answer)

@@ -7,7 +7,17 @@ import binascii
 from urllib.parse import urlsplit
 
 from llava.serve.auth import ApiKey
-from llava.serve.errors import App, Receive, Scope, Send, ServeError, header_values, send_error, send_json
+from llava.serve.errors import (
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    ServeError,
+    header_values,
+    send_error,
+    send_json,
+)
 
 
 class BrowserKey(ApiKey):
@@ -34,6 +44,37 @@ class BrowserKey(ApiKey):
             return base64.b64decode(content.strip(), validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):
             return ""
+
+
+class PageHeaders:
+    """Tells browsers to load nothing from elsewhere, whatever a model's answer names.
+
+    Addresses in an answer could otherwise carry a dialog to whoever made the model say them. embed: other
+    sites may show the page in a frame.
+    """
+
+    def __init__(self, app: App, *, embed: bool = False) -> None:
+        self.app = app
+        sources = "'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # gradio's page has scripts in it
+        frames = "*" if embed else "'self'"
+        self._headers = [
+            (
+                b"content-security-policy",
+                f"default-src {sources}; object-src 'none'; frame-ancestors {frames}".encode(),
+            ),
+            (b"referrer-policy", b"same-origin"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *self._headers]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 class SameOrigin:

@@ -20,10 +20,12 @@ MAX_WAITING = 256  # events that wait for a place
 
 # A reloaded page shows its own dialog; a new one shows the last of this browser.
 _LOAD_JS = """(kept) => {
+  window.llavaOpened = true;
   try { const own = sessionStorage.getItem("llava-chat"); if (own) return JSON.parse(own); } catch (error) {}
   return kept;
 }"""
 _KEEP_JS = """(kept) => {
+  if (!window.llavaOpened) return;  // that is the last of this browser, not this page's own
   try { sessionStorage.setItem("llava-chat", JSON.stringify(kept)); } catch (error) {}
 }"""
 _SAVE_JS = """(content) => {
@@ -101,7 +103,7 @@ class _Page:
             allow_file_downloads=False,
             allow_tags=False,
             sanitize_html=True,
-            group_consecutive_messages=True,
+            group_consecutive_messages=False,  # a group with an image could not be edited
             latex_delimiters=[
                 {"left": "$$", "right": "$$", "display": True},
                 {"left": "\\(", "right": "\\)", "display": False},
@@ -127,7 +129,7 @@ class _Page:
         box.stop(events.stop, None, None, queue=False, **quick)
         window.undo(events.undo, kept, shown, queue=False, **quick)
         window.clear(events.clear_history, None, shown, queue=False, **quick)
-        window.like(events.vote_last_response, kept, None, **quick)
+        window.like(events.vote_last_response, kept, None, trigger_mode="multiple", **quick)
         window.example_select(events.take_example, None, box, queue=False, **quick)
         camera.input(events.take_photo, [box, camera], [box, camera], queue=False, **quick)
         written = gr.JSON(visible=False)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from examples import GQA, SCIENCE_QA, TEXTVQA, VIZWIZ, VIZWIZ_TEST, VQAV2, VQAV2_TEST, people
+from examples import GQA, SCIENCE_QA
 from hypothesis import given
 from hypothesis import strategies as st
+from open_examples import TEXTVQA, VIZWIZ, VIZWIZ_TEST, VQAV2, VQAV2_TEST, people
 from written import answers, scored
 
 from llava.eval.metrics.vqa import m4c_accuracy, m4c_answer, vqa_accuracy, vqa_answer
