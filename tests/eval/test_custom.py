@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from fake_judge import fake_judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.eval.metrics.text import anls, bleu, edits, exact, f1
 from llava.eval.run.command import main
 from llava.eval.tasks.base import Report, Said, TaskData
-from llava.eval.tasks.custom import METRICS, Custom, vqa
+from llava.eval.tasks.custom import METRICS, Custom, exact, vqa
 from llava.utils import UserError
 
 LINES: list[dict[str, Any]] = [
@@ -185,46 +183,23 @@ def test_the_program_scores_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         main([*words, "--metric", "rouge"])
 
 
-# ---- metrics beside rules of another make ----
+# ---- its own rules ----
 
 
-def slow_edits(first: str, second: str) -> int:
-    @functools.cache
-    def left(i: int, j: int) -> int:
-        if not i or not j:
-            return i + j
-        change = left(i - 1, j - 1) + (first[i - 1] != second[j - 1])
-        return min(left(i - 1, j) + 1, left(i, j - 1) + 1, change)
-
-    return left(len(first), len(second))
+WORDS = st.sampled_from(["red", "blue", "dog", "cat", "2", "two"])
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text("abc", max_size=8), st.text("abc", max_size=8))
-def test_edits_are_levenshtein(first: str, second: str) -> None:
-    assert edits(first, second) == slow_edits(first, second)
-
-
-WORDS = st.lists(st.sampled_from(["red", "blue", "dog", "cat", "one"]), min_size=1, max_size=8).map(" ".join)
-
-
-@settings(max_examples=60, deadline=None)
-@given(WORDS, st.lists(WORDS, min_size=1, max_size=3))
-def test_metrics_are_between_0_and_1_and_1_for_the_answer(said: str, right: list[str]) -> None:
-    for metric in (exact, anls, f1, vqa):
-        assert 0 <= metric(said, right) <= 1
-        assert metric is vqa or metric(right[0].upper(), right) == 1
-    assert bleu([(said, right)]) <= 1 + 1e-9
-    longest = max(right, key=lambda one: len(one.split()))
-    assert len(longest.split()) < 4 or bleu([(longest, right)]) == pytest.approx(1)
+@given(st.lists(WORDS, min_size=1, max_size=4).map(" ".join))
+def test_an_answer_is_right_whatever_its_case_blanks_and_period(text: str) -> None:
+    assert exact(f" {text.upper()}. ", ["other", text.replace(" ", "  ")]) == 1
+    assert exact(f"{text} not", [text]) == 0
+    assert vqa(text, [text]) == 1
 
 
 def test_known_values() -> None:
-    assert anls("abcd", ["abxy"]) == 0.5 and anls("abcd", ["axyz"]) == 0
-    assert f1("The red bus!", ["red bus"]) == 1 and f1("red", ["red bus"]) == pytest.approx(2 / 3)
-    assert f1("", ["x"]) == 0 and exact(" Yes. ", ["yes"]) == 1
+    assert vqa("two", ["two"] * 10) == 0  # the official rule makes digits of the prediction alone
     assert vqa("two dogs", ["2 dogs"] * 10) == 1 and vqa("cat", ["cat"] * 2 + ["dog"] * 8) == pytest.approx(
         0.6
     )
-    assert bleu([("a b c d", ["a b c d e"])]) == pytest.approx(0.7788007830714049)
     assert set(METRICS) == {"exact", "vqa", "anls", "choice", "bleu", "f1", "judge"}

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from llava.eval.judges.replies import FRACTION
-from llava.eval.metrics.text import anls, bleu, exact, f1, plain
+from llava.eval.metrics.anls import anls
 from llava.eval.metrics.vqa import vqa_accuracy, vqa_answer
+from llava.eval.metrics.words import bleu, word_f1
 from llava.eval.tasks.base import Ask, DataFile, Graded, Option, Record, Report, Score, Task, TaskData
 from llava.eval.tasks.grading import Answered, answered, mean
 from llava.eval.tasks.judged.grades import grade_items, grades
@@ -21,6 +22,16 @@ Rule = Callable[[str, Sequence[str]], float]
 FEW = 3  # answers of people; below, the VQA rule could give nobody full credit
 
 
+def plain(text: str) -> str:
+    """Return a text without the differences that `exact` passes over: case, blanks, a period at its end."""
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+
+
+def exact(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if a text is one of the answers, regardless of case, blanks and a period at its end."""
+    return float(plain(prediction) in {plain(one) for one in answers})
+
+
 def vqa(prediction: str, answers: Sequence[str]) -> float:
     """Return the VQA accuracy; with fewer than three answers whether the normalised text is one of them."""
     if len(answers) < FEW:
@@ -28,7 +39,7 @@ def vqa(prediction: str, answers: Sequence[str]) -> float:
     return vqa_accuracy(prediction, answers)
 
 
-RULES: dict[str, Rule] = {"exact": exact, "vqa": vqa, "anls": anls, "f1": f1}
+RULES: dict[str, Rule] = {"exact": exact, "vqa": vqa, "anls": anls, "f1": word_f1}
 METRICS = (*RULES, "choice", "bleu", "judge")
 
 
@@ -68,11 +79,13 @@ class Custom(Task):
         if metric == "judge":
             return _judged(found, rows, answers, data, {} if by is None else {f"by {by}": kinds})
         graded = [_graded(metric, ask, text, rows[ask.id]) for ask, text in found.pairs]
-        texts = {one.id: (one.prediction, rows[one.id].right) for one in graded}
+
+        def corpus_bleu(some: Sequence[Graded]) -> float:
+            return bleu([one.prediction for one in some], [rows[one.id].right for one in some])
 
         def score(some: Sequence[Graded]) -> Score:
             if metric == "bleu":
-                return Score("BLEU-4", "official", 100 * bleu(texts[one.id] for one in some), len(some))
+                return Score("BLEU-4", "official", 100 * corpus_bleu(some), len(some))
             return mean(metric, some)
 
         values = sorted({value for one in graded for value in kinds.get(one.id, ())})
@@ -103,7 +116,7 @@ def _graded(metric: str, ask: Ask, text: str, row: Row) -> Graded:
     if metric == "choice" or row.choices:
         letter = letter_of(text, row.choices)
         return Graded(ask.id, text, expected, float(letter in row.right), letter is not None, ask.group)
-    rule = RULES.get(metric, lambda said, right: bleu([(said, right)]))
+    rule = RULES.get(metric, lambda said, right: bleu([said], [right]))
     return Graded(ask.id, text, expected, rule(text, row.right), group=ask.group)
 
 
