@@ -178,3 +178,10 @@ def test_the_flags_of_every_task_go_with_those_of_the_program(name, tmp_path, ca
             "--request-timeout",
             "1",
         )
+
+
+def test_questions_that_were_not_asked_are_not_missed(flags, tmp_path, capsys):
+    assert run("digits", *flags, "--answers", tmp_path / "a.jsonl", "--limit", "3") == 0
+    told = capsys.readouterr().out
+    assert "note: only 3 of 12 questions were asked" in told and "without an answer" not in told
+    assert "only 3 of 12" in json.loads((tmp_path / "a.result.json").read_text())["notes"][-1]
