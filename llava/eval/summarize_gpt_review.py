@@ -20,16 +20,16 @@ def build_parser() -> ProgramParser:
         description="Print, of each file of reviews, the score of the second answers relative to the first "
         "ones, and both, by category. Reviews without scores are counted and left out.",
     )
-    parser.add_argument("-d", "--dir", type=local_path, default=None, help="folder of files of reviews")
+    parser.add_argument("--dir", "-d", type=local_path, default=None, help="folder of files of reviews")
     parser.add_argument(
-        "-v", "--version", default=None, help="only files of this judge: 0613 in the name, or 0314 without it"
+        "--version", "-v", default=None, help="only files of this judge: 0613 in the name, or 0314 without it"
     )
     parser.add_argument(
-        "-s", "--select", nargs="*", default=None, help="only files with all of these in the name"
+        "--select", "-s", nargs="*", default=None, help="only files with all of these in the name"
     )
-    parser.add_argument("-f", "--files", nargs="*", type=local_path, default=None, help="these files")
+    parser.add_argument("--files", "-f", nargs="*", type=local_path, default=None, help="these files")
     parser.add_argument(
-        "-i", "--ignore", nargs="*", type=int, default=None, help="ids of questions to leave out"
+        "--ignore", "-i", nargs="*", type=int, default=None, help="ids of questions to leave out"
     )
     return parser
 
