@@ -267,6 +267,7 @@ def growth_of(memory: dict[str, list[float]]) -> Result:
             "after_a_third": round(before, 1),
             "at_the_end": round(after, 1),
             "growth_percent": round(100 * (after / before - 1), 2),
+            "over_time": [round(one) for one in values[:: max(1, len(values) // 12)]],
         }
     return found
 
@@ -353,12 +354,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--growth", type=float, default=5, help="percent that memory may grow")
+    parser.add_argument("--logs", type=Path, default=None, help="folder for the logs (default: not kept)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(args, Path(folder))
+        logs = args.logs or Path(folder)
+        logs.mkdir(parents=True, exist_ok=True)
+        result = measure(args, logs)
         result["faults"] = faults(result, args.growth)
         if result["faults"]:
-            for log in sorted(Path(folder).glob("*.log")):
+            for log in sorted(logs.glob("*.log")):
                 sys.stderr.write(f"---- {log.name}\n{log.read_text(errors='replace')[-3000:]}\n")
     json.dump(result, sys.stdout, indent=1)
     print()
