@@ -14,8 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = [
     ("-m", "llava.serve.cli"),
+    ("-m", "llava.serve"),
     ("-m", "llava.serve.openai_api"),
+    ("-m", "llava.serve.gradio_web_server"),
     ("-m", "llava.eval.run_llava"),
+    ("-m", "llava.eval.eval_gpt_review"),
+    ("-m", "llava.eval.eval_gpt_review_bench"),
+    ("-m", "llava.eval.eval_gpt_review_visual"),
+    ("-m", "llava.eval.qa_baseline_gpt35"),
     ("-m", "llava.eval"),
     ("-m", "llava.eval", "digits"),
     ("-m", "llava.eval", "score", "digits"),

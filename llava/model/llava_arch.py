@@ -114,6 +114,8 @@ class LlavaMetaModel(_LLM):
         config.mm_vision_select_layer = model_args.mm_vision_select_layer
         config.mm_vision_select_feature = model_args.mm_vision_select_feature
         config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+        if tower.resolution is not None:
+            config.mm_vision_resolution = tower.resolution
         tower.select_layer = config.mm_vision_select_layer
         tower.select_feature = config.mm_vision_select_feature
 

@@ -103,6 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError for what keeps the server from starting."""
     args = build_parser().parse_args(argv)
+    limits = prepare(args)
+    from llava.serve.openai.launch import launch  # loads torch and transformers
+
+    launch(args, limits)
+
+
+def prepare(args: argparse.Namespace) -> Limits:
+    """Check the flags before anything heavy is loaded; returns the limits that they set. Raises UserError."""
     _check_source(args)
     args.api_key = read_api_key(args.api_key)
     check_binding(args.host, args.api_key)
@@ -114,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_optional(package, needed_for="the OpenAI-compatible server", install="llava[serve]")
-    from llava.serve.openai.launch import launch  # loads torch and transformers
-
-    launch(args, limits_of(args))
+    return limits_of(args)
 
 
 # Flags of what only a model of this process has.

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.arguments import local_path, output_path
+from llava.arguments import local_path, output_path, plain_text
 from llava.eval.tasks.base import Task, TaskData
 from llava.utils import UserError
 
@@ -96,7 +96,10 @@ def add_data_flags(parser: argparse.ArgumentParser, tasks: Sequence[Task]) -> No
                 text = option.what.replace("%", "%%")
                 text += f" (default: {option.default})" if option.default is not None else ""
                 choices = list(option.choices) or None
-                data.add_argument(f"--{option.key}", default=option.default, choices=choices, help=text)
+                kind = local_path if option.is_path else plain_text
+                data.add_argument(
+                    f"--{option.key}", type=kind, default=option.default, choices=choices, help=text
+                )
 
 
 def read_data(task: Task, args: argparse.Namespace, *, submission: str | None = None) -> TaskData:
@@ -118,7 +121,9 @@ def answers_path(task: Task, data: TaskData, model_id: str, given: str | None) -
     """Return the answers file: the named one, or the reference's place in the folder of the data."""
     if given is not None:
         return Path(given)
-    parts = [one for one in (data.split_of(task), *sorted(data.options.values())) if one]
+    scoring = {one.key for one in task.options if one.scoring}
+    settings = sorted(value for key, value in data.options.items() if key not in scoring)
+    parts = [one for one in (data.split_of(task), *settings) if one]
     folder = data.root / "answers"
     return folder.joinpath(*(_safe(one) for one in parts), f"{_safe(model_id)}.jsonl")
 

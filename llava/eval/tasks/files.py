@@ -175,7 +175,7 @@ def packed_image(value: object, name: str) -> PackedImage:
         value = value.get("bytes")
     if isinstance(value, str):
         try:
-            value = base64.b64decode(value, validate=True)
+            value = base64.b64decode("".join(value.split()), validate=True)
         except (binascii.Error, ValueError) as error:
             raise UserError(f"{name} is no base64 text: {error}") from error
     if not isinstance(value, bytes) or not value:

@@ -14,6 +14,9 @@ from llava.utils import UserError, shortened
 Key: TypeAlias = Callable[["str | int", str], tuple[str, str]]
 
 
+Reader: TypeAlias = Callable[[Record, int], "tuple[str | int, str, str]"]
+
+
 def by_id(identity: str | int, prompt: str) -> tuple[str, str]:
     """Tell questions apart by their id; 1 and "1" are one."""
     return str(identity), ""
@@ -33,6 +36,10 @@ class Answered:
     missing: tuple[str | int, ...]
     unexpected: tuple[str | int, ...]
     notes: tuple[str, ...]
+
+    def said(self) -> dict[str, str]:
+        """Return id -> answer."""
+        return {str(ask.id): text for ask, text in self.pairs}
 
     def report(
         self,
@@ -59,11 +66,17 @@ class Answered:
 
 
 def answered(
-    task: Task, asks: Iterable[Ask], answers: Sequence[Record], *, field: str = "text", key: Key = by_id
+    task: Task,
+    asks: Iterable[Ask],
+    answers: Sequence[Record],
+    *,
+    key: Key = by_id,
+    read: Reader | None = None,
 ) -> Answered:
     """Put answers beside their questions; key: what both are known by, from id and prompt.
 
-    field: what a record calls the answer. Raises UserError where there is no answer, or none of this question
+    read: gives id, prompt and text of a record (None: read_record). Raises UserError where there is no
+    answer, or none of this question
     set, or one that is no text. Of several answers to one question the last one counts, as in the reference.
     """
     known = tuple(asks)
@@ -75,9 +88,8 @@ def answered(
     unexpected: list[str | int] = []
     twice = 0
     for number, record in enumerate(answers, start=1):
-        identity, text = _read(task, record, number, field)
-        prompt = record.get("prompt")
-        found = key(identity, prompt if isinstance(prompt, str) else "")
+        identity, prompt, text = read(record, number) if read else read_record(task, record, number)
+        found = key(identity, prompt)
         if found not in places:
             unexpected.append(identity)
             continue
@@ -100,21 +112,22 @@ def answered(
     return Answered(known, pairs, missing, tuple(unexpected), tuple(notes))
 
 
-def _read(task: Task, record: Record, number: int, field: str) -> tuple[str | int, str]:
+def read_record(
+    task: Task, record: Record, number: int, *, named: str = "question_id", answer: str = "text"
+) -> tuple[str | int, str, str]:
+    """Return id, prompt and text of a record; raises UserError that names the record by its number."""
     where = f"{task.name}: answer {number}"
-    for name in ("question_id", field):
+    for name in (named, answer):
         if name not in record:
-            raise UserError(
-                f"{where} has no {name!r}; expected the records that `python -m llava.eval answer` writes"
-            )
-    identity, text = record["question_id"], record[field]
+            raise UserError(f"{where} has no {name!r}; expected a record as `answer` writes it")
+    identity, text, prompt = record[named], record[answer], record.get("prompt")
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise UserError(
-            f"{where} has the question_id {shortened(repr(identity), 60)}; expected a text or a number"
+            f"{where} has the {named} {shortened(repr(identity), 60)}; expected a text or a number"
         )
     if not isinstance(text, str):
-        raise UserError(f"{where}: {field!r} is {shortened(repr(text), 60)}; expected a text")
-    return identity, text
+        raise UserError(f"{where}: {answer!r} is {shortened(repr(text), 60)}; expected a text")
+    return identity, prompt if isinstance(prompt, str) else "", text
 
 
 # ---- numbers ----

@@ -36,13 +36,15 @@ class QuestionTask(Task):
     """A benchmark of which the reference publishes a question file; without it the original files are read.
 
     ids_repeat: several questions have one id (that of their image), and the prompt tells them apart.
+    one_file: the question file is the original one.
     """
 
     ids_repeat: ClassVar[bool] = False
+    one_file: ClassVar[bool] = False
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions; the reference's file comes first where it is there."""
-        is_there = data.has(self, "question-file")
+        is_there = not self.one_file and data.has(self, "question-file")
         yield from checked(self, self.from_reference(data) if is_there else self.from_originals(data))
 
     def from_reference(self, data: TaskData) -> Iterator[Ask]:

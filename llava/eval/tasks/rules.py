@@ -56,3 +56,28 @@ def _names(said: str, choice: str) -> bool:
     """Tell whether a text holds a choice as words of its own."""
     wanted = re.escape(choice.strip().rstrip(".。").casefold())
     return bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", said) is not None
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return "yes" or "no": the one in front, else the only one in the text; None for both or neither."""
+    start = text.strip().lower()
+    for word in ("yes", "no"):
+        if re.match(rf"{word}\b", start):
+            return word
+    found = {word for word in ("yes", "no") if re.search(rf"\b{word}\b", start)}
+    return found.pop() if len(found) == 1 else None
+
+
+def holds(text: str, wanted: str) -> bool:
+    """Tell whether an answer holds an expected text as words of its own, whatever their case."""
+    return _names(text.casefold(), wanted)
+
+
+def same_number(text: str, wanted: str) -> bool:
+    """Tell whether two texts are the same number to two decimals; commas within numbers are passed over."""
+    try:
+        return round(float(text.strip().rstrip(".").replace(",", "")), 2) == round(
+            float(wanted.replace(",", "")), 2
+        )
+    except ValueError:
+        return False

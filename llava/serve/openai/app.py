@@ -71,7 +71,7 @@ def _guards(settings: ClientSettings, metrics: ServerMetrics) -> list[Middleware
         route = scope.get("route")  # only a path that is known may be a label
         metrics.request_ended(str(getattr(route, "path", "other")), status, seconds)
 
-    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended)
+    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended, page=settings.page)
     return [*found, Middleware(Faults)]
 
 

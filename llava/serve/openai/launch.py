@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
+
+from fastapi import FastAPI
 
 from llava.conversation import conv_templates, find_template
-from llava.inference.engine import Engine
+from llava.inference.engine import AnyEngine, Engine
 from llava.inference.loading import LoadedModel, check_device, open_model
 from llava.inference.program import quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
+from llava.serve.guard import PageGuard
 from llava.serve.limits import Limits
 from llava.serve.logs import set_up_logging
 from llava.serve.openai.app import create_app, create_app_for
@@ -24,8 +28,17 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 
 
-def launch(args: argparse.Namespace, limits: Limits) -> None:
-    """Serve what the flags of llava.serve.openai_api say. Raises UserError."""
+# Puts something more into the application of an engine with a model, which is reached at an address.
+AddTo = Callable[[FastAPI, AnyEngine, ServedModel, str], None]
+
+
+def launch(
+    args: argparse.Namespace, limits: Limits, *, page: PageGuard | None = None, add: AddTo | None = None
+) -> None:
+    """Serve what the flags of llava.serve.openai_api say. Raises UserError.
+
+    page: that browsers show a page of this server, which `add` puts into the application of a model.
+    """
     set_up_logging(args.log_level, secrets=(args.api_key,))
     if args.log_level != "debug":
         quiet_libraries()
@@ -38,11 +51,12 @@ def launch(args: argparse.Namespace, limits: Limits) -> None:
         images=images,
         max_images=args.max_images,
         default_max_tokens=args.max_tokens,
+        page=page,
     )
     if args.controller_address is not None:
         _serve_controller(args, clients)
     else:
-        _serve_model(args, clients)
+        _serve_model(args, clients, add)
 
 
 def _serve_controller(args: argparse.Namespace, clients: ClientSettings) -> None:
@@ -56,7 +70,7 @@ def _serve_controller(args: argparse.Namespace, clients: ClientSettings) -> None
         server.run(sockets=[listening])
 
 
-def _serve_model(args: argparse.Namespace, clients: ClientSettings) -> None:
+def _serve_model(args: argparse.Namespace, clients: ClientSettings, add: AddTo | None) -> None:
     """Load a model and serve it. Raises UserError."""
     device = check_device(args.device)
     with bind(args.host, args.port) as listening:  # before minutes of loading
@@ -79,7 +93,10 @@ def _serve_model(args: argparse.Namespace, clients: ClientSettings) -> None:
             cache_bytes=args.cache_mb * MIB,
         )
         settings = ServerSettings(model, **vars(clients))
-        server = make_server(create_app(engine, settings), drain_seconds=args.drain_seconds)
+        app = create_app(engine, settings)
+        if add is not None:
+            add(app, engine, model, url_of(listening))
+        server = make_server(app, drain_seconds=args.drain_seconds)
         logger.info("serving %s at %s/v1", ", ".join(model.names), url_of(listening))
         server.run(sockets=[listening])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.conversation import Conversation
 from llava.serve.errors import bad_request
+from llava.serve.guard import PageGuard
 from llava.serve.limits import Limits
 from llava.serve.safe_fetch import FetchPolicy
 
@@ -62,6 +63,7 @@ class ClientSettings:
     images: FetchPolicy = FetchPolicy()
     max_images: int = 16
     default_max_tokens: int = DEFAULT_MAX_TOKENS
+    page: PageGuard | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ _NO_EFFECT = (
     "hub_always_push hub_revision dataloader_num_workers dataloader_pin_memory ddp_timeout "
     "dataloader_persistent_workers dataloader_prefetch_factor evaluation_strategy project trackio_space_id "
     "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run "
-    "verbose_libraries"
+    "verbose_libraries eval_tasks eval_tasks_steps eval_tasks_data eval_tasks_limit eval_tasks_batch_size"
 )
 NO_EFFECT = frozenset(_NO_EFFECT.split())
 # Settings on which it depends which weights train, and in which groups the optimizer holds them.

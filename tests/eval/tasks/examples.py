@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from written import Example
+from beyond import BEYOND
+from open_examples import TEXTVQA, VIZWIZ, VIZWIZ_TEST, VQAV2, VQAV2_TEST
+from written import SHORT, Example
 
-SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 GQA = Example(
@@ -136,4 +137,167 @@ SEED = Example(
     },
 )
 
-EXAMPLES = [GQA, POPE, SEED]
+
+_RELEASE = "MME_Benchmark_release_version"
+
+
+def _mme(yes: str, no: str) -> str:
+    return f"{yes}Please answer yes or no.\tYes\n{no}Please answer yes or no.\tNo\n"
+
+
+MME = Example(
+    "mme",
+    {
+        f"{_RELEASE}/artwork/questions_answers_YN/10002.txt": _mme("Is it  oil? ", "Is it new? "),
+        f"{_RELEASE}/artwork/images/10002.jpg": "an image",
+        f"{_RELEASE}/code_reasoning/0020.txt": _mme("Is it C? ", "Is it Go?  "),
+        f"{_RELEASE}/code_reasoning/0020.png": "an image",
+    },
+    ["Yes", "no", "yes, it is", "No."],
+    {
+        "llava_mme.jsonl": [
+            {"question_id": name, "image": image, "text": text + SHORT, "category": name.partition("/")[0]}
+            for name, image, text in (
+                ("artwork/10002.jpg", "artwork/images/10002.jpg", "Is it  oil?"),
+                ("artwork/10002.jpg", "artwork/images/10002.jpg", "Is it new?"),
+                ("code_reasoning/0020.png", "code_reasoning/0020.png", "Is it C?"),
+                ("code_reasoning/0020.png", "code_reasoning/0020.png", "Is it Go?"),
+            )
+        ]
+    },
+    score=200.0,
+    annotation="annotation-dir",
+)
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+MMBENCH_COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
+MMBENCH_COLUMNS += ["source", "l2-category", "comment", "split"]
+
+
+def mmbench_table(*rows: dict[str, object]) -> str:
+    """Return a table in MMBench's format."""
+    usual = {
+        "image": PIXEL,
+        "category": "color",
+        "l2-category": "perception",
+        "source": "made",
+        "split": "dev",
+    }
+    lines = ["\t".join(MMBENCH_COLUMNS)]
+    lines += ["\t".join(str((usual | row).get(name, "")) for name in MMBENCH_COLUMNS) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+_COLOUR = {"question": "Which colour?", "hint": "Look."}
+_TABLE = mmbench_table(
+    _COLOUR | {"index": 7, "A": "red", "B": "blue", "answer": "A"},
+    _COLOUR | {"index": 1000007, "A": "blue", "B": "red", "answer": "B"},
+    {"index": 8, "question": "How many?", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "D"},
+)
+MMBENCH = Example(
+    "mmbench", {"mmbench_dev_20230712.tsv": _TABLE}, ["A", "B.", "D"], annotation="question-file"
+)
+MMBENCH_CN = Example(
+    "mmbench_cn", {"mmbench_dev_cn_20231003.tsv": _TABLE}, ["A", "(B)", "4"], annotation="question-file"
+)
+MMBENCH_TEST = Example(
+    "mmbench",
+    {"mmbench_test_20230712.tsv": _TABLE},
+    ["A", "B.", "D"],
+    split="test",
+    annotation="question-file",
+)
+ALL_ROUNDS = Example(
+    "mmbench",
+    {"mmbench_dev_20230712.tsv": _TABLE},
+    ["A", "B", "B", "A", "D", "C", "B", "A"],
+    options={"all-rounds": "yes"},
+    annotation="question-file",
+)
+
+_QBENCH = [
+    {
+        "img_path": "0001.jpg",
+        "question": "Is it sharp?",
+        "candidates": ["Yes", "No"],
+        "correct_ans": "No",
+        "type": 0,
+        "concern": 1,
+    },
+    {
+        "img_path": "0002.jpg",
+        "question": "How is the light?",
+        "candidates": ["Dark", "Medium", "Bright"],
+        "correct_ans": "Bright",
+        "type": 2,
+        "concern": 0,
+    },
+]
+QBENCH = Example(
+    "qbench",
+    {"llvisionqa_dev.json": _QBENCH},
+    ["B", "C. Bright"],
+    annotation="question-file",
+    answer="response",
+)
+QBENCH_ZH = Example(
+    "qbench_zh",
+    {"质衡-问答-验证集.json": _QBENCH},
+    ["B.", "Bright"],
+    annotation="question-file",
+    answer="response",
+)
+
+
+def _problem(image: str | None, answer: int, hint: str) -> dict[str, object]:
+    return {
+        "question": "Which is  heavier?",
+        "choices": ["fish", "dog"],
+        "answer": answer,
+        "hint": hint,
+        "image": image,
+        "lecture": "",
+        "solution": "",
+        "split": "test",
+        "subject": "natural science",
+        "grade": "grade 2",
+    }
+
+
+_SCIENCE = "Context: {}\nQuestion: Which is heavier?\nOptions: (A) fish (B) dog"
+SCIENCE_QA = Example(
+    "science_qa",
+    {
+        "problems.json": {
+            "4": _problem("image.png", 1, "Look."),
+            "5": _problem(None, 0, ""),
+            "6": _problem(None, 0, ""),
+        },
+        "pid_splits.json": {"test": ["4", "5"], "val": ["6"]},
+    },
+    ["B", "The answer is A."],
+    {
+        "llava_test_CQM-A.json": [
+            {
+                "id": "4",
+                "image": "4/image.png",
+                "conversations": [
+                    {"from": "human", "value": _SCIENCE.format("Look.") + "\n<image>"},
+                    {"from": "gpt", "value": "B"},
+                ],
+            },
+            {
+                "id": "5",
+                "conversations": [
+                    {"from": "human", "value": _SCIENCE.format("N/A")},
+                    {"from": "gpt", "value": "A"},
+                ],
+            },
+        ]
+    },
+    annotation="base-dir",
+)
+
+EXAMPLES = [GQA, POPE, SEED, MME, MMBENCH, MMBENCH_CN, MMBENCH_TEST, ALL_ROUNDS, QBENCH, QBENCH_ZH]
+EXAMPLES += [VQAV2, VQAV2_TEST, VIZWIZ, VIZWIZ_TEST, TEXTVQA, SCIENCE_QA]
+EXAMPLES += BEYOND

@@ -11,6 +11,7 @@ from typing import Any
 from llava.eval.tasks.base import Ask, Record, Report, Said, Task, TaskData
 from llava.eval.tasks.registry import task_named
 
+SHORT = "\nAnswer the question using a single word or phrase."
 Written = Callable[[Path], None]
 
 
@@ -30,21 +31,28 @@ class Example:
     """A benchmark of a few questions.
 
     originals, reference: name of a file below the task's folder -> content. right: a right answer to each
-    question, in order. score: that of right answers. annotation: the file whose absence is told.
+    question, in order. score: that of right answers (None: unpublished). annotation: the file whose absence
+    is told. answer: the name of the answer in a record.
     """
 
     task: str
     originals: dict[str, Any]
     right: list[str]
     reference: dict[str, Any] = field(default_factory=dict)
-    score: float = 100.0
+    score: float | None = 100.0
     split: str | None = None
     options: dict[str, str] = field(default_factory=dict)
     annotation: str = "annotation-file"
     build: Callable[[Path], None] | None = None
+    answer: str = "text"
 
     def __str__(self) -> str:
-        return f"{self.task}-{self.split}" if self.split else self.task
+        return "-".join([self.task, *([self.split] if self.split else []), *self.options])
+
+    def strayed(self, record: Record, name: str) -> Record:
+        """Return a record as if it belonged to another question."""
+        named = "img_path" if "img_path" in record else "question_id"
+        return record | {named: name, "prompt": name}
 
     def place(self, folder: Path, *, reference: bool = False) -> TaskData:
         """Write the originals, or those and the reference's question file, and return where they are."""
@@ -76,3 +84,10 @@ def answers(example: Example, data: TaskData, texts: list[str] | None = None) ->
 def scored(example: Example, data: TaskData, texts: list[str] | None = None) -> Report:
     """Return the report on these answers."""
     return example.the_task().report(answers(example, data, texts), data)
+
+
+def scores_as(example: Example, report: Report) -> bool:
+    """Tell whether a report has the score of right answers."""
+    if example.score is None:
+        return report.scores == () and ("not published" in report.notes[-1] or "CIDEr" in report.notes[-1])
+    return abs(report.scores[0].value - example.score) < 1e-9

@@ -44,13 +44,13 @@ class SEED(ChoiceTask):
             kind = names.get(str(row["question_type_id"]), "none")
             yield seed_id(row["question_id"]), row | {"kind": kind}
 
-    def ask(self, identity: str | int, row: Record, folder: Path) -> Ask:
+    def ask(self, identity: str | int, row: Record, data: TaskData) -> Ask:
         """Ask for a letter; a video's frame is TYPE_ID.png, where the reference's tool puts it."""
         image = f"SEED-Bench-image/{row['data_id']}"
         if row["data_type"] == "video":
             image = f"SEED-Bench-video-image/{row['question_type_id']}_{row['question_id']}.png"
         text = choice(str(row["question"]), self.choices(row))
-        return Ask(identity, text, (folder / image,), extra={"category": row["kind"]}, group=image)
+        return Ask(identity, text, (self.image(data, image),), extra={"category": row["kind"]}, group=image)
 
     def choices(self, row: Record) -> list[str]:
         """Return the four choices."""

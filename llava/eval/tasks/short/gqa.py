@@ -39,10 +39,10 @@ class GQA(AnnotatedTask):
         """Yield the questions of version 1.2."""
         return read_by_id(data.path(self, "annotation-file"), {"question": TEXT, "imageId": TEXT}).items()
 
-    def ask(self, identity: str | int, row: Record, folder: Path) -> Ask:
+    def ask(self, identity: str | int, row: Record, data: TaskData) -> Ask:
         """Ask for a word or phrase."""
         image = f"{row['imageId']}.jpg"
-        return Ask(identity, short_answer(str(row["question"])), (folder / image,), group=image)
+        return Ask(identity, short_answer(str(row["question"])), (self.image(data, image),), group=image)
 
     def grade(self, ask: Ask, row: Record, text: str) -> Graded:
         """Compare strings, as the official eval.py does with what the reference gives it."""
