@@ -17,7 +17,7 @@ def gqa_answer(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def write_json(target: Path | None, rows: Sequence[object]) -> list[Path]:
+def write_json(target: Path | None, rows: Sequence[object] | Mapping[str, object]) -> list[Path]:
     """Write a submission as one JSON line, as the reference does. None: none. Returns what was written."""
     return _written(target, json.dumps(rows))
 

@@ -33,6 +33,7 @@ ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
 # programs of others, and of the shell
 FOREIGN = {"cd", "cp", "curl", "export", "mkdir", "printf", "rm", "source", "test"}
+FOREIGN |= {"docker", "smg", "vllm-router"}
 
 
 def _name(page: Path) -> str:

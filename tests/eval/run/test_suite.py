@@ -156,3 +156,11 @@ def test_three_tasks_make_a_radar(tmp_path):
     rows = [row_of(name, name, report(60.0), published) for name in ("gqa", "mme", "pope")]
     assert [one.name for one in draw_charts(rows, "m", tmp_path)] == ["bar.png", "radar.png"]
     assert draw_charts([], "m", tmp_path) == []
+
+
+def test_every_task_of_a_suite_exists():
+    names = {name for suite in SUITES.values() for name in suite}
+    names |= {name for one in PUBLISHED for name in one.scores} | {
+        name for one in BANDS.values() for name in one
+    }
+    assert names <= set(registry.TASKS)
