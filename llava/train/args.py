@@ -273,11 +273,19 @@ class _Parser(ProgramParser, transformers.HfArgumentParser):
     """Argument parser of the fields of the argument classes."""
 
 
+CLASSES = (ModelArguments, DataArguments, TrainingArguments)
+
+
+def build_parser() -> _Parser:
+    """Build the parser of the command line; its --help is recorded in help.json, see llava.train.help."""
+    parser = _Parser(CLASSES, epilog=OLD_FLAGS_HELP)
+    take_paths(parser, PATHS)
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
-    classes = (ModelArguments, DataArguments, TrainingArguments)
-    parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
-    take_paths(parser, PATHS)
+    parser = build_parser()
     known = frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:
@@ -294,7 +302,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
-    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, classes))
+    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, CLASSES))
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 

@@ -8,6 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from llava.train.help import show_help
+
+if __name__ == "__main__":
+    show_help(sys.argv)  # before what follows, which takes ten seconds
+
 from llava import conversation as conversation_lib
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
