@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "digits": "llava.eval.tasks.digits:Digits",
+}
 
 
 def task_names() -> list[str]:

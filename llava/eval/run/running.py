@@ -1,0 +1,106 @@
+"""Asking and scoring tasks with one model, which is loaded once; what is told, and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llava.eval.run.answering import Answered, answer_plan
+from llava.eval.run.answers import read_answers
+from llava.eval.run.asking import Asker
+from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
+from llava.eval.run.opening import Opener
+from llava.eval.run.plan import Plan, Shard, make_plan
+from llava.eval.run.processes import Processes
+from llava.eval.run.results import Result, of_run, result_path, score, scores_text, write_result
+from llava.eval.tasks.base import Report, Task, TaskData
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a task, and the exit code: 1 where questions have no answer or lines were broken."""
+
+    code: int
+    report: Report | None = None
+    result: Result = field(default_factory=dict)
+
+
+class Run:
+    """Tasks that are put to one model, as the flags say."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._opener = Opener(args)
+        self._processes = Processes()
+
+    def answer(self, task: Task, data: TaskData, answers: str | None) -> Done:
+        """Ask a task; its answers are in the file then."""
+        _, _, path, answered = self._ask(task, data, answers)
+        code = INCOMPLETE if answered.failures else DONE
+        self._say(f"{len(answered.records):,} answers in {path}")
+        return Done(code)
+
+    def answer_and_score(self, task: Task, data: TaskData, answers: str | None, output: str | None) -> Done:
+        """Ask a task, score it and write the result; every process returns the same."""
+        plan, asker, path, answered = self._ask(task, data, answers)
+        done = Done(DONE)
+        if self._processes.is_first:
+            done = score_file(task, data, path, output, run=of_run(plan, asker, answered), limit=plan.limit)
+        self._processes.wait()
+        return Done(INCOMPLETE if answered.failures else done.code, done.report, done.result)
+
+    def _ask(self, task: Task, data: TaskData, answers: str | None) -> tuple[Plan, Asker, Path, Answered]:
+        args = self._args
+        shard = None if args.shard is None else Shard.read(args.shard)
+        plan = make_plan(task, data, limit=args.limit, shard=shard)
+        asker = self._opener.open(task)
+        path = answers_path(task, data, asker.model_id, answers)
+        answered = answer_plan(
+            plan, asker, path, start_over=args.start_over, processes=self._processes, quiet=args.quiet
+        )
+        return plan, asker, path, answered
+
+    def _say(self, text: str) -> None:
+        if self._processes.is_first:
+            print(text)
+
+
+def score_file(
+    task: Task,
+    data: TaskData,
+    answers: Path,
+    output: str | None,
+    *,
+    run: Result | None = None,
+    limit: int | None = None,
+) -> Done:
+    """Score an answers file, tell the scores, and write the result beside it."""
+    found = read_answers(answers)
+    report, said = score(task, data, found, limit=limit)
+    result = said | (run or {})
+    path = result_path(answers, output)
+    write_result(path, result)
+    for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken))]:
+        print(line)
+    for one in report.written:
+        print(f"written for the benchmark's server: {one}")
+    print(f"result: {path}")
+    incomplete = report.answered < report.asked or found.broken or report.unexpected
+    return Done(INCOMPLETE if incomplete else DONE, report, result)
+
+
+def counts_text(report: Report, n_broken: int) -> list[str]:
+    """Return what a reader has to know beside the scores."""
+    lines = [f"{report.answered:,} of {report.asked:,} questions have an answer"]
+    parts = {
+        "could not be parsed": report.unparsable,
+        "failed": report.failed,
+        "answers to no question of this task": len(report.unexpected),
+        "broken lines": n_broken,
+    }
+    lines += [f"{count:,} {what}" for what, count in parts.items() if count]
+    if report.missing:
+        some = ", ".join(str(one) for one in report.missing[:5])
+        lines.append(f"without an answer: {some}{' ...' if len(report.missing) > 5 else ''}")
+    return lines + [f"note: {one}" for one in report.notes]
