@@ -39,7 +39,12 @@ from llava.train.args import (
     make_plan,
     parse_args,
 )
-from llava.train.build import build_model, check_start, smart_tokenizer_and_embedding_resize
+from llava.train.build import (
+    build_model,
+    check_something_trains,
+    check_start,
+    smart_tokenizer_and_embedding_resize,
+)
 from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
 from llava.train.checkpointing.resume import choose_checkpoint, open_run
@@ -163,6 +168,7 @@ def train(attn_implementation: str | None = None) -> None:
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)
     plan = make_plan(model_args, training_args)
+    check_something_trains(model_args, plan)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
