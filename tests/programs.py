@@ -57,6 +57,18 @@ PROGRAMS = {
         ("query", "conv-mode", "sep"),
         ("temperature", "top_p", "num_beams", "max_new_tokens", "seed"),
     ),
+    "evaluation": Program(
+        "llava.eval.__main__",
+        {"model-path": TOOL, "data-dir": "{tmp}"},
+        (
+            *("model-path", "model-base", "data-dir", "question-file", "image-folder"),
+            *("answers", "output", "submission"),
+        ),
+        ("model-path",),
+        ("conv-mode", "device", "dtype", "base-url", "api-key", "model", "shard"),
+        ("temperature", "top_p", "num_beams", "max_new_tokens", "seed", "limit", "batch-size", "concurrency"),
+        ("digits",),
+    ),
     "inspect": Program(
         "llava.model.inspect.__main__",
         {"checkpoint": TOOL},

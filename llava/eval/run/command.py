@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.arguments import ProgramParser, any_path, output_path
+from llava.arguments import ProgramParser, local_path, output_path
 from llava.eval.run.flags import (
     DONE,
     add_answer_flags,
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _overview() -> str:
-    return f"{_USAGE}\n\ntasks: {', '.join(task_names())}"
+    return f"usage: {_USAGE}\n\ntasks: {', '.join(task_names())}"
 
 
 def parser_of(verb: str, task: Task | None) -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def parser_of(verb: str, task: Task | None) -> argparse.ArgumentParser:
         description=f"{what} {'a benchmark' if task is None else task.title}.",
     )
     if verb == "score":
-        parser.add_argument("--answers", type=any_path, required=True, help="answers file: JSON lines")
+        parser.add_argument("--answers", type=local_path, required=True, help="answers file: JSON lines")
     else:
         add_model_flags(parser)
         add_answer_flags(parser)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.arguments import any_path, local_path, output_path
+from llava.arguments import local_path, output_path
 from llava.eval.tasks.base import Task, TaskData
 from llava.utils import UserError
 
@@ -89,7 +89,7 @@ def add_data_flags(parser: argparse.ArgumentParser, tasks: Sequence[Task]) -> No
             if one.key not in known:
                 known.add(one.key)
                 text = f"{one.what} (default: {one.where} there)".replace("%", "%%")
-                data.add_argument(f"--{one.key}", type=any_path, default=None, help=text)
+                data.add_argument(f"--{one.key}", type=local_path, default=None, help=text)
         for option in task.options:
             if option.key not in known:
                 known.add(option.key)

@@ -18,7 +18,8 @@ from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints.checksums import fingerprint
-from llava.model.checkpoints.files import find_file
+from llava.model.checkpoints.files import CONFIG_FILE, find_file
+from llava.utils import check_whole
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -29,6 +30,10 @@ class Opener:
     def __init__(self, args: argparse.Namespace) -> None:
         check_one_model(args)
         self._args = args
+        params_of(args, Task)
+        check_whole("--batch-size", args.batch_size, 1)
+        for name in filter(None, (args.model_path, args.model_base)):
+            find_file(name, CONFIG_FILE)  # a wrong path is told before the questions are read
         self._loaded: LoadedModel | None = None
         self._weights: str | None = None
         self._name = "" if args.model_path is None else get_model_name_from_path(args.model_path)
@@ -70,7 +75,7 @@ class Opener:
         )
 
 
-def params_of(args: argparse.Namespace, task: Task) -> SamplingParams:
+def params_of(args: argparse.Namespace, task: Task | type[Task]) -> SamplingParams:
     """Return the settings of answers: the given ones, else the task's."""
     return SamplingParams(
         temperature=task.temperature if args.temperature is None else args.temperature,
@@ -98,7 +103,7 @@ def weights_of(model_path: str, model_base: str | None = None) -> str | None:
     """Return a fingerprint of the weights of a checkpoint and its base; None where there are no files."""
     files: list[Path] = []
     for name in filter(None, (model_path, model_base)):
-        config = find_file(name, "config.json")
+        config = find_file(name, CONFIG_FILE)
         folder = Path(name) if config is None else config.parent
         files += sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     return fingerprint(files)

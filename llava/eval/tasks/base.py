@@ -79,8 +79,8 @@ class TaskData:
 
     def place(self, task: Task, key: str) -> Path:
         """Return where a file of the task is looked for."""
-        where = next(one.where for one in task.data if one.key == key)
-        return self.files.get(key, self.root / where.format(split=self.split_of(task)))
+        one = next(one for one in task.data if one.key == key)
+        return self.files.get(key, self.root / task.where(one, self.split_of(task)))
 
     def path(self, task: Task, key: str) -> Path:
         """Return where a file of the task is; raises UserError that says where to get a missing one."""
@@ -219,6 +219,10 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 128
     temperature: ClassVar[float] = 0.0
     options: ClassVar[tuple[Option, ...]] = ()
+
+    def where(self, file: DataFile, split: str) -> str:
+        """Return the usual place of a file of this split, below the task's folder."""
+        return file.where.format(split=split)
 
     @abstractmethod
     def asks(self, data: TaskData) -> Iterator[Ask]:

@@ -9,6 +9,9 @@ from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
 TASKS: dict[str, str] = {
+    "gqa": "llava.eval.tasks.short.gqa:GQA",
+    "pope": "llava.eval.tasks.yes_no.pope:POPE",
+    "seed": "llava.eval.tasks.choice.seed:SEED",
     "digits": "llava.eval.tasks.digits:Digits",
 }
 
