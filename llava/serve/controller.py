@@ -33,6 +33,7 @@ from llava.utils import UserError, run_program
 logger = logging.getLogger(__name__)
 
 MAX_MODELS_OF_A_WORKER = 64
+MAX_SPEED = 1e9
 
 
 class DispatchMethod(Enum):
@@ -72,8 +73,9 @@ class WorkerInfo:
             or not all(isinstance(one, str) and one for one in names)
         ):
             raise bad_request("model_names is no list of names", param="worker_status.model_names")
-        if isinstance(speed, bool) or not isinstance(speed, (int, float)) or speed <= 0:
-            raise bad_request("speed is no number above 0", param="worker_status.speed")
+        is_number = isinstance(speed, (int, float)) and not isinstance(speed, bool)
+        if not is_number or not 0 < speed <= MAX_SPEED:  # nor NaN
+            raise bad_request(f"speed is no number from 0 to {MAX_SPEED:g}", param="worker_status.speed")
         return cls(list(names), float(speed), read_queue_length(queue), check_heart_beat)
 
 
@@ -226,7 +228,11 @@ class Controller:
             status = self.get_worker_status(name)
             if status is None:
                 continue
-            info = WorkerInfo.of_status(status, check_heart_beat=True)
+            try:
+                info = WorkerInfo.of_status(status, check_heart_beat=True)
+            except ServeError as error:  # the others are told nevertheless
+                logger.warning("worker %s tells a status that is malformed: %s", name, error)
+                continue
             models.update(dict.fromkeys(info.model_names))
             speed += info.speed
             queue_length += info.queue_length

@@ -52,7 +52,7 @@ def check_something_trains(model_args: ModelArguments, plan: RunPlan) -> None:
     if sees and not plan.freeze_mm_mlp_adapter and model_args.mm_projector_type != "identity":
         return
     config = read_config(path)
-    if sees and "unpad" in model_args.mm_patch_merge_type:
+    if sees and "unpad" in (model_args.mm_patch_merge_type or ""):
         had_newline = is_llava(config) and "unpad" in (config.get("mm_patch_merge_type") or "")
         if not had_newline:  # a new one trains; that of a checkpoint is frozen with the backbone
             return

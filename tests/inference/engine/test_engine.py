@@ -364,6 +364,35 @@ def test_a_fault_of_the_model_ends_the_engine_and_every_ticket(engine, llama):
         engine.submit(dialog_of("llava_v1", 0), GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (ValueError("a fault of this request"), True),
+    ],
+    ids=["lost", "lost, as an old error", "memory", "request"],
+)
+def test_a_lost_device_in_a_prompt_ends_the_engine(engine, llama, error, kept):
+    running = engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=300))
+    until(lambda: running.usage.completion_tokens > 2)
+    with Fault(llama.model, error, lambda rows, length: length > 100) as fault:
+        hit = engine.submit(dialog_of("llava_v1", 4), GREEDY)
+        behind = engine.submit(dialog_of("llava_v1", 5), GREEDY)
+        with pytest.raises(type(error) if kept else EngineDead):
+            hit.result(20)
+        assert fault.count
+        if kept:
+            assert len(behind.result(20).ids) == 10 and running.result(20).finish_reason == "length"
+        else:
+            for one in (behind, running):
+                with pytest.raises(EngineDead, match="CUDA error"):
+                    one.result(20)
+            until(lambda: not engine.alive)
+    assert engine.alive == kept
+
+
 def test_logits_that_are_no_numbers_cost_their_row(engine, llama):
     def spoil(module, args, output):
         if output.logits.shape[0] == 2:
@@ -402,12 +431,18 @@ def test_closing_drains_or_ends_what_is_left(engine_of, llama, drain):
         engine.submit(dialog_of("llava_v1", 0), GREEDY)
 
 
-def test_an_idle_engine_sleeps(engine):
+def test_an_idle_engine_sleeps(engine, monkeypatch):
     engine.submit(dialog_of("llava_v1", 0), GREEDY).result(20)
     until(lambda: engine.stats().running == 0)
-    before = time.process_time()
+    time.sleep(0.05)  # it has come to its wait
+    waits, steps = [], engine.stats().steps_total
+    wait = engine._changed.wait
+    monkeypatch.setattr(engine._changed, "wait", lambda *given: waits.append(given) or wait(*given))
     time.sleep(0.3)
-    assert time.process_time() - before < 0.05
+    assert not waits and engine.stats().steps_total == steps  # it was not woken, by a clock neither
+    engine.submit(dialog_of("llava_v1", 0), GREEDY).result(20)
+    until(lambda: waits)
+    assert waits == [()] and engine.stats().steps_total > steps
 
 
 def test_many_threads_ask_at_once(engine, llama):
@@ -425,14 +460,31 @@ def test_many_threads_ask_at_once(engine, llama):
     assert [found[number] for number in range(18)] == [alone[number % 6] for number in range(18)]
 
 
-def test_a_sliding_window_slides_over_joined_rows(engine_of, load_family, monkeypatch):
+def without_cache(loaded, template, number, n):
+    """Choose n tokens greedily, each with a forward pass over the whole text."""
+    ids = list(loaded.read(dialog_of(template, number)).ids)
+    found = []
+    with torch.inference_mode():
+        for _ in range(n):
+            out = loaded.model(input_ids=torch.tensor([[*ids, *found]]), use_cache=False)
+            found.append(int(out.logits[0, -1].argmax()))
+    return found
+
+
+@pytest.mark.parametrize("window", [24, 48])
+def test_a_sliding_window_slides_over_joined_rows(engine_of, load_family, monkeypatch, window):
     loaded, template = load_family("mistral")
-    monkeypatch.setattr(loaded.model.config, "sliding_window", 24)
+    whole = {number: without_cache(loaded, template, number, 40) for number in (0, 4, 5)}
+    monkeypatch.setattr(loaded.model.config, "sliding_window", window)
     engine = engine_of(loaded, prefill_chunk=16)
     long = SamplingParams(temperature=0, max_new_tokens=40)
-    tickets = [engine.submit(dialog_of(template, number), long) for number in (0, 4, 1, 5)]
-    for ticket, number in zip(tickets, (0, 4, 1, 5), strict=True):
-        assert ticket.result(60).text == expected(loaded, template, number, long)[0]
+    tickets = {number: engine.submit(dialog_of(template, number), long) for number in (0, 4, 1, 5)}
+    slid = {number: without_cache(loaded, template, number, 40) for number in whole}
+    assert slid[4] != whole[4]  # the window is felt
+    for number, ids in slid.items():
+        found = tickets[number].result(60).ids
+        assert len(found) > 10 and list(found) == ids[: len(found)]
+    assert tickets[1].result(60).text == expected(loaded, template, 1, long)[0]
 
 
 def test_the_assistants_answers_are_the_engines(engine, llama):
