@@ -118,7 +118,9 @@ def answers_path(task: Task, data: TaskData, model_id: str, given: str | None) -
     """Return the answers file: the named one, or the reference's place in the folder of the data."""
     if given is not None:
         return Path(given)
-    parts = [one for one in (data.split_of(task), *sorted(data.options.values())) if one]
+    scoring = {one.key for one in task.options if one.scoring}
+    settings = sorted(value for key, value in data.options.items() if key not in scoring)
+    parts = [one for one in (data.split_of(task), *settings) if one]
     folder = data.root / "answers"
     return folder.joinpath(*(_safe(one) for one in parts), f"{_safe(model_id)}.jsonl")
 

@@ -44,12 +44,14 @@ class Option:
     """A setting of a task's own, such as its language: `--KEY` on the command line, TaskData.options there.
 
     default: what TaskData.options has where it is not given; None leaves it out. choices: what it may be.
+    scoring: it concerns the score alone; answers are the same whatever it is.
     """
 
     key: str
     what: str
     default: str | None = None
     choices: tuple[str, ...] = ()
+    scoring: bool = False
 
 
 @dataclass(frozen=True)
