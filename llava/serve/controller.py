@@ -74,8 +74,7 @@ class WorkerInfo:
             or not all(isinstance(one, str) and one for one in names)
         ):
             raise bad_request("model_names is no list of names", param="worker_status.model_names")
-        is_number = isinstance(speed, (int, float)) and not isinstance(speed, bool)
-        if not is_number or not 0 < speed <= MAX_SPEED:  # nor NaN
+        if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 0 < speed <= MAX_SPEED:
             raise bad_request(f"speed is no number from 0 to {MAX_SPEED:g}", param="worker_status.speed")
         told = status.get("templates")
         templates = {one: told[one] for one in names if isinstance(told, Mapping) and _is_key(told.get(one))}
