@@ -77,14 +77,20 @@ def answer_plan(
     file = None if answers is None else LineFile(answers)
     repaired: tuple[str, ...] = ()
     if file is not None:
-        repaired = _prepare_together(plan, asker, matcher, file, processes, start_over=start_over)
+        target = file
+        told = processes.together(
+            lambda: (
+                _prepare(plan, asker, matcher, target, start_over=start_over) if processes.is_first else ()
+            )
+        )
+        repaired = processes.gather(told)[0]
     before = _matched(matcher, file).answered
     own = plan.chosen[processes.rank :: processes.count]
     pending = [place for place in own if place not in before]
     progress = Progress(
         plan.task.title, len(own), len(own) - len(pending), quiet=quiet or not processes.is_first
     )
-    made, failures, endings = _ask(plan, asker, pending, file, progress)
+    made, failures, endings = processes.together(lambda: _ask(plan, asker, pending, file, progress))
     progress.end()
     if file is not None:
         file.close()
@@ -137,28 +143,6 @@ def _ask(
 
 
 # ---- the file, before and after ----
-
-
-def _prepare_together(
-    plan: Plan,
-    asker: Asker,
-    matcher: Matcher,
-    file: LineFile,
-    processes: Processes,
-    *,
-    start_over: bool,
-) -> tuple[str, ...]:
-    """Let the first process prepare the file, while the others wait; raises its UserError on all."""
-    told: tuple[str | None, tuple[str, ...]] = (None, ())
-    if processes.is_first:
-        try:
-            told = (None, _prepare(plan, asker, matcher, file, start_over=start_over))
-        except UserError as error:
-            told = (str(error), ())
-    fault, repaired = processes.gather(told)[0]
-    if fault is not None:
-        raise UserError(fault)
-    return repaired
 
 
 def _prepare(

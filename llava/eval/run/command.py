@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava.arguments import ProgramParser, local_path, output_path
 from llava.eval.run.flags import (
+    DATA_DIR,
     DONE,
     add_answer_flags,
     add_data_flags,
@@ -24,8 +25,10 @@ PROGRAM = "python -m llava.eval"
 
 _USAGE = f"""\
 {PROGRAM} TASK --model-path FOLDER    ask and score
+{PROGRAM} --suite v1.5 --model-path FOLDER    ask and score many, one table
 {PROGRAM} answer TASK --model-path FOLDER    ask only
 {PROGRAM} score TASK --answers FILE    score only; no model is needed
+{PROGRAM} compare A B    paired difference of two results of one task
 {PROGRAM} list [TASK ...]    what there is, and what is found on this disk
 Each explains its flags with --help."""
 
@@ -36,7 +39,9 @@ def main(words: Sequence[str]) -> None:
     if verb in ("-h", "--help"):
         print(_overview())
         return
-    programs = {"answer": _answer, "score": _score, "list": _list}
+    if verb.split("=")[0] in ("--suite", "--tasks"):
+        verb, rest = "suite", list(words)
+    programs = {"suite": _suite, "answer": _answer, "score": _score, "compare": _compare, "list": _list}
     code = programs[verb](rest) if verb in programs else _both([verb, *rest])
     if code != DONE:
         sys.exit(code)
@@ -107,6 +112,57 @@ def _score(words: Sequence[str]) -> int:
 
     data = read_data(task, args, submission=args.submission)
     return score_file(task, data, Path(args.answers), args.output).code
+
+
+def suite_parser() -> argparse.ArgumentParser:
+    """Build the parser of a suite."""
+    parser = ProgramParser(prog=f"{PROGRAM} --suite", description="Ask and score many tasks with one model.")
+    parser.add_argument("--suite", default=None, help="v1.5: the twelve benchmarks of LLaVA-1.5")
+    parser.add_argument("--tasks", default=None, help="or the names of tasks, separated by commas")
+    add_model_flags(parser)
+    add_answer_flags(parser)
+    parser.add_argument(
+        "--data-dir",
+        type=local_path,
+        default=None,
+        help=f"folder of the tasks' folders (default: {DATA_DIR})",
+    )
+    parser.add_argument(
+        "--output", type=output_path, default="runs/eval", help="folder of the table (default: runs/eval)"
+    )
+    parser.add_argument(
+        "--published", default=None, help="model whose published scores stand beside (default: by its name)"
+    )
+    return parser
+
+
+def _suite(words: Sequence[str]) -> int:
+    args = suite_parser().parse_args(words)
+    check_one_model(args)
+    from llava.eval.suites.suite import run_suite  # loads torch
+
+    return run_suite(args)
+
+
+def _compare(words: Sequence[str]) -> int:
+    parser = ProgramParser(
+        prog=f"{PROGRAM} compare", description="Compare two results of one task, question by question."
+    )
+    for name in ("first", "second"):
+        parser.add_argument(
+            name, type=local_path, help="result (*.result.json), or the answers file beside it"
+        )
+    parser.add_argument("--output", type=output_path, default=None, help="comparison as JSON")
+    parser.add_argument(
+        "--html",
+        type=output_path,
+        default=None,
+        help="page with the questions that flipped, and their images",
+    )
+    args = parser.parse_args(words)
+    from llava.eval.run.running import compare_files  # loads torch
+
+    return compare_files(Path(args.first), Path(args.second), args.output, args.html)
 
 
 def _list(words: Sequence[str]) -> int:

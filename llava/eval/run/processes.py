@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+
+from llava.utils import UserError
+
+Result = TypeVar("Result")
 
 # The others may have many questions left when one is done.
 PATIENCE = timedelta(days=30)
@@ -33,6 +38,19 @@ class Processes:
         """Wait until every process is here."""
         if self._group is not None:
             dist.barrier(self._group)
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do the work on every process; a UserError of one is raised on all, so that none waits for it."""
+        error: str | None = None
+        result: Result | None = None
+        try:
+            result = work()
+        except UserError as caught:
+            error = str(caught)
+        for one in self.gather(error):
+            if one is not None:
+                raise UserError(one)
+        return cast(Result, result)
 
     def gather(self, value: Any) -> list[Any]:
         """Return what every process has, in their order, on each."""

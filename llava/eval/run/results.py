@@ -65,6 +65,7 @@ def score(
         "submission": [str(one) for one in report.written],
         "answers": str(answers.path),
         "data": hashes(task, data, watched.used),
+        "data_from": {"root": str(data.root), "files": {key: str(one) for key, one in data.files.items()}},
         "versions": versions(),
     }
     return report, said | how_made(answers.path)

@@ -6,6 +6,15 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava.atomic import write_text
+from llava.eval.comparing.page import page_of
+from llava.eval.comparing.pairs import (
+    compare,
+    comparison_result,
+    comparison_text,
+    graded_line,
+    graded_path,
+)
 from llava.eval.run.answering import Answered, answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Asker
@@ -34,6 +43,16 @@ class Run:
         self._opener = Opener(args)
         self._processes = Processes()
 
+    @property
+    def model_id(self) -> str:
+        """What records call the model; of a server, once it was asked."""
+        return self._opener.model_id
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process tells and writes what is done once."""
+        return self._processes.is_first
+
     def answer(self, task: Task, data: TaskData, answers: str | None) -> Done:
         """Ask a task; its answers are in the file then."""
         _, _, path, answered = self._ask(task, data, answers)
@@ -44,10 +63,14 @@ class Run:
     def answer_and_score(self, task: Task, data: TaskData, answers: str | None, output: str | None) -> Done:
         """Ask a task, score it and write the result; every process returns the same."""
         plan, asker, path, answered = self._ask(task, data, answers)
-        done = Done(DONE)
-        if self._processes.is_first:
-            done = score_file(task, data, path, output, run=of_run(plan, asker, answered), limit=plan.limit)
-        self._processes.wait()
+        run = of_run(plan, asker, answered)
+
+        def scored() -> Done:
+            if not self._processes.is_first:
+                return Done(DONE)
+            return score_file(task, data, path, output, run=run, limit=plan.limit)
+
+        done = self._processes.together(scored)
         return Done(INCOMPLETE if answered.failures else done.code, done.report, done.result)
 
     def _ask(self, task: Task, data: TaskData, answers: str | None) -> tuple[Plan, Asker, Path, Answered]:
@@ -81,6 +104,7 @@ def score_file(
     result = said | (run or {})
     path = result_path(answers, output)
     write_result(path, result)
+    write_text(graded_path(path), "".join(f"{graded_line(one)}\n" for one in report.graded))
     for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken))]:
         print(line)
     for one in report.written:
@@ -104,3 +128,18 @@ def counts_text(report: Report, n_broken: int) -> list[str]:
         some = ", ".join(str(one) for one in report.missing[:5])
         lines.append(f"without an answer: {some}{' ...' if len(report.missing) > 5 else ''}")
     return lines + [f"note: {one}" for one in report.notes]
+
+
+def compare_files(first: Path, second: Path, output: str | None, html: str | None) -> int:
+    """Compare two results, tell the difference, and write what was asked for."""
+    found = compare(first, second)
+    for line in comparison_text(found):
+        print(line)
+    if output is not None:
+        write_result(Path(output), comparison_result(found))
+        print(f"result: {output}")
+    if html is not None:
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(html, page_of(found))
+        print(f"the {len(found.flips):,} questions that flipped: {html}")
+    return DONE
