@@ -278,15 +278,13 @@ CLASSES = (ModelArguments, DataArguments, TrainingArguments)
 
 def build_parser() -> _Parser:
     """Build the parser of the command line; its --help is recorded in help.json, see llava.train.help."""
-    parser = _Parser(CLASSES, epilog=OLD_FLAGS_HELP)
-    take_paths(parser, PATHS)
+    take_paths(parser := _Parser(CLASSES, epilog=OLD_FLAGS_HELP), PATHS)
     return parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
-    parser = build_parser()
-    known = frozenset(one.name for one in fields(transformers.TrainingArguments))
+    parser, known = build_parser(), frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:
         values = vars(parser.parse_known_args(words)[0])
