@@ -383,14 +383,13 @@ def test_a_lost_device_in_a_prompt_ends_the_engine(engine, llama, error, kept):
         with pytest.raises(type(error) if kept else EngineDead):
             hit.result(20)
         assert fault.count
-        if kept:
-            assert len(behind.result(20).ids) == 10 and running.result(20).finish_reason == "length"
-        else:
-            for one in (behind, running):
-                with pytest.raises(EngineDead, match="CUDA error"):
-                    one.result(20)
-            until(lambda: not engine.alive)
-    assert engine.alive == kept
+        for one in (behind, running):
+            if kept:
+                assert one.result(20).finish_reason == "length"
+                continue
+            with pytest.raises(EngineDead, match="CUDA error"):
+                one.result(20)
+    until(lambda: engine.alive == kept)
 
 
 def test_logits_that_are_no_numbers_cost_their_row(engine, llama):
