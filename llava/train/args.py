@@ -62,8 +62,7 @@ class ModelArguments:
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
     vision_tower: str | None = _explained(
-        None,
-        "Folder or hub name of a vision tower, several joined by +; without one a text-only LLM is trained",
+        None, "Folder or hub name of a tower, several joined by +; none: text only"
     )
     mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
     pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
@@ -278,12 +277,18 @@ class _Parser(ProgramParser, transformers.HfArgumentParser):
     """Argument parser of the fields of the argument classes."""
 
 
+CLASSES = (ModelArguments, DataArguments, TrainingArguments)
+
+
+def build_parser() -> _Parser:
+    """Build the parser of the command line; its --help is recorded in help.json, see llava.train.help."""
+    take_paths(parser := _Parser(CLASSES, epilog=OLD_FLAGS_HELP), PATHS)
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
-    classes = (ModelArguments, DataArguments, TrainingArguments)
-    parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
-    take_paths(parser, PATHS)
-    known = frozenset(one.name for one in fields(transformers.TrainingArguments))
+    parser, known = build_parser(), frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:
         values = vars(parser.parse_known_args(words)[0])
@@ -299,7 +304,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
-    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, classes))
+    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, CLASSES))
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 
