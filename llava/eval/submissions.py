@@ -116,6 +116,6 @@ def write_mmbench(target: Path | None, table: Path, said: Mapping[str, str]) -> 
     told = [one if one is None else _CONTROL.sub("", one) for one in told]
     frame.insert(min(6, len(frame.columns)), "prediction", pandas.Series(told, dtype=object))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as scratch, open(scratch, "wb") as file:
-        frame.to_excel(file, index=False, engine="openpyxl")
+    with atomic_file(target) as scratch:
+        frame.to_excel(scratch, index=False, engine="openpyxl")
     return [target]

@@ -61,9 +61,7 @@ class ModelArguments:
     version: str = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
-    vision_tower: str | None = _explained(
-        None, "Folder or hub name of a tower, several joined by +; none: text only"
-    )
+    vision_tower: str | None = _explained(None, "Folder or hub name, several joined by +; none: text only")
     mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
     pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
     mm_projector_type: str | None = _explained("linear", "linear, mlpNx_gelu or identity")
@@ -71,10 +69,7 @@ class ModelArguments:
     mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
     mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
     mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
-    mm_vision_resolution: int | None = _explained(
-        None,
-        "Pixels of the square that the tower gets, its config's by default; not every tower takes others",
-    )
+    mm_vision_resolution: int | None = _explained(None, "Pixels that the tower gets, its config's by default")
     unfreeze_mm_vision_tower: bool = _explained(False, "Train the vision tower as well")
 
     def __post_init__(self) -> None:
