@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,13 +34,7 @@ class Digits(Task):
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions of test.json."""
-        folder = data.path(self, "image-folder")
-        for one in _questions(data.path(self, "question-file")):
-            images = tuple(folder / name for name in one["images"])
-            extra = {"kind": one["kind"], "expected": one["answer"]}
-            yield Ask(
-                one["id"], one["question"], images, extra=extra, group=one["images"][0] if images else None
-            )
+        yield from asks_of(read_questions(data.path(self, "question-file")), data.path(self, "image-folder"))
 
     def record(self, ask: Ask, said: Said) -> Record:
         """Return a record with the kind and the expected answer in its metadata."""
@@ -48,7 +42,7 @@ class Digits(Task):
 
     def report(self, answers: Sequence[Record], data: TaskData) -> Report:
         """Count right answers, of all questions and of each kind."""
-        questions = {one["id"]: one for one in _questions(data.path(self, "question-file"))}
+        questions = {one["id"]: one for one in read_questions(data.path(self, "question-file"))}
         found: dict[int | str, str] = {}
         unexpected = []
         for record in answers:
@@ -84,12 +78,20 @@ class Digits(Task):
         )
 
 
+def asks_of(questions: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Ask]:
+    """Yield the questions of test.json as they are asked; folder: of their images."""
+    for one in questions:
+        images = tuple(folder / name for name in one["images"])
+        extra = {"kind": one["kind"], "expected": one["answer"]}
+        yield Ask(one["id"], one["question"], images, extra=extra, group=next(iter(one["images"]), None))
+
+
 def is_right(answer: str, expected: str) -> bool:
     """Compare an answer with the right one, regardless of case, blanks and a final full stop."""
     return answer.strip().lower().rstrip(".") == expected
 
 
-def _questions(path: Path) -> list[dict[str, Any]]:
+def read_questions(path: Path) -> list[dict[str, Any]]:
     """Return the questions of a file; raises UserError for another kind of file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))

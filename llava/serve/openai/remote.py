@@ -60,6 +60,7 @@ class ControllerModels:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             follow_redirects=False,
             trust_env=False,
+            verify=frames.tls_context(),
         )
         self._thread = threading.Thread(target=self._loop.run_forever, name="llava-controller", daemon=True)
         self._thread.start()
