@@ -40,6 +40,8 @@ class Program:
 
 
 TOOL = "{tmp}/in"
+SRC_DST = {"src": "{tmp}/in", "dst": "{tmp}/out"}
+UPLOAD = {"annotation-file": "{tmp}/a", "result-file": "{tmp}/r", "result-upload-file": "{tmp}/out"}
 PROGRAMS = {
     "cli": Program(
         "llava.serve.cli",
@@ -100,6 +102,69 @@ PROGRAMS = {
         (),
         ("judge-model", "judge-base-url", "judge-key-env"),
         ("max-tokens",),
+    ),
+    "eval_textvqa": Program(
+        "llava.eval.eval_textvqa",
+        {"annotation-file": "{tmp}/a", "result-file": "{tmp}/r"},
+        ("annotation-file", "result-file", "result-dir"),
+    ),
+    "eval_pope": Program(
+        "llava.eval.eval_pope",
+        {"annotation-dir": "{tmp}/a", "question-file": "{tmp}/q", "result-file": "{tmp}/r"},
+        ("annotation-dir", "question-file", "result-file"),
+    ),
+    "eval_science_qa": Program(
+        "llava.eval.eval_science_qa",
+        {"base-dir": "{tmp}/s", "result-file": "{tmp}/r"}
+        | {"output-file": "{tmp}/o", "output-result": "{tmp}/p"},
+        ("base-dir", "result-file", "output-file", "output-result"),
+        (),
+        ("split",),
+    ),
+    "eval_science_qa_gpt4": Program(
+        "llava.eval.eval_science_qa_gpt4",
+        {"base-dir": "{tmp}/s", "gpt4-result": "{tmp}/g", "our-result": "{tmp}/r"},
+        ("base-dir", "gpt4-result", "our-result"),
+        (),
+        ("split",),
+    ),
+    "eval_science_qa_gpt4_requery": Program(
+        "llava.eval.eval_science_qa_gpt4_requery",
+        {
+            **{"base-dir": "{tmp}/s", "gpt4-result": "{tmp}/g", "requery-result": "{tmp}/q"},
+            **{"our-result": "{tmp}/r", "output-result": "{tmp}/o"},
+        },
+        ("base-dir", "gpt4-result", "requery-result", "our-result", "output-result"),
+        (),
+        ("split",),
+    ),
+    "summarize": Program("llava.eval.summarize_gpt_review", {"dir": "{tmp}/d"}, ("dir",), (), ("version",)),
+    "convert_gqa": Program("scripts/convert_gqa_for_eval.py", SRC_DST, ("src", "dst")),
+    "convert_mmvet": Program("scripts/convert_mmvet_for_eval.py", SRC_DST, ("src", "dst")),
+    "convert_vizwiz": Program("scripts/convert_vizwiz_for_submission.py", UPLOAD, tuple(UPLOAD)),
+    "convert_seed": Program("scripts/convert_seed_for_submission.py", UPLOAD, tuple(UPLOAD)),
+    "convert_vqav2": Program(
+        "scripts/convert_vqav2_for_submission.py",
+        {"dir": "{tmp}/d", "ckpt": "a", "split": "b"},
+        ("dir",),
+        (),
+        ("ckpt", "split"),
+    ),
+    "convert_mmbench": Program(
+        "scripts/convert_mmbench_for_submission.py",
+        {"annotation-file": "{tmp}/a", "result-dir": "{tmp}/r", "upload-dir": "{tmp}/u", "experiment": "e"},
+        ("annotation-file", "result-dir", "upload-dir"),
+        (),
+        ("experiment",),
+    ),
+    "convert_sqa": Program(
+        "scripts/convert_sqa_to_llava.py",
+        {"base-dir": "{tmp}/s", "split": "test"},
+        ("base-dir",),
+        (),
+        ("split", "prompt-format"),
+        (),
+        ("convert_to_llava",),
     ),
     "inspect": Program(
         "llava.model.inspect.__main__",

@@ -17,7 +17,7 @@ def gqa_answer(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def write_json(target: Path | None, rows: Sequence[object]) -> list[Path]:
+def write_json(target: Path | None, rows: Sequence[object] | Mapping[str, object]) -> list[Path]:
     """Write a submission as one JSON line, as the reference does. None: none. Returns what was written."""
     return _written(target, json.dumps(rows))
 
@@ -116,6 +116,6 @@ def write_mmbench(target: Path | None, table: Path, said: Mapping[str, str]) -> 
     told = [one if one is None else _CONTROL.sub("", one) for one in told]
     frame.insert(min(6, len(frame.columns)), "prediction", pandas.Series(told, dtype=object))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as scratch, open(scratch, "wb") as file:
+    with atomic_file(target) as scratch, scratch.open("wb") as file:
         frame.to_excel(file, index=False, engine="openpyxl")
     return [target]

@@ -9,10 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
-
 from llava.eval.tasks.base import PackedImage, Record
 from llava.utils import UserError, shortened
 
@@ -112,6 +108,8 @@ def read_lines(path: Path, fields: Fields) -> list[Record]:
 
 def read_tsv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Read a table with tabs between its columns, all of it as text; raises UserError for lacking columns."""
+    import pyarrow.csv  # takes a while, and most files are no tables
+
     head = read_head(path)
     lacking = [one for one in columns if one not in head]
     if lacking:
@@ -146,6 +144,8 @@ def read_head(path: Path) -> list[str]:
 
 def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Record]:
     """Yield the rows of parquet files, these columns of them; raises UserError for a broken file."""
+    import pyarrow.parquet  # takes a while, and most files are no tables
+
     for path in paths:
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
