@@ -67,6 +67,13 @@ class Plan:
     sources: Mapping[str, Mapping[str, JsonValue]]
     limit: int | None = None
 
+    @property
+    def part(self) -> str:
+        """Say which questions are asked where it is not all of them; else ""."""
+        if len(self.chosen) == len(self.asks):
+            return ""
+        return f"only {len(self.chosen):,} of {len(self.asks):,} questions were asked (--limit, --shard)"
+
 
 def make_plan(task: Task, data: TaskData, *, limit: int | None = None, shard: Shard | None = None) -> Plan:
     """Read the questions of a task. Raises UserError for data that is missing or cannot be used."""

@@ -97,7 +97,7 @@ def evaluate(
         first = answered.failures[0] if answered.failures else None
         why = f"; {first.id}: {first.reason}" if first else ""
         raise UserError(f"{task.name}: no question has an answer{why}")
-    report, said = score(task, where, found, limit=limit)
+    report, said = score(task, where, found, part=plan.part)
     return Evaluation(report, said | of_run(plan, asker, answered), answered.records)
 
 

@@ -22,12 +22,11 @@ NAMED = 20  # ids that a result lists
 Result = dict[str, JsonValue]
 
 
-def score(
-    task: Task, data: TaskData, answers: AnswersFile, *, limit: int | None = None
-) -> tuple[Report, Result]:
+def score(task: Task, data: TaskData, answers: AnswersFile, *, part: str = "") -> tuple[Report, Result]:
     """Score an answers file; return the report, and what a result says of it.
 
-    Raises UserError for a file without answers, and for answers that belong to other questions.
+    part: says that only some questions were asked. Raises UserError for a file without answers,
+    and for answers that belong to other questions.
     """
     if not answers.records:
         broken = f" ({len(answers.broken)} broken lines, {answers.broken[0]})" if answers.broken else ""
@@ -40,8 +39,8 @@ def score(
             f"{task.name}; is it the file of another task or split?"
         )
     notes = [*report.notes]
-    if limit is not None:
-        notes.append(f"only the first {limit} questions were asked")
+    if part:
+        notes.append(part)
     said: Result = {
         "task": task.name,
         "title": task.title,

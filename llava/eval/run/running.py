@@ -68,7 +68,7 @@ class Run:
         def scored() -> Done:
             if not self._processes.is_first:
                 return Done(DONE)
-            return score_file(task, data, path, output, run=run, limit=plan.limit)
+            return score_file(task, data, path, output, run=run, part=plan.part)
 
         done = self._processes.together(scored)
         return Done(INCOMPLETE if answered.failures else done.code, done.report, done.result)
@@ -96,25 +96,30 @@ def score_file(
     output: str | None,
     *,
     run: Result | None = None,
-    limit: int | None = None,
+    part: str = "",
 ) -> Done:
-    """Score an answers file, tell the scores, and write the result beside it."""
+    """Score an answers file, tell the scores, and write the result beside it.
+
+    part: says that only some questions were asked; then the others are not missed.
+    """
     found = read_answers(answers)
-    report, said = score(task, data, found, limit=limit)
+    report, said = score(task, data, found, part=part)
     result = said | (run or {})
     path = result_path(answers, output)
     write_result(path, result)
     write_text(graded_path(path), "".join(f"{graded_line(one)}\n" for one in report.graded))
-    for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken))]:
+    for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken), part)]:
         print(line)
     for one in report.written:
         print(f"written for the benchmark's server: {one}")
     print(f"result: {path}")
-    incomplete = report.answered < report.asked or found.broken or report.unexpected or report.failed
+    incomplete = (
+        (report.answered < report.asked and not part) or found.broken or report.unexpected or report.failed
+    )
     return Done(INCOMPLETE if incomplete else DONE, report, result)
 
 
-def counts_text(report: Report, n_broken: int) -> list[str]:
+def counts_text(report: Report, n_broken: int, part: str = "") -> list[str]:
     """Return what a reader has to know beside the scores."""
     lines = [f"{report.answered:,} of {report.asked:,} questions have an answer"]
     parts = {
@@ -124,10 +129,10 @@ def counts_text(report: Report, n_broken: int) -> list[str]:
         "broken lines": n_broken,
     }
     lines += [f"{count:,} {what}" for what, count in parts.items() if count]
-    if report.missing:
+    if report.missing and not part:
         some = ", ".join(str(one) for one in report.missing[:5])
         lines.append(f"without an answer: {some}{' ...' if len(report.missing) > 5 else ''}")
-    return lines + [f"note: {one}" for one in report.notes]
+    return lines + [f"note: {one}" for one in (*report.notes, part) if one]
 
 
 def compare_files(first: Path, second: Path, output: str | None, html: str | None) -> int:

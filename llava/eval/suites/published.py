@@ -26,16 +26,16 @@ class Published:
     source: str = ZOO
 
 
-_V15 = ("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed")
+_V15 = ("vqav2", "gqa", "vizwiz", "science_qa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed")
 _V16 = ("mmmu", "mathvista", *_V15)
 # A judge that is no more has scored these, so that nobody can get the same numbers again.
-JUDGED = ("llava_bench", "mmvet", "mathvista")
-SUITES: dict[str, tuple[str, ...]] = {"v1.5": (*_V15, "llava_bench", "mmvet")}
+JUDGED = ("llava_bench", "mm_vet", "mathvista")
+SUITES: dict[str, tuple[str, ...]] = {"v1.5": (*_V15, "llava_bench", "mm_vet")}
 
 
 def _row(name: str, parts: str, tasks: tuple[str, ...], scores: str) -> Published:
     values = (float(one) for one in scores.split())
-    names = (*tasks, "llava_bench", "mmvet")
+    names = (*tasks, "llava_bench", "mm_vet")
     return Published(name, tuple(parts.split()), dict(zip(names, values, strict=True)))
 
 
@@ -80,8 +80,8 @@ BANDS: dict[str, dict[str, Band]] = {
     "LLaVA-1.5-7B": {
         "mme": Band(1457.7, 1509.4, f"LLaVA#680, #630, #1835: trained again 1457 to 1497; {_RESCORED}: 1509"),
         "gqa": Band(61.86, 62.6, f"LLaVA#680: trained again 62.6; {_RESCORED}: 61.86"),
-        "scienceqa": Band(66.8, 70.8, f"LLaVA#927: {_RESCORED}: 67.87; #680: trained again 70.8"),
-        "mmvet": Band(27.8, 31.1, "LLaVA#1905: the published answers, scored by a later judge"),
+        "science_qa": Band(66.8, 70.8, f"LLaVA#927: {_RESCORED}: 67.87; #680: trained again 70.8"),
+        "mm_vet": Band(27.8, 31.1, "LLaVA#1905: the published answers, scored by a later judge"),
     }
 }
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.run.command import main
+from llava.eval.run.command import main, parser_of
+from llava.eval.run.flags import read_data
+from llava.eval.tasks.registry import task_named, task_names
 from llava.utils import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -153,3 +155,33 @@ def test_two_processes_of_a_launcher_share_a_run(flags, data, tmp_path):
     run("answer", "digits", *flags, "--answers", tmp_path / "b.jsonl")
     alone = [json.loads(one)["text"] for one in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert [one["text"] for one in records] == alone
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_the_flags_of_every_task_go_with_those_of_the_program(name, tmp_path, capsys):
+    task = task_named(name)
+    for verb in ("answer", "score", "run"):
+        parser = parser_of(verb, task)
+        words = ["--answers", str(tmp_path / "a")] if verb == "score" else []
+        data = read_data(task, parser.parse_args([*words, "--data-dir", str(tmp_path)]))
+        assert data.root == tmp_path and set(data.options) <= {one.key for one in task.options}
+    assert run("list", name, "--data-dir", tmp_path / "none") == 0
+    told = capsys.readouterr().out
+    assert all(f"--{one.key}: " in told for one in task.data)
+    with pytest.raises(UserError):  # without its data: one sentence
+        run(
+            name,
+            "--base-url",
+            "http://127.0.0.1:9/v1",
+            "--data-dir",
+            tmp_path / "none",
+            "--request-timeout",
+            "1",
+        )
+
+
+def test_questions_that_were_not_asked_are_not_missed(flags, tmp_path, capsys):
+    assert run("digits", *flags, "--answers", tmp_path / "a.jsonl", "--limit", "3") == 0
+    told = capsys.readouterr().out
+    assert "note: only 3 of 12 questions were asked" in told and "without an answer" not in told
+    assert "only 3 of 12" in json.loads((tmp_path / "a.result.json").read_text())["notes"][-1]

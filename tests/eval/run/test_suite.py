@@ -111,7 +111,7 @@ def test_scores_stand_beside_those_of_the_same_model():
     rows = [
         row_of("mme", "MME", report(1490.0), published),
         row_of("gqa", "GQA", report(50.0), published),
-        row_of("mmvet", "MM-Vet", report(30.0, "judged"), published),
+        row_of("mm_vet", "MM-Vet", report(30.0, "judged"), published),
         row_of("digits", "Digits", report(98.0), published),
     ]
     lines = text_of(rows, "llava-v1.5-7b", published)
@@ -156,3 +156,11 @@ def test_three_tasks_make_a_radar(tmp_path):
     rows = [row_of(name, name, report(60.0), published) for name in ("gqa", "mme", "pope")]
     assert [one.name for one in draw_charts(rows, "m", tmp_path)] == ["bar.png", "radar.png"]
     assert draw_charts([], "m", tmp_path) == []
+
+
+def test_every_task_of_a_suite_exists():
+    names = {name for suite in SUITES.values() for name in suite}
+    names |= {name for one in PUBLISHED for name in one.scores} | {
+        name for one in BANDS.values() for name in one
+    }
+    assert names <= set(registry.TASKS)
