@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import llava
+from llava.train.help import recorded_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +44,11 @@ PROGRAMS = [
     ("-m", "llava.model.make_delta"),
     ("-m", "llava.model.consolidate"),
     ("-m", "llava.train.check_data"),
+    ("-m", "llava.train.train"),
+    ("-m", "llava.train.help"),
+    ("llava/train/train.py",),
+    ("llava/train/train_mem.py",),
+    ("llava/train/train_xformers.py",),
     ("scripts/convert_vqav2_for_submission.py",),
     ("scripts/convert_mmbench_for_submission.py",),
     ("scripts/convert_seed_for_submission.py",),
@@ -119,6 +125,8 @@ def imported(*command: str) -> tuple[int, str, set[str]]:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_help_of_a_program_loads_no_torch(program):
+    if "train" in program[-1] and recorded_parser() is None:
+        pytest.skip("the flags of training are recorded for another release of transformers")
     code, out, modules = imported(*program, "--help")
     assert code == 0 and out.startswith("usage: ")
     assert "argparse" in modules  # the list of modules was read
