@@ -27,9 +27,10 @@ class Published:
 
 
 _V15 = ("vqav2", "gqa", "vizwiz", "science_qa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed")
-_V16 = ("mmmu", "mathvista", *_V15)
+# MathVista is published over all of its questions; the task `mathvista` has those with choices.
+_V16 = ("mmmu", "mathvista, all questions", *_V15)
 # A judge that is no more has scored these, so that nobody can get the same numbers again.
-JUDGED = ("llava_bench", "mm_vet", "mathvista")
+JUDGED = ("llava_bench", "mm_vet", "mathvista, all questions")
 SUITES: dict[str, tuple[str, ...]] = {"v1.5": (*_V15, "llava_bench", "mm_vet")}
 
 
