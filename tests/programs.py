@@ -166,6 +166,22 @@ PROGRAMS = {
         (),
         ("convert_to_llava",),
     ),
+    "model_vqa": Program(
+        "llava.eval.model_vqa",
+        {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+        (),
+        ("conv-mode",),
+        ("num-chunks", "chunk-idx"),
+    ),
+    "model_vqa_loader": Program(
+        "llava.eval.model_vqa_loader",
+        {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+        (),
+        ("conv-mode",),
+        ("num-chunks", "chunk-idx"),
+    ),
     "inspect": Program(
         "llava.model.inspect.__main__",
         {"checkpoint": TOOL},

@@ -29,6 +29,8 @@ PROGRAMS = [
     ("-m", "llava.eval.eval_science_qa_gpt4"),
     ("-m", "llava.eval.eval_science_qa_gpt4_requery"),
     ("-m", "llava.eval.summarize_gpt_review"),
+    ("-m", "llava.eval.model_vqa"),
+    ("-m", "llava.eval.model_vqa_loader"),
     ("-m", "llava.eval"),
     ("-m", "llava.eval", "digits"),
     ("-m", "llava.eval", "score", "digits"),
