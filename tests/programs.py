@@ -182,6 +182,17 @@ PROGRAMS = {
         ("conv-mode",),
         ("num-chunks", "chunk-idx"),
     ),
+    **{
+        name: Program(
+            f"llava.eval.{name}",
+            {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+            ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+            (),
+            ("conv-mode",),
+            ("num-chunks", "chunk-idx"),
+        )
+        for name in ("model_vqa_mmbench", "model_vqa_science")
+    },
     "inspect": Program(
         "llava.model.inspect.__main__",
         {"checkpoint": TOOL},

@@ -31,6 +31,8 @@ PROGRAMS = [
     ("-m", "llava.eval.summarize_gpt_review"),
     ("-m", "llava.eval.model_vqa"),
     ("-m", "llava.eval.model_vqa_loader"),
+    ("-m", "llava.eval.model_vqa_mmbench"),
+    ("-m", "llava.eval.model_vqa_science"),
     ("-m", "llava.eval"),
     ("-m", "llava.eval", "digits"),
     ("-m", "llava.eval", "score", "digits"),
