@@ -193,6 +193,13 @@ PROGRAMS = {
         )
         for name in ("model_vqa_mmbench", "model_vqa_science")
     },
+    "model_vqa_qbench": Program(
+        "llava.eval.model_vqa_qbench",
+        {"model-path": TOOL, "questions-file": "{tmp}/q", "image-folder": "{tmp}", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "questions-file", "answers-file"),
+        (),
+        ("conv-mode",),
+    ),
     "inspect": Program(
         "llava.model.inspect.__main__",
         {"checkpoint": TOOL},

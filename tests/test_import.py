@@ -33,6 +33,7 @@ PROGRAMS = [
     ("-m", "llava.eval.model_vqa_loader"),
     ("-m", "llava.eval.model_vqa_mmbench"),
     ("-m", "llava.eval.model_vqa_science"),
+    ("-m", "llava.eval.model_vqa_qbench"),
     ("-m", "llava.eval"),
     ("-m", "llava.eval", "digits"),
     ("-m", "llava.eval", "score", "digits"),

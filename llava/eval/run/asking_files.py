@@ -17,6 +17,7 @@ from llava.eval.run.plan import make_plan
 from llava.eval.tasks import prompts
 from llava.eval.tasks.base import Ask, Option, Record, Report, TaskData
 from llava.eval.tasks.choice.mmbench import MMBench
+from llava.eval.tasks.choice.qbench import QBench
 from llava.eval.tasks.choice.science_qa import ScienceQA
 from llava.eval.tasks.questions import QuestionTask, image_folder, question_file
 from llava.lines import LineFile
@@ -93,7 +94,7 @@ class ScienceDialogs(ScienceQA):
             yield replace(one, text=one.text.removesuffix(cut), recorded=one.prompt.removesuffix(cut))
 
 
-FileTask = QuestionFile | MMBenchRows | ScienceDialogs
+FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench
 
 
 def answer_file(

@@ -122,3 +122,20 @@ def test_dialogs_of_science_qa(
     line = "\nAnswer with the option's letter from the given choices directly." if switches else ""
     assert [one["prompt"] for one in found] == [f"<image>\nWhich?{line}", f"And which?{line}"]
     assert [one["question_id"] for one in found] == ["7", "8"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_questions_of_qbench(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    """The record is the question's own with `response`; the reference's program is lost."""
+    Image.new("RGB", (20, 20), (0, 90, 0)).save(tmp_path / "i.png")
+    row = {"img_path": "i.png", "question": "Is it sharp?", "candidates": ["Yes", "No"], "type": 0}
+    (tmp_path / "q.json").write_text(json.dumps([row]))
+    words = {
+        **{"model-path": checkpoints / "llava-tiny-v1.5", "questions-file": tmp_path / "q.json"},
+        **{"image-folder": tmp_path, "answers-file": tmp_path / "a.jsonl", "lang": language},
+    }
+    (found,) = ask("model_vqa_qbench", words, [], monkeypatch)
+    assert list(found) == [*row, "response"] and found["question"] == "Is it sharp?"
