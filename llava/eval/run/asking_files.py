@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 
 from llava.arguments import ProgramParser
@@ -23,15 +23,6 @@ from llava.eval.tasks.questions import QuestionTask, image_folder, question_file
 from llava.lines import LineFile
 from llava.utils import UserError
 
-CHUNK = (Option("num-chunks", "parts", "1"), Option("chunk-idx", "the part that is asked", "0"))
-
-
-def _of_chunk(rows: Sequence[Sequence[Ask]], data: TaskData) -> Iterator[Ask]:
-    """Yield the questions of the rows of this run's part."""
-    n, k = int(data.options.get("num-chunks", "1")), int(data.options.get("chunk-idx", "0"))
-    for row in get_chunk(rows, n, k):
-        yield from row
-
 
 class QuestionFile(QuestionTask):
     """The questions of a file in the reference's format: JSON lines of question_id, image and text."""
@@ -45,11 +36,10 @@ class QuestionFile(QuestionTask):
         question_file("question.jsonl"),
         image_folder(".", "the folder of the images", ""),
     )
-    options = CHUNK
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
-        """Yield the questions of this run's part."""
-        yield from _of_chunk([[one] for one in self.from_reference(data)], data)
+        """Yield the questions, as they are: several may have one id and one text."""
+        yield from self.from_reference(data)
 
     def from_originals(self, data: TaskData) -> Iterator[Ask]:
         """Raise UserError: there are no other files."""
@@ -63,35 +53,37 @@ class QuestionFile(QuestionTask):
 
 
 class MMBenchRows(MMBench):
-    """MMBench's table, in parts of whole rows; without a line that asks for a letter unless it is wanted."""
+    """MMBench's table; without a line that asks for a letter unless it is wanted."""
 
-    options = (
-        *MMBench.options,
-        *CHUNK,
-        Option("letter", "the line that asks for it", "none", ("none", "en", "cn")),
-    )
+    options = (*MMBench.options, Option("letter", "the line that asks for it", "none", ("none", "en", "cn")))
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
-        """Yield the rows of this run's part, each with its rotations."""
+        """Yield the rows, each with its rotations."""
         line = {"en": prompts.LETTER, "cn": prompts.LETTER_CN}.get(data.options.get("letter", "none"))
-        rows = [list(rotations) for _, rotations in groupby(super().asks(data), lambda one: one.id)]
-        for one in _of_chunk(rows, data):
+        for one in super().asks(data):
             yield replace(one, text=prompts.lines(one.prompt, line) if line else one.prompt)
 
 
 class ScienceDialogs(ScienceQA):
-    """ScienceQA's dialogs, in parts; without the line that asks for a letter unless it is wanted."""
+    """ScienceQA's dialogs; without the line that asks for a letter unless it is wanted."""
 
-    options = (*CHUNK, Option("letter", "the line that asks for it", "none", ("none", "en")))
+    options = (Option("letter", "the line that asks for it", "none", ("none", "en")),)
 
     def asks(self, data: TaskData) -> Iterator[Ask]:
-        """Yield the dialogs of this run's part."""
-        for one in _of_chunk([[one] for one in self.from_reference(data)], data):
+        """Yield the dialogs."""
+        for one in self.from_reference(data):
             if data.options.get("letter") == "en":
                 yield one
                 continue
             cut = f"\n{prompts.LETTER}"
             yield replace(one, text=one.text.removesuffix(cut), recorded=one.prompt.removesuffix(cut))
+
+
+def _part(asks: Sequence[Ask], n: int, k: int) -> list[int]:
+    """Return the places of the k-th of n parts; rotations of a row (round 1, 2, ...) stay with it."""
+    starts = [place for place, one in enumerate(asks) if not one.extra.get("round")]
+    rows = [range(*ends) for ends in pairwise([*starts, len(asks)])]
+    return [place for row in get_chunk(rows, n, k) for place in row]
 
 
 FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench
@@ -109,14 +101,12 @@ def answer_file(
     task: how the file is read, lines of question_id, image and text by default; options: of the task.
     """
     task = task or QuestionFile()
-    chunk = {"num-chunks": str(args.num_chunks), "chunk-idx": str(args.chunk_idx), **(options or {})}
     files = {"question-file": Path(args.question_file), "image-folder": Path(args.image_folder)}
-    data = TaskData(Path(args.question_file).parent, files=files, options=chunk)
-    whole = replace(data, options={**chunk, "num-chunks": "1", "chunk-idx": "0"})
-    if not any(True for _ in task.asks(data)) and any(True for _ in task.asks(whole)):
+    plan = make_plan(task, TaskData(Path(args.question_file).parent, files=files, options=options or {}))
+    plan = replace(plan, chosen=_part(plan.asks, args.num_chunks, args.chunk_idx))
+    if not plan.chosen:
         LineFile(args.answers_file).append(())  # more parts than questions: this one is empty
         return DONE
-    plan = make_plan(task, data)
     usual = ProgramParser(prog="usual")
     add_model_flags(usual)
     add_answer_flags(usual)
