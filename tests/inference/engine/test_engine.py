@@ -46,25 +46,6 @@ def dialog_of(template, number):
     return new_dialog(conv_templates[template], text, images, object(), has_tower=True)
 
 
-@pytest.fixture
-def engine_of():
-    """Makes engines, and closes them."""
-    made = []
-
-    def make(loaded, **options):
-        made.append(Engine(loaded, **{"memory_bytes": 2**30, **options}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def engine(engine_of, llama):
-    return engine_of(llama)
-
-
 def expected(loaded, template, number, params=GREEDY):
     session = ChatSession(loaded, template=template)
     text, images = QUESTIONS[number]

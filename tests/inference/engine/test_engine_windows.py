@@ -7,26 +7,6 @@ import torch
 from test_engine import GREEDY, dialog_of, expected, until
 
 from llava.inference import SamplingParams
-from llava.inference.engine import Engine
-
-
-@pytest.fixture
-def engine_of():
-    """Makes engines, and closes them."""
-    made = []
-
-    def make(loaded, **options):
-        made.append(Engine(loaded, **{"memory_bytes": 2**30, **options}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def engine(engine_of, llama):
-    return engine_of(llama)
 
 
 def without_cache(loaded, template, number, n):
