@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     if dtype not in _FTYPES:
         raise UserError(f"The dtype of an mmproj is {dtype}; expected float16 or float32.")
     refuse_unwritable(output, "DST", folder=False)
-    gguf: Any = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
+    gguf: ModuleType = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
     config = files.read_config(source)
     kind = check_hf(config, source)
     if config.get("vision_feature_select_strategy", "default") != "default":

@@ -39,7 +39,7 @@ class VisionModelHolder(nn.Module):
         """The vision model's config."""
         return self.vision_model.config
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: object) -> Any:
         """Run the whole vision model, as transformers does."""
         return self.vision_model(pixel_values, **kwargs)
 
@@ -188,7 +188,7 @@ class VisionTower(nn.Module):
 
     def layers_before(self, index: int) -> Iterable[nn.Module]:
         """Return the layers that `hidden_states[index]` of the vision model has passed."""
-        layers: Any = self.vision_tower.vision_model.get_submodule(self.layers)
+        layers: nn.ModuleList = self.vision_tower.vision_model.get_submodule(self.layers)
         check_layer(index, len(layers))
         return layers[: index if index >= 0 else len(layers) + 1 + index]
 

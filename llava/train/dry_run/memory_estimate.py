@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from llava._compat import FakeTensor, FakeTensorMode, TorchDispatchMode, storage_key, tables_of
 from llava.train.plan import RunPlan, word_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Bytes that an optimizer keeps for each value it trains, by the beginning of --optim; else two float32.
 STATE_BYTES = (
@@ -38,7 +41,13 @@ class StorageMeter(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run an operation and count what it makes."""
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
@@ -115,7 +124,7 @@ class _WithUnpackedWeight(torch.autograd.Function):
     """The product with a quantised weight, which lies there in full precision only while it is used."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, linear: Any, mode: FakeTensorMode) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, linear: nn.Module, mode: FakeTensorMode) -> torch.Tensor:
         """values: (..., in). Returns (..., out)."""
         ctx.linear, ctx.mode = linear, mode
         return values @ _unpacked(linear, mode, values).T
@@ -163,7 +172,7 @@ def measure_step(model: nn.Module, batch: dict[str, Any], plan: RunPlan) -> int:
     return meter.peak
 
 
-def _stand_in_pixels(value: Any, mode: FakeTensorMode, device: torch.device) -> Any:
+def _stand_in_pixels(value: object, mode: FakeTensorMode, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_stand_in_pixels(one, mode, device) for one in value]
     if torch.is_tensor(value) and value.is_floating_point():
@@ -172,7 +181,7 @@ def _stand_in_pixels(value: Any, mode: FakeTensorMode, device: torch.device) -> 
     return value.to(device) if torch.is_tensor(value) else value
 
 
-def image_lengths(model: Any, batch: dict[str, Any], plan: RunPlan) -> list[int]:
+def image_lengths(model: PreTrainedModel, batch: dict[str, Any], plan: RunPlan) -> list[int]:
     """Return how many tokens each image of a batch becomes."""
     with _shapes_only(model, StorageMeter()) as mode, torch.no_grad():
         images = _stand_in_pixels(batch["images"], mode, plan.device)
