@@ -40,6 +40,8 @@ class Program:
 
 
 TOOL = "{tmp}/in"
+SRC_DST = {"src": "{tmp}/in", "dst": "{tmp}/out"}
+UPLOAD = {"annotation-file": "{tmp}/a", "result-file": "{tmp}/r", "result-upload-file": "{tmp}/out"}
 PROGRAMS = {
     "cli": Program(
         "llava.serve.cli",
@@ -56,6 +58,113 @@ PROGRAMS = {
         ("model-path",),
         ("query", "conv-mode", "sep"),
         ("temperature", "top_p", "num_beams", "max_new_tokens", "seed"),
+    ),
+    "evaluation": Program(
+        "llava.eval.__main__",
+        {"model-path": TOOL, "data-dir": "{tmp}"},
+        (
+            *("model-path", "model-base", "data-dir", "question-file", "image-folder"),
+            *("answers", "output", "submission"),
+        ),
+        ("model-path",),
+        ("conv-mode", "device", "dtype", "base-url", "api-key", "model", "shard"),
+        ("temperature", "top_p", "num_beams", "max_new_tokens", "seed", "limit", "batch-size", "concurrency"),
+        ("digits",),
+    ),
+    "review": Program(
+        "llava.eval.eval_gpt_review",
+        {"question": "{tmp}/q", "output": "{tmp}/out"},
+        ("question", "rule", "output", "judge-cache"),
+        (),
+        ("judge-model", "judge-base-url", "judge-key-env"),
+        ("max-tokens",),
+    ),
+    "review_bench": Program(
+        "llava.eval.eval_gpt_review_bench",
+        {"question": "{tmp}/q", "context": "{tmp}/c", "output": "{tmp}/out"},
+        ("question", "context", "rule", "output", "judge-cache"),
+        (),
+        ("judge-model", "judge-base-url", "judge-key-env"),
+        ("max-tokens",),
+    ),
+    "review_visual": Program(
+        "llava.eval.eval_gpt_review_visual",
+        {"question": "{tmp}/q", "context": "{tmp}/c", "output": "{tmp}/out"},
+        ("question", "context", "rule", "output", "judge-cache"),
+        (),
+        ("judge-model", "judge-base-url", "judge-key-env"),
+        ("max-tokens",),
+    ),
+    "qa_baseline": Program(
+        "llava.eval.qa_baseline_gpt35",
+        {"question": "{tmp}/q", "output": "{tmp}/out"},
+        ("question", "output", "judge-cache"),
+        (),
+        ("judge-model", "judge-base-url", "judge-key-env"),
+        ("max-tokens",),
+    ),
+    "eval_textvqa": Program(
+        "llava.eval.eval_textvqa",
+        {"annotation-file": "{tmp}/a", "result-file": "{tmp}/r"},
+        ("annotation-file", "result-file", "result-dir"),
+    ),
+    "eval_pope": Program(
+        "llava.eval.eval_pope",
+        {"annotation-dir": "{tmp}/a", "question-file": "{tmp}/q", "result-file": "{tmp}/r"},
+        ("annotation-dir", "question-file", "result-file"),
+    ),
+    "eval_science_qa": Program(
+        "llava.eval.eval_science_qa",
+        {"base-dir": "{tmp}/s", "result-file": "{tmp}/r"}
+        | {"output-file": "{tmp}/o", "output-result": "{tmp}/p"},
+        ("base-dir", "result-file", "output-file", "output-result"),
+        (),
+        ("split",),
+    ),
+    "eval_science_qa_gpt4": Program(
+        "llava.eval.eval_science_qa_gpt4",
+        {"base-dir": "{tmp}/s", "gpt4-result": "{tmp}/g", "our-result": "{tmp}/r"},
+        ("base-dir", "gpt4-result", "our-result"),
+        (),
+        ("split",),
+    ),
+    "eval_science_qa_gpt4_requery": Program(
+        "llava.eval.eval_science_qa_gpt4_requery",
+        {
+            **{"base-dir": "{tmp}/s", "gpt4-result": "{tmp}/g", "requery-result": "{tmp}/q"},
+            **{"our-result": "{tmp}/r", "output-result": "{tmp}/o"},
+        },
+        ("base-dir", "gpt4-result", "requery-result", "our-result", "output-result"),
+        (),
+        ("split",),
+    ),
+    "summarize": Program("llava.eval.summarize_gpt_review", {"dir": "{tmp}/d"}, ("dir",), (), ("version",)),
+    "convert_gqa": Program("scripts/convert_gqa_for_eval.py", SRC_DST, ("src", "dst")),
+    "convert_mmvet": Program("scripts/convert_mmvet_for_eval.py", SRC_DST, ("src", "dst")),
+    "convert_vizwiz": Program("scripts/convert_vizwiz_for_submission.py", UPLOAD, tuple(UPLOAD)),
+    "convert_seed": Program("scripts/convert_seed_for_submission.py", UPLOAD, tuple(UPLOAD)),
+    "convert_vqav2": Program(
+        "scripts/convert_vqav2_for_submission.py",
+        {"dir": "{tmp}/d", "ckpt": "a", "split": "b"},
+        ("dir",),
+        (),
+        ("ckpt", "split"),
+    ),
+    "convert_mmbench": Program(
+        "scripts/convert_mmbench_for_submission.py",
+        {"annotation-file": "{tmp}/a", "result-dir": "{tmp}/r", "upload-dir": "{tmp}/u", "experiment": "e"},
+        ("annotation-file", "result-dir", "upload-dir"),
+        (),
+        ("experiment",),
+    ),
+    "convert_sqa": Program(
+        "scripts/convert_sqa_to_llava.py",
+        {"base-dir": "{tmp}/s", "split": "test"},
+        ("base-dir",),
+        (),
+        ("split", "prompt-format"),
+        (),
+        ("convert_to_llava",),
     ),
     "inspect": Program(
         "llava.model.inspect.__main__",
@@ -152,8 +261,25 @@ PROGRAMS = {
         {"model-path": TOOL, "port": "0"},
         ("model-path", "model-base"),
         ("model-path",),
-        ("conv-mode", "device", "host", "served-model-name", "api-key"),
+        ("conv-mode", "device", "host", "served-model-name", "api-key", "controller-address"),
         ("port", "max-images", "max-body-mb", "max-tokens", "max-running", "max-waiting", "cache-mb"),
+    ),
+    "serve": Program(
+        "llava.serve.__main__",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base", "log-dir"),
+        ("model-path",),
+        ("conv-mode", "device", "host", "served-model-name", "api-key"),
+        ("port", "max-images", "max-running", "concurrency-count"),
+    ),
+    "gradio_web_server": Program(
+        "llava.serve.gradio_web_server",
+        {"model-path": TOOL, "port": "0"},
+        ("model-path", "model-base", "log-dir"),
+        ("model-path",),
+        ("conv-mode", "device", "host", "controller-url", "api-key"),
+        ("port", "concurrency-count"),
+        ("--local",),
     ),
     "register_worker": Program(
         "llava.serve.register_worker",

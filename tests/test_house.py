@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -31,14 +32,15 @@ FLOORS = {
     "utils": 1,
     "atomic": 2,
     "arguments": 2,
+    "lines": 3,
     "images": 3,
     "conversation": 4,
     "mm_utils": 4,
     "model": 5,
     "inference": 6,
-    "train": 7,
     "serve": 7,
     "eval": 7,
+    "train": 8,  # a run may ask benchmarks
 }
 
 
@@ -166,6 +168,7 @@ def test_no_imports_go_in_a_circle() -> None:
 # Programs import what is heavy behind their command line; llava's own modules are never hidden elsewhere.
 MAY_IMPORT_INSIDE = re.compile(r"^(main|__getattr__|_lazy\w*)$")
 PROGRAMS = {
+    "llava/eval/run/command.py",
     "llava/eval/run_llava.py",
     "llava/model/apply_delta.py",
     "llava/model/consolidate.py",
@@ -173,6 +176,7 @@ PROGRAMS = {
     "llava/model/inspect/__main__.py",
     "llava/model/make_delta.py",
     "llava/model/utils.py",
+    "llava/serve/__main__.py",
     "llava/serve/cli.py",
     "llava/serve/openai_api.py",
 }
@@ -190,7 +194,9 @@ def test_imports_of_the_package_stand_at_the_top() -> None:
 
 
 def test_no_folder_is_a_long_list() -> None:
-    counts = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in PACKAGE}}
+    """What Python itself asks for, __init__ and __main__, does not count."""
+    listed = [path for path in PACKAGE if path.stem not in ("__init__", "__main__")]
+    counts = Counter(path.parent for path in listed)
     assert not {str(folder): count for folder, count in counts.items() if count > 20}
 
 
@@ -405,13 +411,13 @@ OPTIONAL = {
 
 
 # What stands behind a program's command line, which looks for the packages before it imports these.
-BEHIND_PROGRAMS = ("llava/serve/openai/", "llava/serve/web_server.py")
+BEHIND_PROGRAMS = ("llava/serve/openai/", "llava/serve/web/", "llava/serve/web_server.py")
 
 
 def test_what_stands_behind_programs_is_imported_by_them_alone() -> None:
     others = [path for path in PACKAGE if not _name(path).startswith("llava/serve/")]
     modules = {module for path in others for module in _modules_imported(path)}
-    assert not {one for one in modules if one.startswith(("llava.serve.openai", "llava.serve.web_server"))}
+    assert not {one for one in modules if one.startswith(("llava.serve.openai", "llava.serve.web"))}
 
 
 def test_no_optional_package_is_imported_before_it_is_asked_for() -> None:

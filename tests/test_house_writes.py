@@ -53,6 +53,8 @@ def test_a_rename_would_be_found(statement: str) -> None:
 
 # Files that are written otherwise, and why.
 WRITTEN_ELSEWHERE = {
+    "llava/serve/web/log.py": "lines at the end of the log of conversations",
+    "llava/lines.py": "files that grow by lines, each on the disk before it counts",
     "llava/train/checkpointing/claim.py": "the lock of a run",
     "llava/train/data/skipped.py": "what the processes of a run tell each other, in a temporary file",
     "llava/model/tools/inspection.py": "a config in a temporary folder",

@@ -1,6 +1,6 @@
 """Ask a model one question about images: `python -m llava.eval.run_llava` and `eval_model(args)`.
 
-The command line and the images; the model is asked in llava/eval/question.py, which is imported then.
+The command line and the images; the model is asked in llava/eval/run/question.py, which is imported then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _answer(args: Any, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) 
         )
     # before torch and the model: a wrong path should not take minutes to show
     images = load_images([os.path.expanduser(one) for one in image_parser(args)])
-    from llava.eval.question import ask  # loads torch and transformers
+    from llava.eval.run.question import ask  # loads torch and transformers
 
     answer = ask(args, images, model, quiet=quiet)
     print(answer)

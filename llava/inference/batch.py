@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from llava.inference.engine.stepper import Stepper
 from llava.inference.model import LoadedModel
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
+from llava.inference.turns import OnFailure, Turns
 from llava.protocols import ImageProcessor
 from llava.utils import UserError, check_whole
 
@@ -174,21 +174,29 @@ def same(dialog: Dialog) -> Dialog:
 
 
 def answer_prompts(
-    reader: Reader[Any], prompts: Mapping[int, Prompt], batch_size: int
+    reader: Reader[Any],
+    prompts: Mapping[int, Prompt],
+    batch_size: int,
+    *,
+    ahead: int = 0,
+    on_failure: OnFailure | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (index, answer) of prompts as they end, the longest first, so that too little memory shows."""
+    """Yield (index, answer) of prompts as they end, the longest first, so that too little memory shows.
+
+    ahead, on_failure: see Turns.
+    """
     by_length = sorted(prompts.items(), key=lambda one: -one[1].n_positions)
-    if reader.params.num_beams > 1:
+    with Turns(by_length, reader.open, ahead=ahead, on_failure=on_failure) as waiting:
+        if reader.params.num_beams == 1:
+            yield from _answer_together(reader, waiting, batch_size)
+            return
         decoder = reader.loaded.decoder()
-        for index, prompt in by_length:
-            yield index, _answer_alone(decoder, reader, reader.open(index, prompt))
-        return
-    yield from _answer_together(reader, deque(by_length), batch_size)
+        while waiting:
+            if (taken := waiting.take()) is not None:
+                yield taken[0], _answer_alone(decoder, reader, taken[1])
 
 
-def _answer_together(
-    reader: Reader[Any], waiting: deque[tuple[int, Prompt]], batch_size: int
-) -> Iterator[tuple[int, Answer]]:
+def _answer_together(reader: Reader[Any], waiting: Turns, batch_size: int) -> Iterator[tuple[int, Answer]]:
     """Yield (index, answer) of prompts as they end; new ones join when some rows have become free."""
     kept = Kept(FEATURE_BYTES)
     stepper = Stepper(reader.loaded, kept, chunk=PREFILL_CHUNK, keep_answers=False)
@@ -200,13 +208,14 @@ def _answer_together(
         if waiting and not stepper.prefilling and (free >= enough or free >= len(waiting)):
             group: list[tuple[Row, Found]] = []
             while waiting and len(group) < free:
-                index, prompt = waiting[0]
-                if group and not similar([one.n_prompt for one, _ in group], prompt.n_positions):
+                if group and not similar([one.n_prompt for one, _ in group], waiting.next_length):
                     break
-                row = Row(reader.loaded, reader.open(*waiting.popleft()), reader.params)
-                indices[row] = index
-                group.append((row, Found()))
-            stepper.begin(group)
+                if (taken := waiting.take()) is not None:
+                    row = Row(reader.loaded, taken[1], reader.params)
+                    indices[row] = taken[0]
+                    group.append((row, Found()))
+            if group:
+                stepper.begin(group)
         for row in stepper.step():
             yield indices.pop(row), row.answer()
 

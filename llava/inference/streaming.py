@@ -55,7 +55,7 @@ class TextStream:
         tail = self.tokenizer.decode(self.ids[-_TAIL:], skip_special_tokens=True)
         if not any(one[-1] in tail or one[-1].isspace() for one in self.stop):
             return False
-        return _first(self._decoded(), self.stop) is not None
+        return first_stop(self._decoded(), self.stop) is not None
 
     def end(self) -> str:
         """Return what was held back, after the last id."""
@@ -65,7 +65,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._decoded()
-        cut = _first(text, self.stop)
+        cut = first_stop(text, self.stop)
         if cut is not None:
             text, self.stopped = text[:cut], True
         elif not last:
@@ -105,7 +105,7 @@ class TextStream:
         if self._uncertain and self._ends_in_blank():
             return self.text
         for endings in (self.stop, self._uncertain):
-            held = max((_overlap(text, one) for one in endings), default=0)
+            held = max((overlap(text, one) for one in endings), default=0)
             text = text[: len(text) - held]
         return text
 
@@ -117,13 +117,13 @@ class TextStream:
         return raw.endswith(" ")
 
 
-def _first(text: str, stops: Sequence[str]) -> int | None:
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Return where the earliest stop string begins, or None."""
     places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
     return min(places, default=None)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a beginning of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):

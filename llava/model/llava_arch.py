@@ -115,6 +115,8 @@ class LlavaMetaModel(_LLM):
         config.mm_vision_select_layer = wanted.mm_vision_select_layer
         config.mm_vision_select_feature = wanted.mm_vision_select_feature
         config.mm_patch_merge_type = wanted.mm_patch_merge_type
+        if tower.resolution is not None:
+            config.mm_vision_resolution = tower.resolution
         tower.select_layer = config.mm_vision_select_layer
         tower.select_feature = config.mm_vision_select_feature
 

@@ -62,15 +62,22 @@ class ApiKey:
         """Answer a request."""
         if scope["type"] == "lifespan" or self._knows(scope):
             return await self.app(scope, receive, send)
+        await self.refuse(send)
+
+    async def refuse(self, send: Send) -> None:
+        """Answer a request without the key."""
         message = "the API key is missing or wrong; send it as the header `Authorization: Bearer KEY`"
         await send_error(send, ServeError(401, message, code="invalid_api_key"), close=True)
 
+    def given(self, scope: Scope) -> str:
+        """Return the key that a request brings, "" for none."""
+        values = header_values(scope, "authorization")
+        scheme, _, key = (values[0] if len(values) == 1 else "").partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else ""
+
     def _knows(self, scope: Scope) -> bool:
-        given = header_values(scope, "authorization")
-        scheme, _, key = (given[0] if len(given) == 1 else "").partition(" ")
         # digests are of one length: the time of the comparison tells nothing of the key, nor of its length
-        same = hmac.compare_digest(_digest(key.strip()), self._digest)
-        return same and scheme.lower() == "bearer"
+        return hmac.compare_digest(_digest(self.given(scope)), self._digest)
 
 
 def _digest(key: str) -> bytes:

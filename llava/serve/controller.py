@@ -59,6 +59,7 @@ class WorkerInfo:
     queue_length: int
     check_heart_beat: bool
     last_heart_beat: float = field(default_factory=time.time)
+    templates: dict[str, str] = field(default_factory=dict)  # of those models whose worker tells it
 
     @classmethod
     def of_status(cls, status: object, check_heart_beat: bool) -> WorkerInfo:
@@ -74,7 +75,14 @@ class WorkerInfo:
             raise bad_request("model_names is no list of names", param="worker_status.model_names")
         if isinstance(speed, bool) or not isinstance(speed, (int, float)) or speed <= 0:
             raise bad_request("speed is no number above 0", param="worker_status.speed")
-        return cls(list(names), float(speed), read_queue_length(queue), check_heart_beat)
+        told = status.get("templates")
+        templates = {one: told[one] for one in names if isinstance(told, Mapping) and _is_key(told.get(one))}
+        return cls(list(names), float(speed), read_queue_length(queue), check_heart_beat, templates=templates)
+
+
+def _is_key(value: object) -> bool:
+    """Tell whether a value could be the key of a template."""
+    return isinstance(value, str) and 0 < len(value) <= 100
 
 
 class Controller:
@@ -170,6 +178,11 @@ class Controller:
         with self._lock:
             names = (one for info in self.worker_info.values() for one in info.model_names)
             return list(dict.fromkeys(names))
+
+    def list_templates(self) -> dict[str, str]:
+        """Return model -> key of its template, for the models whose worker tells it."""
+        with self._lock:
+            return {name: key for info in self.worker_info.values() for name, key in info.templates.items()}
 
     def get_worker_address(self, model_name: str) -> str:
         """Choose a worker for a model; "" if none has it. Its queue counts as one longer from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.middleware import Middleware
 
@@ -10,9 +11,17 @@ from llava.serve.auth import ApiKey, LocalHosts
 from llava.serve.errors import App, Scope
 from llava.serve.limits import BodyLimit, HeaderLimit, Limits, RateLimit, RequestIds
 from llava.serve.logs import AccessLog
+from llava.serve.web.guard import BrowserKey, PageHeaders, SameOrigin
 
 # What is asked so often, and costs so little, that no rate is kept of it.
 FREE_PATHS = ("/health", "/metrics", "/receive_heart_beat")
+
+
+@dataclass(frozen=True)
+class PageGuard:
+    """That a server has a page. embed: pages of other sites may show it in a frame."""
+
+    embed: bool = False
 
 
 def guards(
@@ -20,27 +29,36 @@ def guards(
     api_key: str | None,
     limits: Limits | None = None,
     on_end: Callable[[Scope, int, float], None] | None = None,
+    page: PageGuard | None = None,
 ) -> list[Middleware]:
     """Return what lets only those requests through that an operator expects, the outermost first.
 
     An id and a log line for each request, the size of its headers, its key (without one: only this machine's
     names), its client's rate, the size and the time of its body. Strangers are turned away early.
+    page: browsers show a page of this server: they send the key in their way, may not be made to ask by pages
+    of other sites, and the dozens of files that a page is made of are neither counted nor logged.
     """
     limits = limits or Limits()
+    key = ApiKey if page is None else BrowserKey
     found = [
         Middleware(RequestIds),
-        Middleware(AccessLog, on_end=on_end),
+        Middleware(AccessLog, on_end=on_end, quiet_reads=page is not None),
         Middleware(HeaderLimit, max_bytes=limits.max_header_bytes),
-        Middleware(LocalHosts) if api_key is None else Middleware(ApiKey, api_key=api_key),
+        Middleware(LocalHosts) if api_key is None else Middleware(key, api_key=api_key),
     ]
+    if page is not None:
+        found += [Middleware(PageHeaders, embed=page.embed), Middleware(SameOrigin, embed=page.embed)]
     if limits.per_minute is not None:
-        found.append(Middleware(RateLimit, per_minute=limits.per_minute, free=FREE_PATHS))
+        per_minute, free_reads = limits.per_minute, page is not None
+        found.append(Middleware(RateLimit, per_minute=per_minute, free=FREE_PATHS, free_reads=free_reads))
     found.append(Middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s))
     return found
 
 
-def guard(app: App, *, api_key: str | None, limits: Limits | None = None) -> App:
+def guard(
+    app: App, *, api_key: str | None, limits: Limits | None = None, page: PageGuard | None = None
+) -> App:
     """Return an application behind its guards."""
-    for one in reversed(guards(api_key=api_key, limits=limits)):
+    for one in reversed(guards(api_key=api_key, limits=limits, page=page)):
         app = one.cls(app, *one.args, **one.kwargs)
     return app

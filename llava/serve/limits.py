@@ -128,7 +128,7 @@ class _Gone(Exception):
 class RateLimit:
     """Lets each client begin so many requests a minute (429 beyond them), evenly, with bursts of a tenth.
 
-    A client is the address it comes from. Requests for `free` paths are not counted.
+    A client is the address it comes from. Requests for `free` paths are not counted; free_reads: nor is GET.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class RateLimit:
         *,
         per_minute: int,
         free: tuple[str, ...] = (),
+        free_reads: bool = False,
         clock: Callable[[], float] = time.monotonic,
         max_clients: int = 10_000,
     ) -> None:
@@ -144,19 +145,23 @@ class RateLimit:
         self.per_second = per_minute / 60
         self.burst = max(1.0, per_minute / 10)
         self.free = free
+        self.free_reads = free_reads
         self.clock = clock
         self.max_clients = max_clients
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> (left, when)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] == "http" and scope["path"] not in self.free:
+        if scope["type"] == "http" and not self._is_free(scope):
             wait_s = self.take((scope.get("client") or ("unknown", 0))[0])
             if wait_s > 0:
                 message = "too many requests from this address; slow down"
                 error = ServeError(429, message, code="rate_limit_exceeded", retry_after_s=wait_s)
                 return await send_error(send, error)
         await self.app(scope, receive, send)
+
+    def _is_free(self, scope: Scope) -> bool:
+        return scope["path"] in self.free or (self.free_reads and scope["method"] in ("GET", "HEAD"))
 
     def take(self, client: str) -> float:
         """Count a request; return 0, or how many seconds are to pass before the next one is welcome."""

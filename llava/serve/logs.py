@@ -62,12 +62,20 @@ def set_up_logging(level: str, *, secrets: Sequence[str | None] = ()) -> None:
 class AccessLog:
     """Logs each request in one line (client, method, route, status, seconds, id) and tells `on_end` of it.
 
-    The path is logged without its query; texts and images of users are never logged.
+    The path is logged without its query; texts and images of users are never logged. quiet_reads: GETs that
+    succeed are logged at level DEBUG only.
     """
 
-    def __init__(self, app: App, *, on_end: Callable[[Scope, int, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        on_end: Callable[[Scope, int, float], None] | None = None,
+        quiet_reads: bool = False,
+    ) -> None:
         self.app = app
         self.on_end = on_end
+        self.quiet_reads = quiet_reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -91,7 +99,9 @@ class AccessLog:
             seconds = time.monotonic() - began
             client = (scope.get("client") or ("-", 0))[0]
             line = "%s %s %s -> %d in %.3f s, %s"
-            logger.info(
+            quiet = self.quiet_reads and scope["method"] == "GET" and status < 400
+            logger.log(
+                logging.DEBUG if quiet else logging.INFO,
                 line,
                 client,
                 scope["method"],

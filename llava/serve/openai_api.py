@@ -1,4 +1,5 @@
-"""Serve a model to OpenAI's clients: `python -m llava.serve.openai_api --model-path ...`.
+"""Serve models to OpenAI's clients: `python -m llava.serve.openai_api --model-path ...`, or with
+`--controller-address ...` those of a controller's workers.
 
 The command line only; the application is in llava/serve/openai and is imported when one begins.
 `llava.serve.openai_api.create_app(engine, settings)` gives it to other programs.
@@ -33,10 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = ProgramParser(
         prog="python -m llava.serve.openai_api",
-        description="Serve a model to OpenAI's clients, many answers at once: /v1/chat/completions, "
-        "/v1/responses, /v1/completions, /v1/models, /health, /metrics.",
+        description="Serve a model, or those of a controller, to OpenAI's clients, many answers at once: "
+        "/v1/chat/completions, /v1/responses, /v1/completions, /v1/models, /health, /metrics.",
     )
     add_model_flags(parser)
+    parser.add_argument(
+        "--controller-address",
+        default=None,
+        metavar="URL",
+        help="serve the models that are registered at this controller, instead of one of its own",
+    )
     parser.add_argument(
         "--served-model-name",
         nargs="+",
@@ -96,7 +103,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError for what keeps the server from starting."""
     args = build_parser().parse_args(argv)
-    check_model_path(args.model_path)
+    limits = prepare(args)
+    from llava.serve.openai.launch import launch  # loads torch and transformers
+
+    launch(args, limits)
+
+
+def prepare(args: argparse.Namespace) -> Limits:
+    """Check the flags before anything heavy is loaded; returns the limits that they set. Raises UserError."""
+    _check_source(args)
     args.api_key = read_api_key(args.api_key)
     check_binding(args.host, args.api_key)
     _check_numbers(args)
@@ -107,9 +122,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_optional(package, needed_for="the OpenAI-compatible server", install="llava[serve]")
-    from llava.serve.openai.launch import launch  # loads torch and transformers
+    return limits_of(args)
 
-    launch(args, limits_of(args))
+
+# Flags of what only a model of this process has.
+_OF_ONE_MODEL = (
+    "model_base",
+    "device",
+    "dtype",
+    "load_8bit",
+    "load_4bit",
+    "compile",
+    "served_model_name",
+    "max_running",
+    "max_waiting",
+    "cache_mb",
+)
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Raise UserError unless the flags name one source of answers, and nothing of the other."""
+    if args.controller_address is None:
+        check_model_path(args.model_path)
+        return
+    if args.model_path:
+        raise UserError(
+            "--model-path and --controller-address were both given; leave one out: a server answers with a "
+            "model of its own, or with those of a controller's workers"
+        )
+    if not args.controller_address.startswith(("http://", "https://")):
+        raise UserError(f"--controller-address is {args.controller_address!r}; expected http://host:port")
+    defaults = vars(build_parser().parse_args([]))
+    for name in _OF_ONE_MODEL:
+        if vars(args)[name] != defaults[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a model of this process; with --controller-address give "
+                "it to the worker that has the model, and leave it out here"
+            )
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

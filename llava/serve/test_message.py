@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from llava.arguments import ProgramParser
-from llava.conversation import choose_template, conv_templates, template_of
+from llava.conversation import conv_templates, template_of
 from llava.serve.auth import read_api_key
-from llava.serve.workers.client import call, stream
+from llava.serve.workers.client import call, stream, template_for
 from llava.utils import UserError, accept_any_text, run_program
 
 DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = ProgramParser(
         prog="python -m llava.serve.test_message",
-        description="Ask a worker one question, with the template that its model's name suggests.",
+        description="Ask a worker one question, with the template that it or its model's name tells.",
     )
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument(
@@ -38,15 +38,16 @@ def main(args: argparse.Namespace) -> None:
     key = read_api_key(args.api_key)
     address = args.worker_address
     if address is None:
-        model = args.model_name or _only_model(args.controller_address, key)
+        listed = call(args.controller_address, "/list_models", api_key=key)
+        model = args.model_name or _only(listed["models"])
         found = call(args.controller_address, "/get_worker_address", {"model": model}, api_key=key)
         address = found["address"]
         if not address:
             raise UserError(f"no worker has the model {model!r}; start one, or give --worker-address")
     else:
         status = call(address, "/worker_get_status", api_key=key)
-        model = args.model_name or status["model_names"][0]
-    template, _ = choose_template(model)
+        listed, model = status, args.model_name or status["model_names"][0]
+    template = template_for(model, listed)
     conversation = conv_templates[template].copy()
     conversation.append_message(conversation.roles[0], args.message)
     conversation.append_message(conversation.roles[1], None)
@@ -61,8 +62,7 @@ def main(args: argparse.Namespace) -> None:
     _show(prompt, address, params, key)
 
 
-def _only_model(controller_address: str, key: str | None) -> str:
-    names = call(controller_address, "/list_models", api_key=key)["models"]
+def _only(names: list[str]) -> str:
     if len(names) != 1:
         listed = ", ".join(names) or "none"
         raise UserError(f"--model-name is missing; the controller's models are: {listed}")

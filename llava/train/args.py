@@ -22,6 +22,7 @@ from llava.arguments import ProgramParser, take_paths
 from llava.model.language_model.family import KERNELS
 from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
 from llava.protocols import ImageProcessor
+from llava.train.callbacks.tasks import EvalTaskArguments
 from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.inherited import given_flags, inherit_settings
@@ -43,6 +44,7 @@ TOKENS_SEEN = ("no", "all", "non_padding")
 PATHS = (
     *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
     *("data_path", "eval_data_path", "image_folder", "data_cache_dir", "resume_from_checkpoint"),
+    "eval_tasks_data",
     *("output_dir", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
 )
 
@@ -61,7 +63,8 @@ class ModelArguments:
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
     vision_tower: str | None = _explained(
-        None, "CLIP folder or hub name; without one a text-only LLM is trained"
+        None,
+        "Folder or hub name of a vision tower, several joined by +; without one a text-only LLM is trained",
     )
     mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
     pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
@@ -70,6 +73,10 @@ class ModelArguments:
     mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
     mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
     mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
+    mm_vision_resolution: int | None = _explained(
+        None,
+        "Pixels of the square that the tower gets, its config's by default; not every tower takes others",
+    )
     unfreeze_mm_vision_tower: bool = _explained(False, "Train the vision tower as well")
 
     def __post_init__(self) -> None:
@@ -125,7 +132,7 @@ class DataArguments:
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     """Training arguments of transformers and of the reference, and names that transformers has dropped."""
 
     cache_dir: str | None = _explained(None, "Where files from the hub are kept")
@@ -161,9 +168,7 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "Learning rate of the vision tower, if it has its own (--unfreeze_mm_vision_tower)"
     )
     group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
-    packing: bool = _explained(
-        False, "Put the samples of a batch one after the other instead of padding them"
-    )
+    packing: bool = _explained(False, "Put the samples of a batch one after the other, without padding")
 
     resume: str = _explained(
         "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"

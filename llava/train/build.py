@@ -78,6 +78,8 @@ def load_llm(
         _compare_with_checkpoint(config, model_args)
         # the tower's files may lie elsewhere than where the checkpoint was trained
         config = {**config, "mm_vision_tower": model_args.vision_tower}
+        if model_args.mm_vision_resolution is not None:
+            config["mm_vision_resolution"] = model_args.mm_vision_resolution
         check_settings(config, path)
     if wants_vision:
         arguments["config"] = llava_config(config)

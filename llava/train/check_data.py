@@ -54,6 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
     add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
     add("--mm_vision_select_feature", default="patch", choices=("patch", "cls_patch"))
+    add(
+        "--mm_vision_select_layer",
+        type=int,
+        help="hidden layer of the tower; by default the model's",
+    )
+    add("--mm_vision_resolution", type=int, help="pixels that the tower is given; by default the model's")
     add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")

@@ -13,7 +13,7 @@ from pathlib import Path
 from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.files import part_of, read_tensors
-from llava.model.multimodal_encoder.registry import read_tower_config, tower_class
+from llava.model.multimodal_encoder.registry import read_tower_config, split_name, tower_class
 from llava.train.old_flags import read_json_flag
 from llava.utils import UserError, shortened
 
@@ -179,6 +179,7 @@ def check_vision_tower(tower: str | None) -> None:
     if not tower:
         raise UserError('--vision_tower is ""; expected a CLIP folder or hub name, or no such flag')
     try:
-        tower_class(read_tower_config(tower), tower)
+        for one in split_name(tower) or [tower]:
+            tower_class(read_tower_config(one), one)
     except UserError as error:
         raise UserError(f"--vision_tower: {error}") from error

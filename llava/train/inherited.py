@@ -23,6 +23,7 @@ DataArguments = TypeVar("DataArguments")
 OF_THE_MODEL = (
     "mm_vision_select_layer",
     "mm_vision_select_feature",
+    "mm_vision_resolution",
     "mm_projector_type",
     "mm_patch_merge_type",
     "mm_use_im_start_end",

@@ -35,6 +35,7 @@ from llava.train.args import (
     parse_args,
 )
 from llava.train.build import build_model, check_start, smart_tokenizer_and_embedding_resize
+from llava.train.callbacks.tasks import EvalTasks, planned_tasks
 from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
 from llava.train.checkpointing.resume import choose_checkpoint, open_run
@@ -158,6 +159,7 @@ def train(attn_implementation: str | None = None) -> None:
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)
     plan = make_plan(model_args, training_args)
+    tasks = planned_tasks(training_args, plan)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
@@ -190,6 +192,10 @@ def train(attn_implementation: str | None = None) -> None:
             return report_dry_run(trainer)
         trainer.manifest = manifest
         trainer.add_callback(claim)
+        if tasks:
+            shown = settings.image_processor
+            asked = EvalTasks(trainer, tasks, training_args, conv_mode=template, image_processor=shown)
+            trainer.add_callback(asked)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         report_skipped(data["train_dataset"], training_args.output_dir)
         save_trained_model(trainer, plan, str(training_args.output_dir))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from zlib import crc32
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.tasks.digits import is_right as is_right
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -146,8 +147,3 @@ def two_image_dialog(first: int, second: int, rng: random.Random) -> list[Questi
     turns = [ask_two(kind, first, second, rng.randrange(99)) for kind in rng.sample(sorted(TWO_IMAGES), k=2)]
     second_text = turns[1].text.rpartition("\n")[2]
     return [turns[0], replace(turns[1], text=second_text)]
-
-
-def is_right(answer: str, expected: str) -> bool:
-    """Compare an answer with the right one, regardless of case, blanks and a final full stop."""
-    return answer.strip().lower().rstrip(".") == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -32,6 +33,7 @@ ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = list(shell_commands())
 # programs of others, and of the shell
 FOREIGN = {"cd", "cp", "curl", "export", "mkdir", "printf", "rm", "source", "test"}
+FOREIGN |= {"docker", "smg", "vllm-router"}
 
 
 def _name(page: Path) -> str:
@@ -151,6 +153,23 @@ def _parser_of(program: str) -> argparse.ArgumentParser | None:
     return None
 
 
+def _parser_of_words(module: str, words: Sequence[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser that a program of several words chooses, and what it is given to parse."""
+    found: list[tuple[argparse.ArgumentParser, list[str]]] = []
+
+    def capture(parser: argparse.ArgumentParser, given: Sequence[str], *args: Any) -> Any:
+        found.append((parser, list(given)))
+        raise _Captured(parser)
+
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", capture),
+        mock.patch.object(sys, "argv", [module, *words]),
+        contextlib.suppress(_Captured),
+    ):
+        runpy.run_module(module, run_name="__main__")
+    return found[0]
+
+
 def _python_program(block: Block, words: Sequence[str]) -> tuple[str, list[str]]:
     """Return module or script (relative to the repository) and arguments of a `python ...` command."""
     if words[1] == "-c":
@@ -171,7 +190,10 @@ def _check_python(block: Block, words: Sequence[str]) -> None:
     if program.startswith("llava/train/train"):
         parse_args(arguments)  # raises UserError for what it does not accept
         return
-    parser = _parser_of(program)
+    if program == "llava.eval":
+        parser, arguments = _parser_of_words(program, arguments)
+    else:
+        parser = _parser_of(program)
     if parser is None:
         assert not arguments, f"{block}: {program} takes no arguments"
         return
@@ -234,7 +256,8 @@ def test_documented_commands_are_accepted(
     elif program == "deepspeed":
         _check_deepspeed(block, words)
     elif program == "torchrun":
-        _check_python(block, ["python", *words[_script_place(words) :]])
+        place = words.index("-m") if "-m" in words else _script_place(words)
+        _check_python(block, ["python", *words[place:]])
     elif program == "pip":
         _check_pip(block, words)
     else:

@@ -44,12 +44,15 @@ class Option:
     """A setting of a task's own, such as its language: `--KEY` on the command line, TaskData.options there.
 
     default: what TaskData.options has where it is not given; None leaves it out. choices: what it may be.
+    scoring: it concerns the score alone; answers are the same whatever it is. is_path: ~ is the home folder.
     """
 
     key: str
     what: str
     default: str | None = None
     choices: tuple[str, ...] = ()
+    scoring: bool = False
+    is_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class TaskData:
 
     def place(self, task: Task, key: str) -> Path:
         """Return where a file of the task is looked for."""
-        where = next(one.where for one in task.data if one.key == key)
-        return self.files.get(key, self.root / where.format(split=self.split_of(task)))
+        one = next(one for one in task.data if one.key == key)
+        return self.files.get(key, self.root / task.where(one, self.split_of(task)))
 
     def path(self, task: Task, key: str) -> Path:
         """Return where a file of the task is; raises UserError that says where to get a missing one."""
@@ -219,6 +222,10 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 128
     temperature: ClassVar[float] = 0.0
     options: ClassVar[tuple[Option, ...]] = ()
+
+    def where(self, file: DataFile, split: str) -> str:
+        """Return the usual place of a file of this split, below the task's folder."""
+        return file.where.format(split=split)
 
     @abstractmethod
     def asks(self, data: TaskData) -> Iterator[Ask]:

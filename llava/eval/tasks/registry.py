@@ -8,7 +8,36 @@ from difflib import get_close_matches
 from llava.eval.tasks.base import Task
 from llava.utils import UserError
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "vqav2": "llava.eval.tasks.short.vqav2:VQAv2",
+    "gqa": "llava.eval.tasks.short.gqa:GQA",
+    "vizwiz": "llava.eval.tasks.short.vizwiz:VizWiz",
+    "science_qa": "llava.eval.tasks.choice.science_qa:ScienceQA",
+    "textvqa": "llava.eval.tasks.short.textvqa:TextVQA",
+    "pope": "llava.eval.tasks.yes_no.pope:POPE",
+    "mme": "llava.eval.tasks.yes_no.mme:MME",
+    "mmbench": "llava.eval.tasks.choice.mmbench:MMBench",
+    "mmbench_cn": "llava.eval.tasks.choice.mmbench:MMBenchCN",
+    "qbench": "llava.eval.tasks.choice.qbench:QBench",
+    "qbench_zh": "llava.eval.tasks.choice.qbench:QBenchZh",
+    "seed": "llava.eval.tasks.choice.seed:SEED",
+    "chartqa": "llava.eval.tasks.short.chartqa:ChartQA",
+    "docvqa": "llava.eval.tasks.short.docvqa:DocVQA",
+    "infovqa": "llava.eval.tasks.short.docvqa:InfoVQA",
+    "ai2d": "llava.eval.tasks.choice.ai2d:AI2D",
+    "mmmu": "llava.eval.tasks.choice.mmmu:MMMU",
+    "mathvista": "llava.eval.tasks.choice.mathvista:MathVista",
+    "realworldqa": "llava.eval.tasks.choice.realworldqa:RealWorldQA",
+    "hallusionbench": "llava.eval.tasks.yes_no.hallusionbench:HallusionBench",
+    "coco_caption": "llava.eval.tasks.short.captions:COCOCaption",
+    "nocaps": "llava.eval.tasks.short.captions:NoCaps",
+    "digits": "llava.eval.tasks.digits:Digits",
+    "llava_bench": "llava.eval.tasks.judged.llava_bench:LlavaBench",
+    "coco_qa90": "llava.eval.tasks.judged.coco_qa90:CocoQa90",
+    "mm_vet": "llava.eval.tasks.judged.mm_vet:MmVet",
+    "vicuna80": "llava.eval.tasks.judged.vicuna80:Vicuna80",
+    "custom": "llava.eval.tasks.custom:Custom",
+}
 
 
 def task_names() -> list[str]:

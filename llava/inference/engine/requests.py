@@ -101,11 +101,15 @@ Event = Piece | Waiting
 
 @dataclass(frozen=True)
 class Usage:
-    """Positions of the prompt (images count theirs), of them not computed again, and generated tokens."""
+    """Positions of the prompt (images count theirs), of them not computed again, and generated tokens.
+
+    counted: whether whoever answers tells them; workers of the reference do not.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
     completion_tokens: int = 0
+    counted: bool = True
 
 
 class Ticket:

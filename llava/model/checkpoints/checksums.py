@@ -6,11 +6,12 @@ of disks and copies, not against somebody who wants to deceive.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from llava.model.checkpoints.files import CheckpointError, first_line
 INDEX_FILE = "checkpoint_files.json"
 BLOCK_BYTES = 4 * 1024 * 1024
 THREADS = 4
+# Of a fingerprint: larger files are known by their size and so many parts, evenly spaced.
+WHOLE_BYTES = 16 * 1024 * 1024
+PARTS = 64
+PART_BYTES = 64 * 1024
 PICKLED = (".pt", ".pth", ".bin")
 OLD_PICKLE = (
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # files of torch before 1.6 begin with it; they have no checksums
@@ -35,6 +40,24 @@ def checksum(file: Path) -> str:
         while count := stream.readinto(buffer):
             value = zlib.crc32(buffer[:count], value)
     return f"{value:08x}"
+
+
+def fingerprint(files: Iterable[Path]) -> str | None:
+    """Return a hash of files: names, sizes and content, of large files 64 blocks; None without any file."""
+    total = hashlib.sha256()
+    count = 0
+    for file in files:
+        count += 1
+        size = file.stat().st_size
+        total.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= WHOLE_BYTES:
+                total.update(stream.read())
+                continue
+            for number in range(PARTS):
+                stream.seek((size - PART_BYTES) * number // (PARTS - 1))
+                total.update(stream.read(PART_BYTES))
+    return f"sha256:{total.hexdigest()}" if count else None
 
 
 def list_files(folder: Path) -> None:

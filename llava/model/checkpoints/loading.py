@@ -115,8 +115,7 @@ def load_tower(model: LlavaModel, info: dict[str, Any], path: str, exempt: Exemp
                 f"{some_of(sorted(missing))}."
             )
         logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
-        tower.is_loaded = False
-        del tower.vision_tower
+        tower.forget_weights()
     was_loaded = tower.is_loaded
     tower.load_model(device_map="meta" if model.device.type == "meta" else None)
     note(exempt, TOWER_REST, getattr(tower, "not_of_the_tower", ()))  # towers of other projects lack it
@@ -139,7 +138,7 @@ def _compare_stored_tower(tower: Tower, names: list[str], path: str) -> None:
     differs = []
     for file in files.weight_files(path):
         for name, value in files.read_tensors(file, only=chosen).items():
-            short = name.split("vision_tower.")[-1].removeprefix("vision_model.")
+            short = name.split("vision_tower.", 2)[-1].removeprefix("vision_model.")
             if short in own and not torch.equal(own[short].to(value), value):
                 differs.append(name)
     if differs:

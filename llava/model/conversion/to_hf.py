@@ -28,6 +28,7 @@ from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
 from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
 from llava.model.conversion.keys import from_hf_name, llava_name, to_hf_name
+from llava.model.conversion.serving_folder import missing_for_serving
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
 from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
@@ -73,6 +74,8 @@ def to_hf(
         rows = _write(
             plan, folder, conversation, rounded, exact_tower=dtype is None, max_bytes=max_shard_bytes
         )
+        if missing := missing_for_serving(folder):
+            raise CheckpointError(f"the conversion of {source} is not complete: {'; '.join(missing[:5])}.")
         if parity is None:
             return None
         report = proof.compare(

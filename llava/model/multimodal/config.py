@@ -36,6 +36,7 @@ class MultimodalConfig:
     vision_tower: str | None
     select_layer: int
     select_feature: str  # "patch" drops the CLS token, "cls_patch" keeps it
+    resolution: int | None  # `mm_vision_resolution`, pixels that the tower gets, None: its config's
     projector_type: str
     hidden_size: int | None  # `mm_hidden_size`, the width of the tower's features
     merge_type: str  # "flat", "spatial" or "spatial_unpad"
@@ -64,6 +65,7 @@ class MultimodalConfig:
             vision_tower=read("mm_vision_tower", None) or read("vision_tower", None),
             select_layer=_whole_number("mm_vision_select_layer", read("mm_vision_select_layer", -1)),
             select_feature=read("mm_vision_select_feature", "patch"),
+            resolution=read("mm_vision_resolution", None),
             projector_type=read("mm_projector_type", "linear"),
             hidden_size=read("mm_hidden_size", None),
             merge_type=read("mm_patch_merge_type", "flat"),
@@ -99,6 +101,8 @@ class MultimodalConfig:
             if not isinstance(config.get(name), str | None):
                 what = "the folder or hub name of a vision tower" if name == "mm_vision_tower" else "a text"
                 raise UserError(f"{name} is {config[name]!r}; expected {what}.")
+        if config.get("mm_vision_resolution") is not None:
+            _positive("mm_vision_resolution", config["mm_vision_resolution"], what="pixels")
         _positive("mm_hidden_size", config.get("mm_hidden_size"), what="the width of the tower's features")
         if config.get("tokenizer_model_max_length") is not None:
             _positive("tokenizer_model_max_length", config["tokenizer_model_max_length"], what="tokens")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -55,10 +55,18 @@ class VisionTower(nn.Module):
     config_class: ClassVar[type[PreTrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
     processor_class: ClassVar[type]  # the one on PIL: torchvision resizes a little differently
-    prefix_tokens: ClassVar[int] = 0  # tokens in front of the patches: CLS, registers
     before_layers: ClassVar[tuple[str, ...]] = ("embeddings",)  # modules that pixels pass one after another
+    # other image sizes than the config's: refused, by the argument interpolate_pos_encoding, or free
+    resizing: ClassVar[Literal["none", "argument", "free"]] = "none"
+    size_fields: ClassVar[tuple[str, ...]] = (
+        "hidden_size",
+        "num_hidden_layers",
+        "image_size",
+        "patch_size",
+    )  # of the config, checked to be whole numbers
     layers: ClassVar[str] = "encoder.layers"  # where the layers are, which are run as far as they are needed
     layer_arguments: ClassVar[Mapping[str, Any]] = {"attention_mask": None}  # of each layer's forward
+    beside_layers: ClassVar[tuple[str, ...]] = ()  # parameters outside of those modules that layers need
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
 
@@ -70,6 +78,7 @@ class VisionTower(nn.Module):
         self.vision_tower_name = vision_tower
         self.select_layer = settings.select_layer
         self.select_feature = settings.select_feature
+        self.resolution = settings.resolution  # pixels, None: those of the tower's config
         if not delay_load:
             self.load_model()
         elif settings.tower_in_checkpoint:
@@ -89,15 +98,32 @@ class VisionTower(nn.Module):
             config = self.config_class.from_dict(content)
         except Exception as error:  # transformers checks types with exceptions of its own
             raise CheckpointError(f"{place} is no config of a vision tower: {first_line(error)}") from error
-        for name in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
+        for name in self.size_fields:
             value = getattr(config, name)
+            if isinstance(value, Sequence) and len(set(value)) == 1:  # height and width
+                value = value[0]
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CheckpointError(f"{place}: {name} is {value!r}; expected a whole number above 0.")
-        if config.patch_size > config.image_size:
-            raise CheckpointError(
-                f"{place}: patch_size is {config.patch_size}, more than image_size {config.image_size}."
-            )
+        self._check_edges(config, place)
         return config
+
+    def _check_edges(self, config: Any, place: str) -> None:
+        """Raise for sizes of image and patch that do not go together."""
+        edge, patch = self.config_edge(config), self.patch_edge(config)
+        if patch > edge:
+            raise CheckpointError(f"{place}: patch_size is {patch}, more than image_size {edge}.")
+        if self.resolution in (None, edge):
+            return
+        if self.resizing == "none":
+            raise UserError(
+                f"mm_vision_resolution is {self.resolution}, and the vision tower {self.vision_tower_name} "
+                f"takes images of {edge} pixels only; leave the setting out."
+            )
+        if self.resolution % patch:
+            raise UserError(
+                f"mm_vision_resolution is {self.resolution}; expected a multiple of {patch}, the pixels of a "
+                f"patch of the vision tower {self.vision_tower_name}."
+            )
 
     def load_model(self, device_map: DeviceMap = None) -> None:
         """Load the tower from its own files, in float32 and frozen; a second call does nothing.
@@ -119,6 +145,12 @@ class VisionTower(nn.Module):
         self.vision_tower = VisionModelHolder(model)
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
+
+    def forget_weights(self) -> None:
+        """Return to the state before loading, for a checkpoint that turned out to bring no tower weights."""
+        self.is_loaded = False
+        self.cfg_only = self.vision_tower.config
+        del self.vision_tower
 
     def _check_loaded(self) -> None:
         if not self.is_loaded:
@@ -144,7 +176,8 @@ class VisionTower(nn.Module):
         if file := find_file(self.vision_tower_name, PROCESSOR_FILE):
             read_json(file)  # a damaged file ends here, with its name
             with explained(self.vision_tower_name, PROCESSOR_FILE):
-                return processor_class.from_pretrained(self.vision_tower_name)
+                processor = processor_class.from_pretrained(self.vision_tower_name)
+            return processor if self.resolution is None else resize_processor(processor, self.resolution)
         logger.warning(
             "%s has no %s; images are processed by the defaults of %s at %d pixels",
             self.vision_tower_name,
@@ -175,12 +208,21 @@ class VisionTower(nn.Module):
         Index 0 is what the first layer gets, -1 the output of the last (before any norm behind it). Layers
         behind the index are not run.
         """
-        hidden = pixel_values
-        for module in self._before_layers():
-            hidden = module(hidden)  # (N, prefix + patches, C)
+        hidden, arguments = self.embed(pixel_values)
         for layer in self.layers_before(index):
-            hidden = layer(hidden, **self.layer_arguments)
+            hidden = layer(hidden, **arguments)
         return hidden
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        """Return what the first layer gets, (N, prefix + patches, C), and the keywords of every layer."""
+        first, *others = self._before_layers()
+        if self.resizing == "argument" and pixel_values.shape[-1] != self.config_edge(self.config):
+            hidden = first(pixel_values, interpolate_pos_encoding=True)
+        else:
+            hidden = first(pixel_values)
+        for module in others:
+            hidden = module(hidden)
+        return hidden, self.layer_arguments
 
     def _before_layers(self) -> list[nn.Module]:
         model = self.vision_tower.vision_model
@@ -220,6 +262,8 @@ class VisionTower(nn.Module):
         self._check_loaded()
         for module in (*self._before_layers(), *self.layers_before(self.select_layer)):
             module.requires_grad_(True)
+        for name in self.beside_layers:
+            self.vision_tower.vision_model.get_parameter(name).requires_grad_(True)
         for name in self.unused:
             self.vision_tower.vision_model.get_parameter(name).requires_grad_(False)
 
@@ -227,6 +271,11 @@ class VisionTower(nn.Module):
         return any(parameter.requires_grad for parameter in self.vision_tower.parameters())
 
     # -------------------------------------------------------------------------------------------------- sizes
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens in front of the patches: CLS, registers. A subclass sets a number, or asks its config."""
+        return 0
 
     @property
     def dummy_feature(self) -> torch.Tensor:
@@ -265,12 +314,30 @@ class VisionTower(nn.Module):
     @property
     def tile_size(self) -> int:
         """Edge in pixels of what the vision model takes at once."""
-        return self.config.image_size
+        return self.resolution or self.config_edge(self.config)
+
+    def config_edge(self, config: Any) -> int:
+        """Edge in pixels of the images that a config of this kind is made for."""
+        return _edge(config.image_size)
+
+    def patch_edge(self, config: Any) -> int:
+        """Edge in pixels of a patch."""
+        return _edge(config.patch_size)
+
+    @property
+    def input_size(self) -> int:
+        """Edge in pixels of the images that its processor makes: a tile, unless it sees several scales."""
+        return self.tile_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it is given."""
+        return 3
 
     @property
     def num_patches_per_side(self) -> int:
         """Patches along one edge."""
-        return self.config.image_size // self.config.patch_size
+        return self.tile_size // self.patch_edge(self.config)
 
     @property
     def num_patches(self) -> int:
@@ -286,6 +353,11 @@ class VisionTower(nn.Module):
     def tokens_per_tile(self) -> int:
         """Features P of one tile."""
         return self.num_patches + self.extra_tokens
+
+
+def _edge(size: int | Sequence[int]) -> int:
+    """Return the edge of a square that a config gives as a number, or as height and width."""
+    return size if isinstance(size, int) else size[0]
 
 
 def check_layer(index: int, layers: int) -> None:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava.model.checkpoints.files import CheckpointError, read_config
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder import clip_encoder, convnext_encoder, dino_encoder, vit_encoder
+from llava.model.multimodal_encoder.aimv2_encoder import Aimv2VisionTower
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.fused import FusedVisionTower, split_name
+from llava.model.multimodal_encoder.internvit_encoder import InternVisionTower
+from llava.model.multimodal_encoder.mlcd_encoder import MLCDVisionTower
+from llava.model.multimodal_encoder.radio_encoder import RadioVisionTower
 from llava.model.multimodal_encoder.s2 import multi_scale
-from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
+from llava.model.multimodal_encoder.siglip_encoder import NaflexVisionTower, SiglipVisionTower
 from llava.utils import UserError
 
 TOWERS: dict[str, type[VisionTower]] = {}
+
+# why a kind of model is no tower, for those that people try
+_REFUSED = {
+    "timm_wrapper": "models of timm need that package; convert the weights to a type of transformers",
+    "pixtral": "its patches come from images of any size, which LLaVA's fixed grid does not have",
+    "swin": "its windows shift over maps whose grid is none of a tower's",
+}
 
 
 def register_tower(tower_class: type[VisionTower], *model_types: str) -> None:
@@ -23,8 +36,24 @@ def register_tower(tower_class: type[VisionTower], *model_types: str) -> None:
         TOWERS[model_type] = tower_class
 
 
-register_tower(CLIPVisionTower, "clip", "clip_vision_model")
+register_tower(clip_encoder.CLIPVisionTower, "clip", "clip_vision_model")
+register_tower(clip_encoder.MetaClip2VisionTower, "metaclip_2", "metaclip_2_vision_model")
+register_tower(clip_encoder.ChineseCLIPVisionTower, "chinese_clip", "chinese_clip_vision_model")
 register_tower(SiglipVisionTower, "siglip", "siglip_vision_model")
+register_tower(NaflexVisionTower, "siglip2", "siglip2_vision_model")
+register_tower(dino_encoder.Dinov2VisionTower, "dinov2")
+register_tower(dino_encoder.Dinov2WithRegistersVisionTower, "dinov2_with_registers")
+register_tower(dino_encoder.DINOv3VisionTower, "dinov3_vit")
+register_tower(dino_encoder.Tipsv2VisionTower, "tipsv2", "tipsv2_vision_model")
+register_tower(vit_encoder.ViTVisionTower, "vit")
+register_tower(vit_encoder.DeiTVisionTower, "deit")
+register_tower(vit_encoder.IJepaVisionTower, "ijepa")
+register_tower(Aimv2VisionTower, "aimv2_vision_model")
+register_tower(InternVisionTower, "internvl_vision")
+register_tower(MLCDVisionTower, "mlcd", "mlcd_vision_model")
+register_tower(RadioVisionTower, "radio")
+register_tower(convnext_encoder.ConvNextVisionTower, "convnext")
+register_tower(convnext_encoder.ConvNextV2VisionTower, "convnextv2")
 
 
 def tower_class_names() -> list[str]:
@@ -35,6 +64,8 @@ def tower_class_names() -> list[str]:
 def tower_class(config: Mapping[str, Any], name: str) -> type[VisionTower]:
     """Return the class for the content of a tower's config.json. Raises UserError for an unknown type."""
     model_type = config.get("model_type")
+    if model_type in _REFUSED:
+        raise UserError(f"The vision tower {name} is of type {model_type!r}: {_REFUSED[model_type]}.")
     if model_type not in TOWERS:
         raise UserError(
             f"The vision tower {name} is of type {model_type!r}; known types: {', '.join(sorted(TOWERS))}."
@@ -47,6 +78,9 @@ def build_tower(settings: MultimodalConfig, **kwargs: bool) -> VisionTower:
     name = settings.vision_tower
     if not name:
         raise UserError("The config names no vision tower; expected mm_vision_tower or vision_tower.")
+    if names := split_name(name):
+        parts = [build_tower(replace(settings, vision_tower=one), **kwargs) for one in names]
+        return FusedVisionTower(name, settings, parts)
     found = tower_class(read_tower_config(name), name)
     return (multi_scale(found) if settings.s2 else found)(name, args=settings, **kwargs)
 

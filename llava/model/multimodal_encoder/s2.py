@@ -80,6 +80,11 @@ class MultiScale(VisionTower):
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)  # (N, P, C * scales)
 
     @property
+    def input_size(self) -> int:
+        """Edge in pixels of the images that its processor makes: those of the largest scale."""
+        return self.s2_image_size
+
+    @property
     def hidden_size(self) -> int:
         """Width of the features: the tower's own times the number of scales."""
         return super().hidden_size * len(self.s2_scales)

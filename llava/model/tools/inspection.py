@@ -25,6 +25,7 @@ from llava.model.checkpoints.generation import GENERATION_FILE, check_generation
 from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import split_name
 from llava.model.plan import Contents, LoadPlan, look_into
 from llava.model.tokenizer import load_tokenizer
 from llava.protocols import Tokenizer
@@ -169,7 +170,9 @@ def _plan(report: Report, found: Contents, model_base: str | None) -> LoadPlan |
 
 
 def _part(name: str, note: str = "") -> Part:
-    """Say where a model that is named by folder or hub name lies."""
+    """Say where a model that is named by folder or hub name lies, or the models of a fused tower."""
+    if parts := [_part(one, note) for one in split_name(name)]:
+        return Part(name, all(one.present for one in parts), "; ".join(one.place for one in parts))
     try:
         files.read_config(name)
     except CheckpointError as error:

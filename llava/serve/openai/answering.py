@@ -177,8 +177,10 @@ def finish_reason(ticket: Ticket) -> str:
     return "stop" if ticket.finish_reason == "stop" else "length"
 
 
-def usage_of(tickets: Sequence[Ticket], n: int) -> dict[str, object]:
-    """Return the usage of a request: a prompt counts once, however many answers it has."""
+def usage_of(tickets: Sequence[Ticket], n: int) -> dict[str, int | dict[str, int]] | None:
+    """Return the usage of a request: a prompt counts once, however many answers it has; None: not known."""
+    if not all(one.usage.counted for one in tickets):
+        return None
     prompts = sum(one.usage.prompt_tokens for one in tickets[::n])
     cached = sum(one.usage.cached_tokens for one in tickets[::n])
     new = sum(one.usage.completion_tokens for one in tickets)

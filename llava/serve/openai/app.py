@@ -21,27 +21,33 @@ from llava.serve.openai.chat import create_chat_completion
 from llava.serve.openai.completions import create_completion
 from llava.serve.openai.document import body_of, describe, failures
 from llava.serve.openai.metrics import CONTENT_TYPE, ServerMetrics
+from llava.serve.openai.models import Models, OneModel
 from llava.serve.openai.responses import create_response
 from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
 from llava.serve.openai.service import Service
-from llava.serve.openai.settings import ServerSettings
+from llava.serve.openai.settings import ClientSettings, ServedModel, ServerSettings
 
 N_THREADS = 64
 _STREAMS = {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The answer"}
 
 
 def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
-    """Return the application; it closes the engine when the server ends."""
+    """Return the application of a model; it closes the engine when the server ends."""
+    return create_app_for(OneModel(engine, settings.model), settings)
+
+
+def create_app_for(models: Models, settings: ClientSettings) -> FastAPI:
+    """Return the application of several models; it closes them when the server ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # tokenizing, decoding and looking hosts up run in threads; slow look-ups would fill asyncio's own few
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(N_THREADS, "llava-serve"))
         yield
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(models.close)
 
-    metrics = ServerMetrics(engine)
-    service = Service(engine, settings, metrics)
+    metrics = ServerMetrics(models)
+    service = Service(models, settings, metrics)
     app = FastAPI(
         title="LLaVA",
         version="1",  # of the protocol
@@ -58,14 +64,14 @@ def create_app(engine: AnyEngine, settings: ServerSettings) -> FastAPI:
     return app
 
 
-def _guards(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
+def _guards(settings: ClientSettings, metrics: ServerMetrics) -> list[Middleware]:
     """Return what stands in front of the endpoints, the outermost first: strangers are turned away early."""
 
     def ended(scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")  # only a path that is known may be a label
         metrics.request_ended(str(getattr(route, "path", "other")), status, seconds)
 
-    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended)
+    found = guards(api_key=settings.api_key, limits=settings.limits, on_end=ended, page=settings.page)
     return [*found, Middleware(Faults)]
 
 
@@ -115,30 +121,24 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 def _add_reading(app: FastAPI, service: Service) -> None:
     """Add the endpoints that tell: models, health, numbers."""
     errors = failures(has_body=False)
-    model = service.settings.model
+    models = service.models
 
-    def described(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "llava",
-            "max_model_len": model.context,
-        }
+    def described(name: str, model: ServedModel) -> dict[str, Any]:
+        length = {} if model.context is None else {"max_model_len": model.context}
+        return {"id": name, "object": "model", "created": model.created, "owned_by": "llava", **length}
 
     @app.get("/v1/models", responses=errors)
     async def list_models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [described(name) for name in model.names]})
+        known = await models.listed()
+        return JSONResponse({"object": "list", "data": [described(*one) for one in known.items()]})
 
     @app.get("/v1/models/{name:path}", responses=errors)
     async def retrieve_model(name: str) -> JSONResponse:
-        service.check_model(name)
-        return JSONResponse(described(name))
+        return JSONResponse(described(name, (await models.find(name)).model))
 
     @app.get("/health", responses=errors)
     async def health() -> JSONResponse:
-        if not service.engine.alive:
-            raise ServeError(503, "the engine has ended; start the server again", code="engine_dead")
+        await models.check_health()
         return JSONResponse({"status": "ok"})
 
     text: dict[int | str, dict[str, Any]] = {

@@ -23,6 +23,7 @@ from llava.serve.openai.answering import (
 from llava.serve.openai.dialogs import build_dialog, chat_turns
 from llava.serve.openai.schema import ChatRequest, read_request
 from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import DONE, comment, event
 from llava.serve.openai.tokens import chat_logprobs
 
@@ -30,15 +31,15 @@ from llava.serve.openai.tokens import chat_logprobs
 async def create_chat_completion(service: Service, request: Request) -> Response:
     """Answer a dialog. Raises ServeError."""
     asked = read_request(ChatRequest, await read_json(request))
-    service.check_model(asked.model)
+    served = await service.find(asked)
     _check_together(asked)
-    settings, model = service.settings, service.settings.model
+    settings, model = service.settings, served.model
     params = sampling_params(
         asked,
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         stop=asked.stop,
         default=settings.default_max_tokens,
-        most=model.context,
+        most=model.most_tokens,
     )
     bias = read_logit_bias(asked.logit_bias, model.vocabulary)
     dialog = await unless_gone(
@@ -46,9 +47,10 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         build_dialog(chat_turns(asked.messages), model, settings.images, max_images=settings.max_images),
     )
     top = (asked.top_logprobs or 0) if asked.logprobs else None
-    form = _Form(service, asked)
+    form = _Form(model, asked)
     return await service.answer(
         request,
+        served.engine,
         Job([dialog], params, asked.n or 1, top, bias),
         whole=form.whole,
         stream=form.stream if asked.stream else None,
@@ -66,8 +68,8 @@ def _check_together(asked: ChatRequest) -> None:
 class _Form:
     """The form of the answers to one request."""
 
-    def __init__(self, service: Service, asked: ChatRequest) -> None:
-        self.tokenizer = service.settings.model.tokenizer
+    def __init__(self, model: ServedModel, asked: ChatRequest) -> None:
+        self.tokenizer = model.tokenizer
         self.n = asked.n or 1
         self.logprobs = bool(asked.logprobs)
         self.with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -114,6 +116,6 @@ class _Form:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._event([choice], None)
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, object] | None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: object) -> bytes:
         content = {**self.head, "object": "chat.completion.chunk", "choices": choices}
         return event({**content, "usage": usage} if self.with_usage else content)

@@ -22,6 +22,7 @@ from llava.serve.openai.answering import (
 )
 from llava.serve.openai.schema import CompletionRequest, read_request
 from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import DONE, comment, event
 from llava.serve.openai.tokens import completion_logprobs
 
@@ -31,20 +32,25 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint
 async def create_completion(service: Service, request: Request) -> Response:
     """Continue texts. Raises ServeError."""
     asked = read_request(CompletionRequest, await read_json(request))
-    service.check_model(asked.model)
+    served = await service.find(asked)
     if asked.stream_options is not None and not asked.stream:
         raise bad_request("stream_options needs stream to be true", param="stream_options")
-    model = service.settings.model
+    model = served.model
     params = sampling_params(
-        asked, max_tokens=asked.max_tokens, stop=asked.stop, default=_DEFAULT_MAX_TOKENS, most=model.context
+        asked,
+        max_tokens=asked.max_tokens,
+        stop=asked.stop,
+        default=_DEFAULT_MAX_TOKENS,
+        most=model.most_tokens,
     )
     bias = read_logit_bias(asked.logit_bias, model.vocabulary)
     given = _prompts(asked.prompt)
     model.check_length(max(len(one) if isinstance(one, str) else 0 for one in given), "prompt")
-    prompts = [RawPrompt(_checked(one, model.vocabulary)) for one in given]
-    form = _Form(service, asked)
+    prompts = [RawPrompt(_checked(one, model)) for one in given]
+    form = _Form(model, asked)
     return await service.answer(
         request,
+        served.engine,
         Job(prompts, params, asked.n or 1, asked.logprobs, bias),
         whole=form.whole,
         stream=form.stream if asked.stream else None,
@@ -60,7 +66,7 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str |
     return [one for one in given if not isinstance(one, int)]
 
 
-def _checked(prompt: str | list[int], vocabulary: int) -> str | list[int]:
+def _checked(prompt: str | list[int], model: ServedModel) -> str | list[int]:
     """Return a prompt that holds no image token and only ids of the model. Raises ServeError."""
     if isinstance(prompt, str):
         if not prompt:
@@ -71,9 +77,9 @@ def _checked(prompt: str | list[int], vocabulary: int) -> str | list[int]:
                 "/v1/chat/completions",
                 param="prompt",
             )
-    elif max(prompt) >= vocabulary:
+    elif not model.by_worker and max(prompt) >= model.vocabulary:
         raise bad_request(
-            f"the prompt has the token id {max(prompt)}; expected ids from 0 to {vocabulary - 1}",
+            f"the prompt has the token id {max(prompt)}; expected ids from 0 to {model.vocabulary - 1}",
             param="prompt",
         )
     return prompt
@@ -82,8 +88,8 @@ def _checked(prompt: str | list[int], vocabulary: int) -> str | list[int]:
 class _Form:
     """The form of the answers to one request."""
 
-    def __init__(self, service: Service, asked: CompletionRequest) -> None:
-        self.tokenizer = service.settings.model.tokenizer
+    def __init__(self, model: ServedModel, asked: CompletionRequest) -> None:
+        self.tokenizer = model.tokenizer
         self.n = asked.n or 1
         self.logprobs = asked.logprobs is not None
         self.with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -125,6 +131,6 @@ class _Form:
         logprobs = completion_logprobs(self.tokenizer, tokens, offset) if self.logprobs and tokens else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, object] | None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: object) -> bytes:
         content = {**self.head, "choices": choices}
         return event({**content, "usage": usage} if self.with_usage else content)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 
-from llava.conversation import conv_templates
-from llava.inference.engine import Engine
+from fastapi import FastAPI
+
+from llava.conversation import conv_templates, find_template
+from llava.inference.engine import AnyEngine, Engine
 from llava.inference.loading import LoadedModel, check_device, open_model
 from llava.inference.program import quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
+from llava.serve.guard import PageGuard
 from llava.serve.limits import Limits
 from llava.serve.logs import set_up_logging
-from llava.serve.openai.app import create_app
-from llava.serve.openai.settings import ServedModel, ServerSettings
+from llava.serve.openai.app import create_app, create_app_for
+from llava.serve.openai.remote import ControllerModels
+from llava.serve.openai.settings import ClientSettings, ServedModel, ServerSettings
 from llava.serve.safe_fetch import FetchPolicy
 from llava.serve.sockets import bind, url_of
 from llava.serve.web_server import make_server
@@ -23,14 +28,50 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 
 
-def launch(args: argparse.Namespace, limits: Limits) -> None:
-    """Load the model of the flags of llava.serve.openai_api and serve it. Raises UserError."""
+# Puts something more into the application of an engine with a model, which is reached at an address.
+AddTo = Callable[[FastAPI, AnyEngine, ServedModel, str], None]
+
+
+def launch(
+    args: argparse.Namespace, limits: Limits, *, page: PageGuard | None = None, add: AddTo | None = None
+) -> None:
+    """Serve what the flags of llava.serve.openai_api say. Raises UserError.
+
+    page: that browsers show a page of this server, which `add` puts into the application of a model.
+    """
     set_up_logging(args.log_level, secrets=(args.api_key,))
     if args.log_level != "debug":
         quiet_libraries()
     images = FetchPolicy(
         remote=args.allow_remote_images is not None, hosts=tuple(args.allow_remote_images or ())
     )
+    clients = ClientSettings(
+        api_key=args.api_key,
+        limits=limits,
+        images=images,
+        max_images=args.max_images,
+        default_max_tokens=args.max_tokens,
+        page=page,
+    )
+    if args.controller_address is not None:
+        _serve_controller(args, clients)
+    else:
+        _serve_model(args, clients, add)
+
+
+def _serve_controller(args: argparse.Namespace, clients: ClientSettings) -> None:
+    """Serve the models of a controller. Raises UserError."""
+    if args.conv_mode is not None:
+        find_template(args.conv_mode)
+    with bind(args.host, args.port) as listening:
+        models = ControllerModels(args.controller_address, api_key=args.api_key, conv_mode=args.conv_mode)
+        logger.info("serving the models of %s at %s/v1", models.address, url_of(listening))
+        server = make_server(create_app_for(models, clients), drain_seconds=args.drain_seconds)
+        server.run(sockets=[listening])
+
+
+def _serve_model(args: argparse.Namespace, clients: ClientSettings, add: AddTo | None) -> None:
+    """Load a model and serve it. Raises UserError."""
     device = check_device(args.device)
     with bind(args.host, args.port) as listening:  # before minutes of loading
         name = get_model_name_from_path(args.model_path)
@@ -51,15 +92,11 @@ def launch(args: argparse.Namespace, limits: Limits) -> None:
             max_waiting=args.max_waiting,
             cache_bytes=args.cache_mb * MIB,
         )
-        settings = ServerSettings(
-            model,
-            api_key=args.api_key,
-            limits=limits,
-            images=images,
-            max_images=args.max_images,
-            default_max_tokens=args.max_tokens,
-        )
-        server = make_server(create_app(engine, settings), drain_seconds=args.drain_seconds)
+        settings = ServerSettings(model, **vars(clients))
+        app = create_app(engine, settings)
+        if add is not None:
+            add(app, engine, model, url_of(listening))
+        server = make_server(app, drain_seconds=args.drain_seconds)
         logger.info("serving %s at %s/v1", ", ".join(model.names), url_of(listening))
         server.run(sockets=[listening])
 

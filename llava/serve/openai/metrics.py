@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from llava.inference.engine import AnyEngine, Ticket
+from llava.inference.engine import Ticket
+from llava.serve.openai.models import Models
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -40,7 +41,7 @@ _COUNTERS = {
 class EngineCollector:
     """Reads the engine's numbers when they are asked for."""
 
-    def __init__(self, engine: AnyEngine) -> None:
+    def __init__(self, engine: Models) -> None:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
@@ -60,7 +61,7 @@ class EngineCollector:
 class ServerMetrics:
     """What the server counts itself; labels are routes and statuses, never what a client wrote."""
 
-    def __init__(self, engine: AnyEngine) -> None:
+    def __init__(self, engine: Models) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(engine))
         self.requests = Counter(

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from llava.inference.engine import Piece, Ticket, Token, Waiting
 from llava.serve.errors import ServeError, bad_request
-from llava.serve.openai.answering import Job, Whole, finish_reason, sampling_params, unless_gone, usage_of
+from llava.serve.openai.answering import Job, Whole, finish_reason, sampling_params, unless_gone
 from llava.serve.openai.dialogs import build_dialog, response_turns
 from llava.serve.openai.schema import ResponseRequest, Sampling, read_request
 from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import comment, event
 from llava.serve.openai.tokens import chat_logprobs
 
@@ -24,7 +25,7 @@ _LOGPROBS = "message.output_text.logprobs"
 async def create_response(service: Service, request: Request) -> Response:
     """Answer a dialog. Raises ServeError."""
     asked = read_request(ResponseRequest, await read_json(request))
-    service.check_model(asked.model)
+    served = await service.find(asked)
     for wanted in asked.include or ():
         if wanted != _LOGPROBS:
             raise bad_request(
@@ -32,13 +33,13 @@ async def create_response(service: Service, request: Request) -> Response:
                 param="include",
                 code="unsupported_parameter",
             )
-    settings, model = service.settings, service.settings.model
+    settings, model = service.settings, served.model
     params = sampling_params(
         Sampling(temperature=asked.temperature, top_p=asked.top_p),
         max_tokens=asked.max_output_tokens,
         stop=None,
         default=settings.default_max_tokens,
-        most=model.context,
+        most=model.most_tokens,
     )
     dialog = await unless_gone(
         request.receive,
@@ -50,9 +51,10 @@ async def create_response(service: Service, request: Request) -> Response:
         ),
     )
     with_logprobs = bool(asked.include) or bool(asked.top_logprobs)
-    form = _Form(service, asked, params.max_new_tokens, with_logprobs)
+    form = _Form(model, asked, params.max_new_tokens, with_logprobs)
     return await service.answer(
         request,
+        served.engine,
         Job([dialog], params, top_logprobs=(asked.top_logprobs or 0) if with_logprobs else None),
         whole=form.whole,
         stream=form.stream if asked.stream else None,
@@ -62,8 +64,8 @@ async def create_response(service: Service, request: Request) -> Response:
 class _Form:
     """The form of the answer to one request; its events are numbered."""
 
-    def __init__(self, service: Service, asked: ResponseRequest, max_tokens: int, logprobs: bool) -> None:
-        self.tokenizer = service.settings.model.tokenizer
+    def __init__(self, model: ServedModel, asked: ResponseRequest, max_tokens: int, logprobs: bool) -> None:
+        self.tokenizer = model.tokenizer
         self.logprobs = logprobs
         self.item_id = new_id("msg_")
         self.number = 0
@@ -95,22 +97,12 @@ class _Form:
 
     def _response(self, ticket: Ticket, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         status = "completed" if finish_reason(ticket) == "stop" else "incomplete"
-        usage = usage_of([ticket], 1)
         return {
             **self.head,
             "status": status,
             "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
             "output": [self._item(status, [self._part(text, tokens)])],
-            "usage": {
-                "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": {
-                    "cached_tokens": ticket.usage.cached_tokens,
-                    "cache_write_tokens": 0,
-                },
-                "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": usage["total_tokens"],
-            },
+            "usage": _usage(ticket),
         }
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,3 +157,17 @@ class _Form:
     def _event(self, name: str, **content: object) -> bytes:
         self.number += 1
         return event({"type": name, "sequence_number": self.number - 1, **content}, name)
+
+
+def _usage(ticket: Ticket) -> dict[str, Any] | None:
+    """Return the usage of an answer in the words of this endpoint; None: not known."""
+    usage = ticket.usage
+    if not usage.counted:
+        return None
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

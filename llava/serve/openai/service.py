@@ -16,7 +16,9 @@ from llava.serve.errors import ServeError
 from llava.serve.json_body import parse_json
 from llava.serve.openai.answering import Job, Whole, collect, follow, submit, unless_gone
 from llava.serve.openai.metrics import ServerMetrics
-from llava.serve.openai.settings import ServerSettings
+from llava.serve.openai.models import Models, Served, check_fields
+from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
+from llava.serve.openai.settings import ClientSettings
 from llava.serve.openai.streams import EventStream
 
 Events = AsyncIterator[tuple[int, Event | None]]
@@ -24,26 +26,22 @@ Events = AsyncIterator[tuple[int, Event | None]]
 
 @dataclass(frozen=True)
 class Service:
-    """An engine with the settings of its server, and the numbers that are kept of it."""
+    """The models of a server with its settings, and the numbers that are kept of it."""
 
-    engine: AnyEngine
-    settings: ServerSettings
+    models: Models
+    settings: ClientSettings
     metrics: ServerMetrics
 
-    def check_model(self, name: str) -> None:
-        """Raise ServeError (404) for a model that is not served."""
-        names = self.settings.model.names
-        if name not in names:
-            raise ServeError(
-                404,
-                f"the model {name[:200]!r} is not served here; expected {' or '.join(names)}",
-                code="model_not_found",
-                param="model",
-            )
+    async def find(self, asked: ChatRequest | CompletionRequest | ResponseRequest) -> Served:
+        """Return the model of a request. Raises ServeError: 404, or 400 for what it cannot be asked."""
+        served = await self.models.find(asked.model)
+        check_fields(asked, served.model)
+        return served
 
     async def answer(
         self,
         request: Request,
+        engine: AnyEngine,
         job: Job,
         *,
         whole: Callable[[list[Ticket], list[Whole]], dict[str, Any]],
@@ -53,7 +51,7 @@ class Service:
 
         A client that goes away ends its answers. Raises ServeError.
         """
-        tickets = await unless_gone(request.receive, submit(self.engine, job))
+        tickets = await unless_gone(request.receive, submit(engine, job))
         if stream is not None:
             return EventStream(self._counted(tickets, stream), tickets)
         answers = await unless_gone(request.receive, collect(tickets))

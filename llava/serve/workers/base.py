@@ -72,9 +72,15 @@ class BaseWorker(ABC):
         """Whether requests can be answered."""
         return True
 
+    @property
+    def template(self) -> str | None:
+        """The key of conv_templates that prompts are to have; None where only a name suggests one."""
+        return None
+
     def get_status(self) -> dict[str, Any]:
         """Return what the controller asks for."""
-        return {"model_names": self.model_names, "speed": 1, "queue_length": self.get_queue_length()}
+        known = {"templates": dict.fromkeys(self.model_names, self.template)} if self.template else {}
+        return {"model_names": self.model_names, "speed": 1, "queue_length": self.get_queue_length(), **known}
 
     def generate_stream_gate(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """Yield the frames of an answer; a failure is a last frame that says what it was."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+import io
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import httpx2
+from PIL import Image
 
+from llava.conversation import choose_template, conv_templates
 from llava.serve.workers import frames
 from llava.utils import UserError
 
@@ -35,6 +39,42 @@ def stream(address: str, params: Mapping[str, Any], *, api_key: str | None) -> I
             yield from frames.read_frames(response.iter_raw())
     except (httpx2.HTTPError, httpx2.InvalidURL, frames.FrameError) as error:
         raise UserError(_unreachable(address, error)) from error
+
+
+async def stream_frames(
+    client: httpx2.AsyncClient, address: str, params: Mapping[str, Any], *, headers: Mapping[str, str]
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield the frames of an answer without blocking the event loop; closing it ends the answer.
+
+    Raises httpx2.HTTPError and frames.FrameError, httpx2.HTTPStatusError for a request that is refused.
+    """
+    url = address.rstrip("/") + "/worker_generate_stream"
+    reader = frames.FrameReader()
+    async with client.stream("POST", url, json=dict(params), headers=dict(headers)) as response:
+        if response.status_code != 200:
+            await response.aread()
+            response.raise_for_status()
+        async for chunk in response.aiter_raw():
+            for one in reader.feed(chunk):
+                yield one
+    reader.end()
+
+
+def template_for(model: str, told: Mapping[str, Any]) -> str:
+    """Return the key of a model's template: what its worker tells, else what its name suggests.
+
+    told: the answer of a controller's /list_models or of a worker's /worker_get_status.
+    """
+    templates = told.get("templates")
+    key = templates.get(model) if isinstance(templates, Mapping) else None
+    return key if isinstance(key, str) and key in conv_templates else choose_template(model)[0]
+
+
+def encode_png(image: Image.Image) -> str:
+    """Return an image as the base64 text that workers take; PNG loses nothing."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _unreachable(address: str, error: Exception) -> str:

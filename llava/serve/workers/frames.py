@@ -8,8 +8,10 @@ OpenAI's API, see errors.ServeError; older programs pass over it).
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -42,9 +44,9 @@ class FrameError(ValueError):
     """What came over the wire is no frame."""
 
 
-def frame(text: str, code: ErrorCode = ErrorCode.NONE) -> bytes:
-    """Return a frame with its delimiter."""
-    return json.dumps({"text": text, "error_code": int(code)}).encode() + DELIMITER
+def frame(text: str, code: ErrorCode = ErrorCode.NONE, **more: object) -> bytes:
+    """Return a frame with its delimiter; more: further fields, which older programs pass over."""
+    return json.dumps({"text": text, "error_code": int(code), **more}).encode() + DELIMITER
 
 
 def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> bytes:
@@ -52,23 +54,41 @@ def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> 
     content = {
         "text": f"{server_error_msg} ({error.message})" if text is None else text,
         "error_code": int(code),
-        "error": {**error.body["error"], "request_id": request_id.get()},
+        "error": {
+            **error.body["error"],
+            "status": error.status,
+            "retry_after_s": error.retry_after_s,
+            "request_id": request_id.get(),
+        },
     }
     return json.dumps(content).encode() + DELIMITER
 
 
 def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the frames of a stream, however its bytes were cut. Raises FrameError."""
-    waiting = bytearray()
+    reader = FrameReader()
     for chunk in chunks:
-        waiting += chunk
-        *whole, rest = bytes(waiting).split(DELIMITER)
-        waiting = bytearray(rest)
-        if len(waiting) > MAX_FRAME_BYTES:
+        yield from reader.feed(chunk)
+    reader.end()
+
+
+class FrameReader:
+    """Reads the frames of a stream whose bytes come in chunks."""
+
+    def __init__(self) -> None:
+        self._waiting = b""
+
+    def feed(self, chunk: bytes) -> list[dict[str, Any]]:
+        """Take a chunk; return the frames that are whole now. Raises FrameError."""
+        *whole, self._waiting = (self._waiting + chunk).split(DELIMITER)
+        if len(self._waiting) > MAX_FRAME_BYTES:
             raise FrameError(f"a frame is longer than {MAX_FRAME_BYTES:,} bytes")
-        yield from (_read_frame(one) for one in whole if one)
-    if waiting.strip():
-        raise FrameError("the stream ended within a frame")
+        return [_read_frame(one) for one in whole if one]
+
+    def end(self) -> None:
+        """Raise FrameError if the stream ended within a frame."""
+        if self._waiting.strip():
+            raise FrameError("the stream ended within a frame")
 
 
 def _read_frame(data: bytes) -> dict[str, Any]:
@@ -99,7 +119,14 @@ def open_client(api_key: str | None, *, read_timeout_s: float = STATUS_TIMEOUT_S
         timeout=httpx2.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
         follow_redirects=False,
         trust_env=False,
+        verify=tls_context(),
     )
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return what checks certificates; reading those of all authorities takes 60 ms, which is done once."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def post(url: str, content: Mapping[str, Any] | None = None, *, api_key: str | None = None) -> Any:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong
+from llava.conversation import choose_template
+from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong, Ticket
 from llava.inference.loading import LoadedModel, open_model
 from llava.mm_utils import get_model_name_from_path
 from llava.model.multimodal.config import MultimodalConfig
@@ -15,12 +16,10 @@ from llava.serve.errors import bad_request
 from llava.serve.openai.answering import serve_error
 from llava.serve.workers.base import BaseWorker
 from llava.serve.workers.frames import ErrorCode, error_frame, frame
-from llava.serve.workers.params import WorkerParams
+from llava.serve.workers.params import TOO_LONG, WorkerParams
 
 logger = logging.getLogger(__name__)
 
-# What the reference's worker answers, as if it were the model's words, when no position is left.
-TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 MAX_WAITING = 256
 
 
@@ -71,6 +70,11 @@ class ModelWorker(BaseWorker):
         self.start()
 
     @property
+    def template(self) -> str:
+        """The template that the checkpoint asks for."""
+        return choose_template(self.model_names[0], self.loaded.model.config)[0]
+
+    @property
     def alive(self) -> bool:
         """Whether requests can be answered."""
         return self.engine.alive
@@ -103,7 +107,10 @@ class ModelWorker(BaseWorker):
         for event in ticket:
             if isinstance(event, Piece):
                 text += event.text
-            yield frame(text)
+                yield frame(text, usage=_usage(ticket))
+            else:
+                yield frame(text)
+        yield frame(text, usage=_usage(ticket), finish_reason=ticket.finish_reason)
         logger.info(
             "request %d: %d tokens, %s", ticket.id, ticket.usage.completion_tokens, ticket.finish_reason
         )
@@ -114,3 +121,13 @@ class ModelWorker(BaseWorker):
             raise bad_request(
                 f"this worker has {self.model_names[0]!r}, not {str(name)[:200]!r}", param="model"
             )
+
+
+def _usage(ticket: Ticket) -> dict[str, int]:
+    """Return the usage of an answer so far, for programs that count tokens."""
+    usage = ticket.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }

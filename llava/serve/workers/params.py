@@ -21,6 +21,8 @@ DEFAULT_NEW_TOKENS = 256
 GREEDY_BELOW = 0.001
 SMALLEST_TOP_P = 1e-6  # 0, which pages can send, keeps the likeliest token alone
 MAX_IMAGES = 64
+# What the reference's worker answers, as if it were the model's words, when no position is left.
+TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 
 
 @dataclass(frozen=True)

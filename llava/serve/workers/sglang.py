@@ -5,8 +5,6 @@ SGLang's native API: https://docs.sglang.io (Native APIs, Sampling Parameters).
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import threading
@@ -14,13 +12,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx2
-from PIL import Image
 
 from llava.inference.engine.requests import KEEP_ALIVE_S
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.errors import ServeError
 from llava.serve.workers import frames
 from llava.serve.workers.base import BaseWorker
+from llava.serve.workers.client import encode_png
 from llava.serve.workers.frames import frame
 from llava.serve.workers.params import WorkerParams
 from llava.utils import UserError
@@ -86,7 +84,7 @@ class ModelWorker(BaseWorker):
         content = {
             "text": request.prompt,
             # encoded again: SGLang would open a text that is a path or an address
-            "image_data": [_png(one) for one in request.images] or None,
+            "image_data": [encode_png(one) for one in request.images] or None,
             "sampling_params": {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
@@ -130,12 +128,6 @@ def _read_events(lines: Iterable[str]) -> Iterator[str]:
 
 def _refused(words: str) -> ServeError:
     return ServeError(502, f"the SGLang server answered: {words}", code="backend_error")
-
-
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _model_path(endpoint: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.atomic import write_text
+from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
 from llava.train.data.sources import find_sources
 from llava.train.plan import RunPlan, adapted
@@ -45,11 +45,6 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-# Larger files are known by their size and so many blocks, evenly spaced.
-WHOLE_BYTES = 16 * 1024 * 1024
-BLOCKS = 64
-BLOCK_BYTES = 64 * 1024
-
 # Settings that change where and how a run reports and saves, but not what it computes.
 _NO_EFFECT = (
     "cache_dir data_cache_dir lazy_preprocess output_dir logging_dir run_name report_to disable_tqdm "
@@ -60,7 +55,7 @@ _NO_EFFECT = (
     "hub_always_push hub_revision dataloader_num_workers dataloader_pin_memory ddp_timeout "
     "dataloader_persistent_workers dataloader_prefetch_factor evaluation_strategy project trackio_space_id "
     "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size eval_data_path dry_run "
-    "verbose_libraries"
+    "verbose_libraries eval_tasks eval_tasks_steps eval_tasks_data eval_tasks_limit eval_tasks_batch_size"
 )
 NO_EFFECT = frozenset(_NO_EFFECT.split())
 # Settings on which it depends which weights train, and in which groups the optimizer holds them.
@@ -137,24 +132,6 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def fingerprint(files: Iterable[Path]) -> str | None:
-    """Return a hash of files: names, sizes and content, of large files 64 blocks; None without any file."""
-    total = hashlib.sha256()
-    count = 0
-    for file in files:
-        count += 1
-        size = file.stat().st_size
-        total.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= WHOLE_BYTES:
-                total.update(stream.read())
-                continue
-            for number in range(BLOCKS):
-                stream.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1))
-                total.update(stream.read(BLOCK_BYTES))
-    return f"sha256:{total.hexdigest()}" if count else None
 
 
 def _data_files(data_path: str | None) -> Iterator[Path]:

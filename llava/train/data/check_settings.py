@@ -23,5 +23,7 @@ class CheckSettings:
     image_grid_pinpoints: str | None = None  # by default the model's
     mm_patch_merge_type: str = "flat"
     mm_vision_select_feature: str = "patch"
+    mm_vision_select_layer: int | None = None  # by default the model's
+    mm_vision_resolution: int | None = None  # by default the model's
     mm_use_im_start_end: bool = False
     label_masks: str | None = None  # by default as training chooses

@@ -62,9 +62,9 @@ class SampleMaker:
             # a text also goes through the tower and the projector, so that all ranks do the same work
             size = self._input_size()
             tiles = (1,) if self._anyres else ()
-            sample["image"] = torch.zeros(*tiles, 3, *size)
+            sample["image"] = torch.zeros(*tiles, *size)
             if self._anyres:
-                sample["image_sizes"] = [(size[1], size[0])]
+                sample["image_sizes"] = [(size[2], size[1])]
         return sample
 
     def encode(self, record: Record) -> Sample:
@@ -108,11 +108,12 @@ class SampleMaker:
     def _anyres(self) -> bool:
         return self.settings.image_aspect_ratio == "anyres"
 
-    def _input_size(self) -> tuple[int, int]:
-        """Return height and width of what the image processor makes."""
+    def _input_size(self) -> tuple[int, int, int]:
+        """Return channels, height and width of what the image processor makes."""
         processor = self._processor
         size = getattr(processor, "crop_size", None) or processor.size
-        return size["height"], size["width"]
+        channels = getattr(processor, "channels", 3)  # those of transformers do not name them
+        return channels, size["height"], size["width"]
 
 
 def choose_tile_grids(wanted: str | None, own: object, *, aspect_ratio: str | None, tile_edge: int) -> Any:

@@ -81,13 +81,15 @@ class ImageTokens:
 
     def __init__(self, settings: CheckSettings) -> None:
         """Read the sizes of the tower, and the tile grids of the model. Raises UserError."""
+        model = read_config(settings.model_name_or_path or "")
         fields = SimpleNamespace(
             mm_vision_tower=settings.vision_tower,
             mm_vision_select_feature=settings.mm_vision_select_feature,
+            mm_vision_select_layer=settings.mm_vision_select_layer or model.get("mm_vision_select_layer"),
+            mm_vision_resolution=settings.mm_vision_resolution or model.get("mm_vision_resolution"),
         )
         tower = describe_tower(MultimodalConfig.of(fields))
         self.edge, self.side, self.extra = tower.tile_size, tower.num_patches_per_side, tower.extra_tokens
-        model = read_config(settings.model_name_or_path or "")
         grids = choose_tile_grids(
             settings.image_grid_pinpoints,
             model.get("image_grid_pinpoints"),

@@ -25,12 +25,27 @@ EXAMPLE = "the example of the docs"
 EDGE, PATCH, LAYERS, WIDTH = 28, 7, 4, 16
 
 
+SIZES = {
+    "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+    "image_size": EDGE, "patch_size": PATCH,
+}  # fmt: skip
+# where a config has other fields: what replaces those above
+OTHER_SIZES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("ConvNextVisionTower", "ConvNextV2VisionTower"),
+        {"hidden_sizes": [8, 24, WIDTH, 32], "depths": [1] * LAYERS, "image_size": 2 * EDGE},
+    ),
+    "InternVisionTower": {"image_size": [EDGE, EDGE], "patch_size": [PATCH, PATCH]},
+    "NaflexVisionTower": {"num_patches": (EDGE // PATCH) ** 2},
+    "RadioVisionTower": {"mlp_ratio": 2.0, "max_img_size": 2 * EDGE},
+}
+
+
 def write_tower(tower_class: type[VisionTower], folder: Path) -> Path:
     """Write a random tower of a class as transformers saves it, with its image processor."""
-    config = tower_class.config_class(
-        hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=2,
-        image_size=EDGE, patch_size=PATCH,
-    )  # fmt: skip
+    known = tower_class.config_class().to_dict()
+    fields = {**SIZES, **OTHER_SIZES.get(tower_class.__name__, {})}
+    config = tower_class.config_class(**{name: value for name, value in fields.items() if name in known})
     torch.manual_seed(0)
     model = tower_class.model_class(config)
     with torch.no_grad():
@@ -74,52 +89,77 @@ def make(folder: Path, **fields: Any) -> VisionTower:
     return build_vision_tower(SimpleNamespace(**arguments))
 
 
+def pixels(tower: VisionTower, n: int = 1) -> torch.Tensor:
+    """Return n random images for a tower."""
+    return tiny.pixels(n, tower.channels, tower.input_size, tower.input_size)
+
+
+def judge(kind: type[VisionTower], folder: Path, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return the hidden states (N, tokens, C) of transformers' own model."""
+    model = kind.model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    if kind.__name__ != "NaflexVisionTower":
+        states = model(images, output_hidden_states=True).hidden_states
+        return [one.flatten(2).transpose(1, 2) if one.dim() == 4 else one for one in states]
+    patches, side = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH), images.shape[-1] // PATCH
+    patches = patches.permute(0, 2, 3, 4, 5, 1).reshape(len(images), side**2, -1)  # row, column, channel
+    shapes, mask = torch.tensor([[side, side]] * len(images)), torch.ones(len(images), side**2)
+    output = model(patches, pixel_attention_mask=mask, spatial_shapes=shapes, output_hidden_states=True)
+    return list(output.hidden_states)
+
+
 @pytest.mark.parametrize("layer", [-1, -2, 0, 2])
 def test_features_are_those_of_transformers(kind: type[VisionTower], folder: Path, layer: int) -> None:
     """The judge is the whole model with all its hidden states."""
-    images = tiny.pixels(2, 3, EDGE, EDGE)
-    model = kind.model_class.from_pretrained(folder, dtype=torch.float32).eval()
     tower = make(folder, mm_vision_select_layer=layer)
+    images = pixels(tower, 2)
     with torch.no_grad():
-        states = model(images, output_hidden_states=True).hidden_states
+        states = judge(kind, folder, images)
         features = tower(images)
-        assert torch.equal(features, states[layer][:, kind.prefix_tokens :])
+    assert torch.equal(features, states[layer][:, tower.prefix_tokens :])
+    if not hasattr(tower.config, "hidden_sizes"):  # whose states are maps
         assert torch.equal(tower.feature_select(SimpleNamespace(hidden_states=states)), features)
     assert len(states) == LAYERS + 1
-    assert features.shape == (2, tower.tokens_per_tile, tower.hidden_size) == (2, 16, WIDTH)
-    assert tower.num_patches == states[0].shape[1] - kind.prefix_tokens  # the real count of tokens
-    assert tower.dummy_feature.shape == (1, WIDTH)
-    assert not torch.equal(states[layer], states[layer - 1])
+    assert features.shape == (2, tower.tokens_per_tile, tower.hidden_size)
+    assert tower.num_patches == states[layer].shape[1] - tower.prefix_tokens  # the real count of tokens
+    assert tower.dummy_feature.shape == (1, tower.hidden_size)
+    others = [one for index, one in enumerate(states) if index != layer % len(states)]
+    assert not any(torch.equal(one, states[layer]) for one in others)
 
 
 def test_the_processor_makes_tiles(folder: Path) -> None:
     """Without a processor file: the defaults of its class at the tower's size, on PIL."""
-    processor = make(folder).image_processor
+    tower = make(folder)
+    processor, edge = tower.image_processor, tower.tile_size
     assert type(processor).__name__.endswith("Pil")
     from PIL import Image
 
     pixels = processor.preprocess(Image.new("RGB", (50, 31)), return_tensors="pt")["pixel_values"]
-    assert tuple(torch.as_tensor(pixels).shape) == (1, 3, EDGE, EDGE)
-    scaled = make(folder, s2=True, s2_scales="28,56").image_processor
+    assert tuple(torch.as_tensor(pixels).shape) == (1, 3, edge, edge)
+    scaled = make(folder, s2=True, s2_scales=f"{edge},{2 * edge}").image_processor
     pixels = scaled.preprocess(Image.new("RGB", (50, 31)), return_tensors="pt")["pixel_values"]
-    assert tuple(torch.as_tensor(pixels).shape) == (1, 3, 2 * EDGE, 2 * EDGE)
+    assert tuple(torch.as_tensor(pixels).shape) == (1, 3, 2 * edge, 2 * edge)
 
 
 def test_two_scales_side_by_side(kind: type[VisionTower], folder: Path) -> None:
-    scaled, images = make(folder, s2=True, s2_scales="28,56"), tiny.pixels(1, 3, 56, 56)
+    tower = make(folder)
+    edge, width = tower.tile_size, tower.hidden_size
+    scaled, images = (
+        make(folder, s2=True, s2_scales=f"{edge},{2 * edge}"),
+        tiny.pixels(1, 3, 2 * edge, 2 * edge),
+    )
     features = scaled(images)
     assert isinstance(scaled, kind)
     assert type(scaled).__name__ == f"{kind.__name__}S2"
-    assert features.shape == (1, scaled.num_patches, scaled.hidden_size) == (1, 16, 2 * WIDTH)
-    small = torch.nn.functional.interpolate(images, size=(28, 28), mode="bicubic")
-    torch.testing.assert_close(features[..., :WIDTH], make(folder)(small), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(features[..., :WIDTH], features[..., WIDTH:])
+    assert features.shape == (1, scaled.num_patches, scaled.hidden_size) == (1, tower.num_patches, 2 * width)
+    small = torch.nn.functional.interpolate(images, size=(edge, edge), mode="bicubic")
+    torch.testing.assert_close(features[..., :width], tower(small), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(features[..., :width], features[..., width:])
 
 
 def test_only_what_is_used_trains(folder: Path) -> None:
     tower = make(folder)
     tower.unfreeze()
-    tower(tiny.pixels()).square().sum().backward()
+    tower(pixels(tower)).square().sum().backward()
     trained = {name for name, one in tower.named_parameters() if one.requires_grad}
     assert trained == {name for name, one in tower.named_parameters() if one.grad is not None}
     assert any(f"{tower.layers}.2." in name for name in trained)
@@ -137,7 +177,7 @@ def test_a_model_trains_saves_and_loads(
     model: Any, kind: type[VisionTower], vicuna: Path, tmp_path: Path
 ) -> None:
     """Two steps of everything, tower too; names on disk are the reference's; all loaders give the same."""
-    ids, images = tiny.prompt(3, "image", 4), tiny.pixels()
+    ids, images = tiny.prompt(3, "image", 4), pixels(model.get_vision_tower())
     model.get_vision_tower().unfreeze()
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
     losses = []
@@ -157,7 +197,7 @@ def test_a_model_trains_saves_and_loads(
     prefix = "model.vision_tower.vision_tower.vision_model."
     own = model.get_vision_tower().vision_tower.vision_model.state_dict()
     assert set(stored) == {prefix + name for name in own}
-    if kind in TOWER_CLASSES:  # others have no names that anybody knows
+    if kind.__name__ in ("CLIPVisionTower", "SiglipVisionTower"):  # the names of published checkpoints
         assert f"{prefix}encoder.layers.0.self_attn.q_proj.weight" in stored
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "llava", dtype=torch.float32)
     for name in ("tokenizer.model", "tokenizer_config.json"):
@@ -178,7 +218,7 @@ def test_a_device_map_keeps_every_tower_whole(model: Any, kind: type[VisionTower
 
 def test_the_cls_token_is_kept(kind: type[VisionTower], folder: Path) -> None:
     tower = make(folder, mm_vision_select_feature="cls_patch")
-    assert tower(tiny.pixels()).shape[1] == tower.tokens_per_tile == 16 + kind.prefix_tokens
+    assert tower(pixels(tower)).shape[1] == tower.tokens_per_tile == tower.num_patches + tower.prefix_tokens
 
 
 def test_a_two_sided_model_serves_as_tower(kind: type[VisionTower], folder: Path, tmp_path: Path) -> None:
@@ -193,4 +233,5 @@ def test_a_two_sided_model_serves_as_tower(kind: type[VisionTower], folder: Path
     (tmp_path / "config.json").write_text(json.dumps(content))
     weights = {f"vision_model.{name}": value for name, value in load_weights(folder).items()}
     save_tensors({**weights, "text_model.x": torch.zeros(2)}, tmp_path / "model.safetensors")
-    assert torch.equal(make(tmp_path)(tiny.pixels()), make(folder)(tiny.pixels()))
+    images = pixels(make(folder))
+    assert torch.equal(make(tmp_path)(images), make(folder)(images))

@@ -162,10 +162,12 @@ def test_no_tower_named():
 
 
 def test_a_folder_of_another_kind(tmp_path):
-    folder = tmp_path / "openai-dinov2-in-a-folder-named-like-clip"
+    folder = tmp_path / "openai-resnet-in-a-folder-named-like-clip"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
-    with pytest.raises(UserError, match=r"'dinov2'; known types: clip, clip_vision_model, siglip"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(
+        UserError, match=r"'resnet'; known types: aimv2_vision_model, .*clip, clip_vision_model, .*siglip"
+    ):
         make(folder)
 
 

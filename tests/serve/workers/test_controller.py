@@ -168,7 +168,8 @@ def test_an_answer_is_relayed_as_the_worker_gave_it(controller: Controller) -> N
 def test_a_model_that_nobody_has_ends_in_code_2(controller: Controller) -> None:
     (only,) = ask(controller, model="m")
     assert only["error_code"] == 2 and only["error"]["code"] == "no_worker" and "'m'" in only["text"]
-    assert {"message", "type", "param", "code", "request_id"} == set(only["error"])
+    expected = {"message", "type", "param", "code", "request_id", "status", "retry_after_s"}
+    assert expected == set(only["error"])
 
 
 def test_a_worker_that_breaks_off_ends_in_code_3_after_what_it_gave(controller: Controller) -> None:

@@ -167,7 +167,13 @@ def test_who_waits_gets_frames_and_who_leaves_frees_the_place() -> None:
         frames = [next(first), next(second), next(second)]
         assert all(json.loads(one[:-1]) == {"text": long["prompt"], "error_code": 0} for one in frames)
         assert worker.get_queue_length() == 2
-        assert worker.get_status() == {"model_names": [NAME], "speed": 1, "queue_length": 2}
+        templates = {NAME: "llava_v1"}
+        assert worker.get_status() == {
+            "model_names": [NAME],
+            "speed": 1,
+            "queue_length": 2,
+            "templates": templates,
+        }
         second.close()
         first.close()
         begin.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 
 import httpx2
@@ -12,6 +13,7 @@ from running import free_port, running
 from llava.serve import register_worker, test_message
 from llava.serve.controller import Controller
 from llava.serve.guard import guard
+from llava.serve.workers.client import call
 from llava.serve.workers.controller_app import create_app
 from llava.serve.workers.frames import FrameError, frame, read_frames
 from llava.utils import UserError
@@ -103,6 +105,20 @@ def test_what_is_no_frame_is_named(raw: bytes) -> None:
 def test_a_frame_without_end_is_not_kept_for_ever() -> None:
     with pytest.raises(FrameError, match="longer than"):
         list(read_frames(b"x" * (1 << 20) for _ in range(100)))
+
+
+def test_certificates_are_read_once_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava.serve.workers.frames import open_client
+
+    open_client(None).close()
+    read = []
+    monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: read.append(a))
+    for name in ("load_verify_locations", "load_default_certs"):
+        monkeypatch.setattr(ssl.SSLContext, name, lambda *a, **k: read.append(a))
+    with running(Worker("m").app) as at:
+        call(at, "/worker_get_status", api_key=None)
+        open_client(None).close()
+    assert read == []
 
 
 def test_clients_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ import torch
 from launching import free_port, run_group
 from recorded_training import Run, flags, run_train
 
+from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CheckpointError, read_tensors
 from llava.train.args import parse_args
 from llava.train.callbacks.nonfinite import BATCH_KEY, MAX_IN_A_ROW, NamedBatches, NonFiniteGuard
 from llava.train.checkpointing.folders import find_checkpoints
-from llava.train.checkpointing.manifest import changes, fingerprint, make_manifest
+from llava.train.checkpointing.manifest import changes, make_manifest
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.records import SAMPLE_KEY
 from llava.utils import UserError

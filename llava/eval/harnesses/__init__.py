@@ -1,0 +1,1 @@
+"""Models of this library for the evaluation harnesses of others."""

@@ -1,0 +1,1 @@
+"""Rules by which answers are scored, without files and without tasks."""

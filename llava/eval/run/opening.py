@@ -1,0 +1,109 @@
+"""From the flags to what is asked: a checkpoint that is loaded here, or a client of a server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from llava.eval.run.asking import Asker
+from llava.eval.run.flags import check_one_model
+from llava.eval.run.local import LocalModel
+from llava.eval.run.server import ServerModel
+from llava.eval.tasks.base import Task
+from llava.inference.loading import open_model
+from llava.inference.model import LoadedModel
+from llava.inference.program import quiet_libraries
+from llava.inference.prompt import pick_conv_mode
+from llava.inference.sampling import SamplingParams
+from llava.mm_utils import get_model_name_from_path
+from llava.model.checkpoints.checksums import fingerprint
+from llava.model.checkpoints.files import CONFIG_FILE, find_file
+from llava.utils import check_whole
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+
+
+class Opener:
+    """Gives what the questions of a task are put to; a checkpoint is loaded once, when it is wanted."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        check_one_model(args)
+        self._args = args
+        params_of(args, Task)
+        check_whole("--batch-size", args.batch_size, 1)
+        for name in filter(None, (args.model_path, args.model_base)):
+            find_file(name, CONFIG_FILE)  # a wrong path is told before the questions are read
+        self._loaded: LoadedModel | None = None
+        self._weights: str | None = None
+        self._name = "" if args.model_path is None else get_model_name_from_path(args.model_path)
+
+    @property
+    def model_id(self) -> str:
+        """What records and files call the model."""
+        return self._name or self._args.model or "server"
+
+    def open(self, task: Task) -> Asker:
+        """Return the model with the settings for a task. Raises UserError."""
+        args = self._args
+        params = params_of(args, task)
+        if args.base_url is not None:
+            server = ServerModel(
+                args.base_url,
+                params,
+                api_key=args.api_key or os.environ.get("OPENAI_API_KEY"),
+                model=args.model,
+                concurrency=args.concurrency,
+                retries=args.retries,
+                timeout_s=args.request_timeout,
+            )
+            self._name = server.model_id
+            return server
+        if self._loaded is None:
+            self._loaded = _load(args, self._name)
+            self._weights = weights_of(args.model_path, args.model_base)
+        conv_mode, why = pick_conv_mode(args.conv_mode, self._name, self._loaded.model.config)
+        return LocalModel(
+            self._loaded,
+            params,
+            model_id=self._name,
+            conv_mode=conv_mode,
+            why=why,
+            batch_size=args.batch_size,
+            weights=self._weights,
+            facts={"model_path": args.model_path, "model_base": args.model_base},
+        )
+
+
+def params_of(args: argparse.Namespace, task: Task | type[Task]) -> SamplingParams:
+    """Return the settings of answers: the given ones, else the task's."""
+    return SamplingParams(
+        temperature=task.temperature if args.temperature is None else args.temperature,
+        top_p=args.top_p,
+        num_beams=args.num_beams,
+        max_new_tokens=task.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
+        seed=args.seed,
+    )
+
+
+def _load(args: argparse.Namespace, name: str) -> LoadedModel:
+    quiet_libraries()
+    return open_model(
+        args.model_path,
+        args.model_base,
+        name,
+        device=args.device,
+        dtype=args.dtype,
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+    )
+
+
+def weights_of(model_path: str, model_base: str | None = None) -> str | None:
+    """Return a fingerprint of the weights of a checkpoint and its base; None where there are no files."""
+    files: list[Path] = []
+    for name in filter(None, (model_path, model_base)):
+        config = find_file(name, CONFIG_FILE)
+        folder = Path(name) if config is None else config.parent
+        files += sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+    return fingerprint(files)

@@ -1,0 +1,1 @@
+"""What stands behind the scoring programs that carry the reference's names."""

@@ -1,0 +1,1 @@
+"""Benchmarks that are answered with the letter of a choice."""

@@ -1,0 +1,1 @@
+"""Benchmarks whose answers another model judges."""

@@ -1,0 +1,129 @@
+"""What judged tasks share: which judge, where its reviews are, what is written where there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava.atomic import write_text
+from llava.eval.judges.judging import Item, Outcome, check_items, estimate_of, judge_all, reviewed
+from llava.eval.judges.replies import Scale, Value, value_of
+from llava.eval.judges.settings import JUDGE_OPTIONS, RULE_OPTION, JudgeSettings, settings_of
+from llava.eval.judges.wording import Rule, read_rules
+from llava.eval.tasks.base import Option, Record, Report, TaskData
+
+MARK = (
+    "judged by {}: a judged number depends on its judge, and is not comparable with published ones, "
+    "whose judges "
+    "are shut down"
+)
+OPTIONS = (
+    *JUDGE_OPTIONS,
+    RULE_OPTION,
+    Option(
+        "reviews",
+        "file of the judge's reviews, which are not asked for again (default: in the data's folder); without "
+        "--judge-model its reviews are counted as they are",
+        scoring=True,
+        is_path=True,
+    ),
+)
+MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of the items. outcome: None where nobody judged; written: the file for a judge then."""
+
+    outcome: Outcome | None
+    scale: Scale
+    notes: tuple[str, ...]
+    written: tuple[Path, ...] = ()
+
+    def value(self, key: str | int) -> Value | None:
+        """Return what the judge gave a question; None where it has no judgement."""
+        line = self.outcome.lines.get(key) if self.outcome else None
+        return None if line is None else value_of(line, self.scale)
+
+    def counted(self, report: Report) -> Report:
+        """Return a report with what was judged, what was not, and by whom."""
+        lost, unread = (
+            (0, 0) if self.outcome is None else (len(self.outcome.failed), len(self.outcome.unreadable))
+        )
+        notes = (*report.notes, *self.notes)
+        return replace(
+            report, failed=lost, unparsable=unread, notes=notes, written=(*report.written, *self.written)
+        )
+
+
+def judge(
+    items: Sequence[Item],
+    answers: Sequence[Record],
+    data: TaskData,
+    *,
+    scale: Scale,
+    instead: Mapping[str, str] | None = None,
+) -> Judgement:
+    """Judge items by the model of --judge-model, or count the reviews of --reviews; else write what to judge.
+
+    instead: what a benchmark's own judge takes; None for JSON lines of messages.
+    """
+    check_items(items)
+    model = _safe(next((str(one["model_id"]) for one in answers if one.get("model_id")), "answers"))
+    settings = judge_of(data)
+    if settings is not None:
+        output = reviews_path(data) or data.root / "reviews" / f"{model}.{_safe(settings.model)}.jsonl"
+        return _judged(judge_all(items, settings, output, scale=scale), scale)
+    if (output_given := reviews_path(data)) is not None:
+        return _judged(reviewed(items, output_given, scale), scale)
+    place = (
+        data.submission
+        or data.root / "reviews" / f"{model}.to-judge.{'jsonl' if instead is None else 'json'}"
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if instead is None:
+        rows = ({**one.row, "messages": [dict(message) for message in one.messages]} for one in items)
+        write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_text(place, json.dumps(instead, indent=2))
+    told = estimate_of(items, JudgeSettings("none", max_tokens=MAX_TOKENS))
+    return Judgement(
+        None,
+        scale,
+        (f"nobody judged: name a judge with --judge-model ({told}); what it judges is in {place}",),
+        (place,),
+    )
+
+
+def judge_of(data: TaskData) -> JudgeSettings | None:
+    """Return the judge that a run names; None for none."""
+    return settings_of(data.options, max_tokens=MAX_TOKENS) if "judge-model" in data.options else None
+
+
+def reviews_path(data: TaskData) -> Path | None:
+    """Return the file of --reviews."""
+    return Path(data.options["reviews"]) if "reviews" in data.options else None
+
+
+def rules_of(data: TaskData) -> dict[str, Rule]:
+    """Return the rules of --rule, or the built-in ones."""
+    return read_rules(Path(data.options["rule"]) if "rule" in data.options else None)
+
+
+def _judged(outcome: Outcome, scale: Scale) -> Judgement:
+    names = ", ".join(one or "an unnamed judge" for one in outcome.models) or "nobody"
+    notes = [MARK.format(names), *outcome.notes]
+    counts = {"was there before": outcome.kept, "came from the cache": outcome.cached}
+    notes += [f"{count} of {len(outcome.lines)} judgements {what}" for what, count in counts.items() if count]
+    if outcome.retries:
+        notes.append(f"{outcome.retries} requests had to be sent again")
+    if complaint := outcome.complaint():
+        notes.append(complaint)
+    return Judgement(outcome, scale, tuple(notes))
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", name) or "_"

@@ -1,0 +1,1 @@
+"""Benchmarks that are answered with a word, a phrase or a sentence."""
