@@ -140,8 +140,12 @@ class HarnessModel:
     def _pixels(self, images: Sequence[Any]) -> Any:
         if not images:
             return None
-        model = self.loaded.model
-        pixels = process_images(list(images), self.loaded.image_processor, model.config)
+        model, processor = self.loaded.model, self.loaded.image_processor
+        if processor is None:
+            raise UserError(
+                "a question has an image, but the checkpoint is a model of text alone; give one with a tower"
+            )
+        pixels = process_images(list(images), processor, model.config)
         parts = pixels if isinstance(pixels, list) else list(pixels)
         moved = [one.to(device=self.loaded.device, dtype=model.dtype) for one in parts]
         return moved if isinstance(pixels, list) else torch.stack(moved)
