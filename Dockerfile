@@ -25,7 +25,7 @@ RUN if ! command -v python3 >/dev/null; then \
         apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*; \
     fi && groupadd --gid 10001 llava && useradd --uid 10001 --gid llava --create-home llava
 COPY --from=build /opt/llava /opt/llava
-ENV PATH=/opt/llava/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/llava/bin:$PATH PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2
 USER 10001:10001
 WORKDIR /home/llava
 EXPOSE 8000

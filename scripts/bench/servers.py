@@ -52,6 +52,8 @@ class Servers:
 
     def _start(self, name: str, module: str, *flags: str) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "LLAVA_API_KEY"}
+        # glibc keeps what threads have freed in pools of its own for each of them; see docs/serving.md
+        environment.setdefault("MALLOC_ARENA_MAX", "2")
         with (self.logs / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-m", f"llava.serve.{module}", *flags]
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

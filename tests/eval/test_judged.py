@@ -243,3 +243,61 @@ def test_the_answers_have_no_folder_of_judges(case: Case) -> None:
         one.url.startswith("http") and one.licence or one.key == "question-file"
         for one in task_named(case.task).data
     )
+
+
+# ---- ScienceQA with GPT-4 ----
+
+LETTERS = {
+    "1": ("A", "A"),
+    "2": ("B", "A"),
+    "3": ("B", "A"),
+    "4": (None, "B"),
+    "5": ("B", None),
+}  # ours, GPT-4's
+
+
+def ensemble_data(root: Path, **options: str) -> TaskData:
+    problem = {"question": "Which?", "choices": ["x", "y"], "answer": 0, "hint": "", "image": None}
+    write = {
+        "pid_splits.json": {"test": list(LETTERS)},
+        "problems.json": {key: {**problem, "question": f"Which {key}?"} for key in LETTERS},
+        "gpt4_result.json": {
+            "outputs": {key: f"GPT: The answer is {other}." for key, (_, other) in LETTERS.items()}
+        },
+    }
+    for name, content in write.items():
+        (root / name).write_text(json.dumps(content))
+    return TaskData(root, options={key.replace("_", "-"): value for key, value in options.items()})
+
+
+def ensemble_answers(data: TaskData) -> list[Record]:
+    task = task_named("science_qa_gpt")
+    said = {key: f"Ours: The answer is {mine}." if mine else "?" for key, (mine, _) in LETTERS.items()}
+    return [task.record(ask, Said(said[str(ask.id)], "m", "i")) for ask in task.asks(data)]
+
+
+def test_the_ensemble_asks_a_judge_where_both_differ_only(tmp_path: Path) -> None:
+    with fake_judge(lambda text, before: "2" if "Which 2?" in text else "both") as fake:
+        data = ensemble_data(tmp_path, judge_model="j", judge_base_url=fake.base_url)
+        report = task_named("science_qa_gpt").report(ensemble_answers(data), data)
+        assert {fake.content(index).partition("Which ")[2][0] for index in range(len(fake.requests))} == {
+            "2",
+            "3",
+        }
+    whole, upper, alone = report.scores
+    assert (whole.kind, whole.n, whole.value) == ("judged", 4, 50.0) and report.unparsable == 1
+    assert (upper.kind, upper.value) == ("reference", 60.0)
+    assert (alone.value, alone.low, alone.high) == (60.0, 60.0, 80.0)
+
+
+def test_the_ensemble_without_a_judge(tmp_path: Path) -> None:
+    data, task = ensemble_data(tmp_path), task_named("science_qa_gpt")
+    report = task.report(ensemble_answers(data), data)
+    assert [one.name for one in report.scores] == ["upper bound: either is right", "GPT-4 alone"]
+    assert len(report.written[0].read_text().splitlines()) == 2
+    (tmp_path / "gpt4_result.json").write_text('{"outputs": {"99": "A"}}')
+    with pytest.raises(UserError, match="has no output for any of the 5 problems"):
+        task.report(ensemble_answers(data), data)
+    (tmp_path / "gpt4_result.json").write_text("{}")
+    with pytest.raises(UserError, match="has no 'outputs'"):
+        task.report(ensemble_answers(data), data)

@@ -36,6 +36,7 @@ TASKS: dict[str, str] = {
     "coco_qa90": "llava.eval.tasks.judged.coco_qa90:CocoQa90",
     "mm_vet": "llava.eval.tasks.judged.mm_vet:MmVet",
     "vicuna80": "llava.eval.tasks.judged.vicuna80:Vicuna80",
+    "science_qa_gpt": "llava.eval.tasks.judged.science_qa_gpt:ScienceQAWithGPT",
     "custom": "llava.eval.tasks.custom:Custom",
 }
 
