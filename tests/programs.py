@@ -166,6 +166,40 @@ PROGRAMS = {
         (),
         ("convert_to_llava",),
     ),
+    "model_vqa": Program(
+        "llava.eval.model_vqa",
+        {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+        (),
+        ("conv-mode",),
+        ("num-chunks", "chunk-idx"),
+    ),
+    "model_vqa_loader": Program(
+        "llava.eval.model_vqa_loader",
+        {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+        (),
+        ("conv-mode",),
+        ("num-chunks", "chunk-idx"),
+    ),
+    **{
+        name: Program(
+            f"llava.eval.{name}",
+            {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+            ("model-path", "model-base", "image-folder", "question-file", "answers-file"),
+            (),
+            ("conv-mode",),
+            ("num-chunks", "chunk-idx"),
+        )
+        for name in ("model_vqa_mmbench", "model_vqa_science")
+    },
+    "model_vqa_qbench": Program(
+        "llava.eval.model_vqa_qbench",
+        {"model-path": TOOL, "questions-file": "{tmp}/q", "image-folder": "{tmp}", "answers-file": "{tmp}/a"},
+        ("model-path", "model-base", "image-folder", "questions-file", "answers-file"),
+        (),
+        ("conv-mode",),
+    ),
     "inspect": Program(
         "llava.model.inspect.__main__",
         {"checkpoint": TOOL},

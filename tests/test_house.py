@@ -112,7 +112,7 @@ INNER_FLOORS = {
         "checks",
         "args",
         "checkpointing",
-        "build dry_run llava_trainer",
+        "build dry_run llava_trainer help",
         "train",
         "check_data train_mem train_xformers llama_flash_attn_monkey_patch",
     ),

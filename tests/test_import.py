@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import llava
+from llava.train.help import recorded_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +29,11 @@ PROGRAMS = [
     ("-m", "llava.eval.eval_science_qa_gpt4"),
     ("-m", "llava.eval.eval_science_qa_gpt4_requery"),
     ("-m", "llava.eval.summarize_gpt_review"),
+    ("-m", "llava.eval.model_vqa"),
+    ("-m", "llava.eval.model_vqa_loader"),
+    ("-m", "llava.eval.model_vqa_mmbench"),
+    ("-m", "llava.eval.model_vqa_science"),
+    ("-m", "llava.eval.model_vqa_qbench"),
     ("-m", "llava.eval"),
     ("-m", "llava.eval", "digits"),
     ("-m", "llava.eval", "score", "digits"),
@@ -43,6 +49,11 @@ PROGRAMS = [
     ("-m", "llava.model.make_delta"),
     ("-m", "llava.model.consolidate"),
     ("-m", "llava.train.check_data"),
+    ("-m", "llava.train.train"),
+    ("-m", "llava.train.help"),
+    ("llava/train/train.py",),
+    ("llava/train/train_mem.py",),
+    ("llava/train/train_xformers.py",),
     ("scripts/convert_vqav2_for_submission.py",),
     ("scripts/convert_mmbench_for_submission.py",),
     ("scripts/convert_seed_for_submission.py",),
@@ -119,6 +130,8 @@ def imported(*command: str) -> tuple[int, str, set[str]]:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_help_of_a_program_loads_no_torch(program):
+    if "train" in program[-1] and recorded_parser() is None:
+        pytest.skip("the flags of training are recorded for another release of transformers")
     code, out, modules = imported(*program, "--help")
     assert code == 0 and out.startswith("usage: ")
     assert "argparse" in modules  # the list of modules was read

@@ -101,6 +101,19 @@ def llava_model(family: str, tower: Path | str, seed: int = 1, **changes: Any) -
     return model.eval()
 
 
+def train_two_steps(model: Any, ids: torch.Tensor, images: torch.Tensor) -> list[float]:
+    """Train what requires a gradient on ids (1, T) and images; returns the losses, stays in training mode."""
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(2):
+        loss = model.train()(input_ids=ids, labels=ids.clamp(min=0), images=images).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
 def bare_model(model: Any) -> Any:
     """Return transformers' own LLM with the weights of a LLaVA's LLM."""
     from transformers import AutoModelForCausalLM

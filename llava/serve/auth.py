@@ -85,10 +85,11 @@ def _digest(key: str) -> bytes:
 
 
 class LocalHosts:
-    """Refuses requests that name this server by a foreign host (403), where no key protects it.
+    """Refuses requests of foreign web pages (403), where no key protects a server.
 
-    A web page in a browser on this machine may point its own name at 127.0.0.1 and read the answers (DNS
-    rebinding); it cannot change the Host header, which then is that name.
+    A page in a browser on this machine may send requests to 127.0.0.1, which name the page's site as Origin;
+    it may also point its own name at 127.0.0.1 and read the answers (DNS rebinding): it cannot change the
+    Host header, which then is that name. Programs send no Origin.
     """
 
     def __init__(self, app: App) -> None:
@@ -96,7 +97,12 @@ class LocalHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http" or self._is_local(header_values(scope, "host")):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if not all(self._is_local_origin(one) for one in header_values(scope, "origin")):
+            message = "this server has no key and answers no web page of another site; start it with a key"
+            return await send_error(send, ServeError(403, message, code="foreign_origin"), close=True)
+        if self._is_local(header_values(scope, "host")):
             return await self.app(scope, receive, send)
         message = (
             "this server has no key and answers requests for 127.0.0.1 and localhost only; to reach it by "
@@ -110,3 +116,8 @@ class LocalHosts:
             return False
         name = re.sub(r":\d{1,5}$", "", hosts[0])
         return is_loopback(name)
+
+    @classmethod
+    def _is_local_origin(cls, origin: str) -> bool:
+        scheme, _, host = origin.partition("://")  # "null" of a sandboxed page has no host
+        return scheme in ("http", "https") and cls._is_local([host])

@@ -33,6 +33,7 @@ from llava.utils import UserError, run_program
 logger = logging.getLogger(__name__)
 
 MAX_MODELS_OF_A_WORKER = 64
+MAX_SPEED = 1e9
 
 
 class DispatchMethod(Enum):
@@ -73,8 +74,8 @@ class WorkerInfo:
             or not all(isinstance(one, str) and one for one in names)
         ):
             raise bad_request("model_names is no list of names", param="worker_status.model_names")
-        if isinstance(speed, bool) or not isinstance(speed, (int, float)) or speed <= 0:
-            raise bad_request("speed is no number above 0", param="worker_status.speed")
+        if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 0 < speed <= MAX_SPEED:
+            raise bad_request(f"speed is no number from 0 to {MAX_SPEED:g}", param="worker_status.speed")
         told = status.get("templates")
         templates = {one: told[one] for one in names if isinstance(told, Mapping) and _is_key(told.get(one))}
         return cls(list(names), float(speed), read_queue_length(queue), check_heart_beat, templates=templates)
@@ -239,7 +240,11 @@ class Controller:
             status = self.get_worker_status(name)
             if status is None:
                 continue
-            info = WorkerInfo.of_status(status, check_heart_beat=True)
+            try:
+                info = WorkerInfo.of_status(status, check_heart_beat=True)
+            except ServeError as error:  # the others are told nevertheless
+                logger.warning("worker %s tells a status that is malformed: %s", name, error)
+                continue
             models.update(dict.fromkeys(info.model_names))
             speed += info.speed
             queue_length += info.queue_length

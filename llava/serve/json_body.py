@@ -7,13 +7,27 @@ import math
 import re
 from typing import Any
 
-from llava.serve.errors import bad_request
+from starlette.requests import Request
+
+from llava.serve.errors import ServeError, bad_request
 
 MAX_DEPTH = 32
 # Strings (an image is one), commas and brackets; this bounds the memory that a long list takes.
 MAX_PARTS = 100_000
 # An unfinished string matches to the end of the text: no place is looked at twice, whatever is sent.
 _PARTS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
+
+
+async def read_json(request: Request) -> Any:
+    """Return the JSON of a request. Raises ServeError: 415 for another content type, 400 for bad JSON.
+
+    A web page cannot send this content type to another site without being asked, see docs/security.md.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = "the content type has to be application/json"
+        raise ServeError(415, message, code="unsupported_media_type")
+    return parse_json(await request.body())
 
 
 def parse_json(body: bytes) -> Any:

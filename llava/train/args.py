@@ -62,10 +62,7 @@ class ModelArguments:
     version: str = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
-    vision_tower: str | None = _explained(
-        None,
-        "Folder or hub name of a vision tower, several joined by +; without one a text-only LLM is trained",
-    )
+    vision_tower: str | None = _explained(None, "Folder or hub name, several joined by +; none: text only")
     mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
     pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
     mm_projector_type: str | None = _explained("linear", "linear, mlpNx_gelu or identity")
@@ -73,10 +70,7 @@ class ModelArguments:
     mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
     mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
     mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
-    mm_vision_resolution: int | None = _explained(
-        None,
-        "Pixels of the square that the tower gets, its config's by default; not every tower takes others",
-    )
+    mm_vision_resolution: int | None = _explained(None, "Pixels that the tower gets, its config's by default")
     unfreeze_mm_vision_tower: bool = _explained(False, "Train the vision tower as well")
 
     def __post_init__(self) -> None:
@@ -279,12 +273,18 @@ class _Parser(ProgramParser, transformers.HfArgumentParser):
     """Argument parser of the fields of the argument classes."""
 
 
+CLASSES = (ModelArguments, DataArguments, TrainingArguments)
+
+
+def build_parser() -> _Parser:
+    """Build the parser of the command line; its --help is recorded in help.json, see llava.train.help."""
+    take_paths(parser := _Parser(CLASSES, epilog=OLD_FLAGS_HELP), PATHS)
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parse a command line (default: sys.argv) and check it. Raises UserError for what cannot work."""
-    classes = (ModelArguments, DataArguments, TrainingArguments)
-    parser = _Parser(classes, epilog=OLD_FLAGS_HELP)
-    take_paths(parser, PATHS)
-    known = frozenset(one.name for one in fields(transformers.TrainingArguments))
+    parser, known = build_parser(), frozenset(one.name for one in fields(transformers.TrainingArguments))
     words = translate_old_flags(sys.argv[1:] if argv is None else argv, known)
     try:
         values = vars(parser.parse_known_args(words)[0])
@@ -300,7 +300,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
-    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, classes))
+    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, CLASSES))
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from llava import conversation as conversation_lib
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import read_config
+from llava.model.checkpoints.files import load_weights, read_config
 from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
@@ -43,6 +43,28 @@ def check_start(path: str) -> None:
         else:
             remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
         raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
+
+
+def check_something_trains(model_args: ModelArguments, plan: RunPlan) -> None:
+    """Raise UserError for flags that freeze every weight of what training starts from.
+
+    It reads config.json and the names of the weights."""
+    if plan.lora_enable or plan.unfreeze_mm_vision_tower or not plan.freeze_backbone:
+        return
+    path, sees = model_args.model_name_or_path, model_args.vision_tower is not None
+    if sees and not plan.freeze_mm_mlp_adapter and model_args.mm_projector_type != "identity":
+        return
+    config = read_config(path)
+    if sees and "unpad" in (model_args.mm_patch_merge_type or ""):
+        had_newline = is_llava(config) and "unpad" in (config.get("mm_patch_merge_type") or "")
+        if not had_newline:  # a new one trains; that of a checkpoint is frozen with the backbone
+            return
+    built = llava_config(config, path) if sees else AutoConfig.from_pretrained(path)
+    if not built.tie_word_embeddings:  # the head trains
+        return
+    # transformers does not tie a head that is stored and differs: then the model itself tells
+    if not any(name.endswith("lm_head.weight") for name in load_weights(path, shapes_only=True)):
+        raise UserError(trainable.NOTHING_TRAINS)
 
 
 def load_llm(

@@ -8,6 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from llava.train.help import show_help
+
+if __name__ == "__main__":
+    show_help(sys.argv)  # before what follows, which takes ten seconds
+
 from llava import conversation as conversation_lib
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -34,7 +39,12 @@ from llava.train.args import (
     make_plan,
     parse_args,
 )
-from llava.train.build import build_model, check_start, smart_tokenizer_and_embedding_resize
+from llava.train.build import (
+    build_model,
+    check_something_trains,
+    check_start,
+    smart_tokenizer_and_embedding_resize,
+)
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
 from llava.train.checkpointing.claim import OutputClaim
 from llava.train.checkpointing.manifest import make_manifest
@@ -160,6 +170,7 @@ def train(attn_implementation: str | None = None) -> None:
     seed_everything(training_args.seed, deterministic=training_args.deterministic)
     plan = make_plan(model_args, training_args)
     tasks = planned_tasks(training_args, plan)
+    check_something_trains(model_args, plan)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(

@@ -1,5 +1,12 @@
 """Trains with flash attention where it works: python llava/train/train_mem.py --model_name_or_path ..."""
 
+import sys
+
+from llava.train.help import show_help
+
+if __name__ == "__main__":
+    show_help(sys.argv)  # before what follows, which takes ten seconds
+
 from llava.train.train import train
 from llava.utils import run_program
 

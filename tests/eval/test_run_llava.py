@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.eval import question, run_llava
+from llava.eval import run_llava
+from llava.eval.run import question
 from llava.inference.loading import open_model
 from llava.mm_utils import ImageError, get_model_name_from_path
 from llava.utils import UserError

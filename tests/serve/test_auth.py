@@ -101,3 +101,24 @@ def test_a_server_without_a_key_answers_under_local_names(host: str) -> None:
 def test_a_web_page_that_rebinds_its_name_reads_nothing(hosts: list[str]) -> None:
     reply = call(LocalHosts(echo), scope_of(headers=[("host", one) for one in hosts]))
     assert reply.status == 403 and reply.error["code"] == "foreign_host"
+
+
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [
+        ("http://localhost:7860", True),
+        ("http://127.0.0.1:8000", True),
+        ("https://[::1]:8000", True),
+        ("https://evil.example.org", False),
+        ("http://localhost.evil.example.org", False),
+        ("http://evil.example.org:8000", False),
+        ("null", False),
+        ("", False),
+        ("file://localhost", False),
+        ("http://localhost@evil.example.org", False),
+    ],
+)
+def test_a_page_of_another_site_asks_nothing(origin: str, passes: bool) -> None:
+    reply = call(LocalHosts(echo), scope_of(headers=[("host", "localhost:8000"), ("origin", origin)]))
+    assert reply.status == (200 if passes else 403)
+    assert passes or reply.error["code"] == "foreign_origin"

@@ -222,5 +222,5 @@ def test_a_web_page_elsewhere_cannot_ask(engine: FakeEngine) -> None:
         error_of(reply, 415)
     asks = {"Origin": "http://evil.example.org", "Access-Control-Request-Method": "POST"}
     reply = client.options("/v1/chat/completions", headers=asks)
-    assert reply.status_code == 405 and not any("access-control" in name for name in reply.headers)
+    assert reply.status_code == 403 and not any("access-control" in name for name in reply.headers)
     assert not engine.asked

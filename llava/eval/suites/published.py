@@ -27,16 +27,18 @@ class Published:
 
 
 _V15 = ("vqav2", "gqa", "vizwiz", "science_qa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed")
-_V16 = ("mmmu", "mathvista", *_V15)
+# "" drops MathVista: it is published over all of its questions, the task `mathvista` has those with choices.
+_V16 = ("mmmu", "", *_V15)
 # A judge that is no more has scored these, so that nobody can get the same numbers again.
-JUDGED = ("llava_bench", "mm_vet", "mathvista")
+JUDGED = ("llava_bench", "mm_vet")
 SUITES: dict[str, tuple[str, ...]] = {"v1.5": (*_V15, "llava_bench", "mm_vet")}
 
 
 def _row(name: str, parts: str, tasks: tuple[str, ...], scores: str) -> Published:
     values = (float(one) for one in scores.split())
     names = (*tasks, "llava_bench", "mm_vet")
-    return Published(name, tuple(parts.split()), dict(zip(names, values, strict=True)))
+    scored = {task: value for task, value in zip(names, values, strict=True) if task}
+    return Published(name, tuple(parts.split()), scored)
 
 
 # The first whose parts all are in a model's name is it: those of more parts come first.

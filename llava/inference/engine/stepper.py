@@ -33,7 +33,7 @@ class Stepper:
     `begin` takes the rows of the next group, `step` computes a piece of their prompts and one token for each
     row that runs, and returns the rows that have ended. Rows join and leave between tokens.
     kept: the store of KV caches and image features. keep_answers: put ended dialogs into it. chunk: positions
-    of a piece. contain: what goes wrong with some rows ends these, and is not raised.
+    of a piece. contain: what goes wrong with some rows ends these, and is not raised; a lost device is.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Stepper:
             logits = prefill.advance(self.images_at_once if self.rows else None)
         except Exception as error:
             self._prefill = None
-            if not self.contain:
+            if not self.contain or _is_lost(error):
                 raise
             return self._fail_group(prefill.rows, error)
         if logits is None:
@@ -266,6 +266,14 @@ def _cancelled(row: Row) -> Row:
     if row.reason is None:
         row.finish("cancelled")
     return row
+
+
+def _is_lost(error: Exception) -> bool:
+    """Tell whether an error leaves the device unusable: every later call would fail as well."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return False
+    told = ("CUDA error", "HIP error", "device-side assert")
+    return isinstance(error, torch.AcceleratorError) or any(one in str(error) for one in told)
 
 
 def _brief(error: Exception) -> str:

@@ -330,11 +330,6 @@ class VisionTower(nn.Module):
         return self.tile_size
 
     @property
-    def channels(self) -> int:
-        """Channels of the images that it is given."""
-        return 3
-
-    @property
     def num_patches_per_side(self) -> int:
         """Patches along one edge."""
         return self.tile_size // self.patch_edge(self.config)

@@ -29,6 +29,7 @@ class Dinov2VisionTower(VisionTower):
     model_class = Dinov2Model
     processor_class = BitImageProcessorPil
     layers = "encoder.layer"
+    layer_arguments = {}  # older layers take no mask
     resizing = "free"
     unused = ("embeddings.mask_token",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,11 +122,10 @@ class FusedVisionTower(VisionTower):
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of (N, 3 * towers, H, W): (N, P, C)."""
-        expected = CHANNELS * len(self.towers)
-        if images.shape[1] != expected:
+        if images.shape[1] != self.channels:
             raise UserError(
                 f"The vision tower {self.vision_tower_name} is given images of {images.shape[1]} channels; "
-                f"expected {expected}, as its image_processor makes them."
+                f"expected {self.channels}, as its image_processor makes them."
             )
         parts = []
         for one, pixels in zip(self.towers, images.split(CHANNELS, dim=1), strict=True):
@@ -138,10 +137,6 @@ class FusedVisionTower(VisionTower):
         """Make trainable what the selected features of each tower depend on."""
         for one in self.towers:
             one.unfreeze()
-
-    def layers_before(self, index: int) -> Iterable[nn.Module]:
-        """Return the layers of all towers that the selected features have passed."""
-        return [layer for one in self.towers for layer in one.layers_before(index)]
 
     @property
     def channels(self) -> int:

@@ -17,6 +17,7 @@ class RadioVisionTower(VisionTower):
     processor_class = CLIPImageProcessorPil
     before_layers = ("input_conditioner", "embeddings")
     layers = "encoder.layer"
+    layer_arguments = {}  # older layers take no mask
     resizing = "free"
 
     @property

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from llava.inference.engine import Piece, Ticket, Waiting
 from llava.serve.errors import bad_request
+from llava.serve.json_body import read_json
 from llava.serve.openai.answering import (
     Job,
     Whole,
@@ -22,7 +23,7 @@ from llava.serve.openai.answering import (
 )
 from llava.serve.openai.dialogs import build_dialog, chat_turns
 from llava.serve.openai.schema import ChatRequest, read_request
-from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.service import Events, Service, new_id
 from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import DONE, comment, event
 from llava.serve.openai.tokens import chat_logprobs

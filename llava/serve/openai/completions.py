@@ -12,6 +12,7 @@ from starlette.responses import Response
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.inference.engine import Piece, RawPrompt, Ticket, Token, Waiting
 from llava.serve.errors import bad_request
+from llava.serve.json_body import read_json
 from llava.serve.openai.answering import (
     Job,
     Whole,
@@ -21,7 +22,7 @@ from llava.serve.openai.answering import (
     usage_of,
 )
 from llava.serve.openai.schema import CompletionRequest, read_request
-from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.service import Events, Service, new_id
 from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import DONE, comment, event
 from llava.serve.openai.tokens import completion_logprobs

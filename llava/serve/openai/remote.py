@@ -77,11 +77,17 @@ class ControllerModels:
         return {name: self._serve(name, key).model for name, key in (await self._list(LIST_SECONDS)).items()}
 
     async def find(self, name: str) -> Served:
-        """Return a model. Raises ServeError: 404 for one that no worker has, 503 without a controller."""
+        """Return a model. Raises ServeError: 404 for one that no worker had, 503 while its workers are away.
+
+        503 as well without a controller.
+        """
         known = await self._list(LIST_SECONDS)
         if name not in known:
             known = await self._list(0)
         if name not in known:
+            if any(name == served for served, _ in self._served):  # clients try a 503 again, and no 404
+                message = f"no worker has {name} now; it was served here before, try again"
+                raise ServeError(503, message, code="no_worker", retry_after_s=5)
             raise not_served(name, list(known))
         return self._serve(name, known[name])
 

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from llava.inference.engine import Piece, Ticket, Token, Waiting
 from llava.serve.errors import ServeError, bad_request
+from llava.serve.json_body import read_json
 from llava.serve.openai.answering import Job, Whole, finish_reason, sampling_params, unless_gone
 from llava.serve.openai.dialogs import build_dialog, response_turns
 from llava.serve.openai.schema import ResponseRequest, Sampling, read_request
-from llava.serve.openai.service import Events, Service, new_id, read_json
+from llava.serve.openai.service import Events, Service, new_id
 from llava.serve.openai.settings import ServedModel
 from llava.serve.openai.streams import comment, event
 from llava.serve.openai.tokens import chat_logprobs

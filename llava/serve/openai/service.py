@@ -12,8 +12,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava.inference.engine import AnyEngine, Event, Ticket
-from llava.serve.errors import ServeError
-from llava.serve.json_body import parse_json
 from llava.serve.openai.answering import Job, Whole, collect, follow, submit, unless_gone
 from llava.serve.openai.metrics import ServerMetrics
 from llava.serve.openai.models import Models, Served, check_fields
@@ -68,18 +66,6 @@ class Service:
                     yield one
         finally:
             self.metrics.answered(tickets)
-
-
-async def read_json(request: Request) -> Any:
-    """Return the JSON of a request. Raises ServeError: 415 for another content type, 400 for bad JSON.
-
-    A web page cannot send this content type to another site without being asked, see docs/security.md.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        message = "the content type has to be application/json"
-        raise ServeError(415, message, code="unsupported_media_type")
-    return parse_json(await request.body())
 
 
 def new_id(prefix: str) -> str:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from llava.serve.errors import ServeError, bad_request
-from llava.serve.json_body import parse_json
+from llava.serve.json_body import read_json
 from llava.serve.workers.addresses import WorkerAddressError
 from llava.serve.workers.frames import ErrorCode, error_frame
 from llava.serve.workers.threads import in_thread
@@ -70,7 +70,7 @@ async def _answer_address(request: Request, error: Exception) -> Response:
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the JSON object of a request. Raises ServeError."""
-    content = parse_json(await request.body())
+    content = await read_json(request)
     if not isinstance(content, dict):
         raise bad_request("the body is no JSON object")
     return content

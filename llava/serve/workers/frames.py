@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 
 from llava.serve.errors import ServeError
+from llava.serve.json_body import parse_json
 from llava.serve.limits import request_id
 from llava.utils import server_error_msg
 
@@ -132,9 +133,12 @@ def tls_context() -> ssl.SSLContext:
 def post(url: str, content: Mapping[str, Any] | None = None, *, api_key: str | None = None) -> Any:
     """Send JSON and return the JSON that comes back.
 
-    Raises httpx2.HTTPError, and ValueError for an answer that is no JSON.
+    Raises httpx2.HTTPError, and ValueError for an answer that is no JSON, or more than a request may hold.
     """
     with open_client(api_key) as client:
         response = client.post(url, json=content)
         response.raise_for_status()
-        return response.json()
+        try:
+            return parse_json(response.content)
+        except ServeError as error:
+            raise ValueError(f"the answer cannot be read: {error}") from error

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Parts whose linear layers never get an adapter: they train whole or not at all.
 NO_ADAPTER = quantization.NEVER_QUANTIZED
+NOTHING_TRAINS = "these flags freeze every weight; there is nothing to train"
 
 
 # ---- the quantised base (QLoRA, https://arxiv.org/abs/2305.14314) ----
@@ -149,7 +150,7 @@ def log_trainable(model: nn.Module, plan: RunPlan) -> None:
             row[0] += 1
             row[1] += getattr(param, "ds_numel", param.numel())
     if not parts:
-        raise UserError("these flags freeze every weight; there is nothing to train")
+        raise UserError(NOTHING_TRAINS)
     for (part, dtype, rate), (tensors, values) in parts.items():
         logger.info(
             "trains: %-11s %4d tensors %14s values %s, rate %g", part, tensors, f"{values:,}", dtype, rate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from examples import GQA, SCIENCE_QA
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_examples import TEXTVQA, VIZWIZ, VIZWIZ_TEST, VQAV2, VQAV2_TEST, people
 from written import answers, scored
@@ -19,6 +19,7 @@ from llava.eval.tasks.short.textvqa import question_of
 from llava.utils import UserError
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10), st.integers(1, 10))
 def test_the_vqa_rule_is_the_mean_over_nine_of_ten(same: int, asked: int) -> None:
     told = ["red"] * same + [f"colour{number}" for number in range(10 - same)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from examples import MME, POPE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 from written import answers, scored, write
@@ -18,6 +18,7 @@ from llava.eval.tasks.yes_no.mme_points import says
 from llava.utils import UserError
 
 
+@settings(deadline=None)  # scikit-learn is slow where the machine is busy
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_rates_are_those_of_scikit_learn(pairs: list[tuple[bool, bool]]) -> None:
     counts = Counts()

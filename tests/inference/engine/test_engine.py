@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -43,25 +44,6 @@ QUESTIONS = [
 def dialog_of(template, number):
     text, images = QUESTIONS[number]
     return new_dialog(conv_templates[template], text, images, object(), has_tower=True)
-
-
-@pytest.fixture
-def engine_of():
-    """Makes engines, and closes them."""
-    made = []
-
-    def make(loaded, **options):
-        made.append(Engine(loaded, **{"memory_bytes": 2**30, **options}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def engine(engine_of, llama):
-    return engine_of(llama)
 
 
 def expected(loaded, template, number, params=GREEDY):
@@ -364,6 +346,31 @@ def test_a_fault_of_the_model_ends_the_engine_and_every_ticket(engine, llama):
         engine.submit(dialog_of("llava_v1", 0), GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (ValueError("a fault of this request"), True),
+    ],
+    ids=["lost", "lost, as an old error", "memory", "request"],
+)
+def test_a_lost_device_in_a_prompt_ends_the_engine(engine, llama, error, kept):
+    running = engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=300))
+    until(lambda: running.usage.completion_tokens > 2)
+    with Fault(llama.model, error, lambda rows, length: length > 100) as fault:
+        hit = engine.submit(dialog_of("llava_v1", 4), GREEDY)
+        behind = engine.submit(dialog_of("llava_v1", 5), GREEDY)
+        with pytest.raises(type(error) if kept else EngineDead):
+            hit.result(20)
+        assert fault.count
+        for one in (behind, running):
+            with nullcontext() if kept else pytest.raises(EngineDead, match="CUDA error"):
+                assert one.result(20).finish_reason == "length"
+    until(lambda: engine.alive == kept)
+
+
 def test_logits_that_are_no_numbers_cost_their_row(engine, llama):
     def spoil(module, args, output):
         if output.logits.shape[0] == 2:
@@ -402,14 +409,6 @@ def test_closing_drains_or_ends_what_is_left(engine_of, llama, drain):
         engine.submit(dialog_of("llava_v1", 0), GREEDY)
 
 
-def test_an_idle_engine_sleeps(engine):
-    engine.submit(dialog_of("llava_v1", 0), GREEDY).result(20)
-    until(lambda: engine.stats().running == 0)
-    before = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - before < 0.05
-
-
 def test_many_threads_ask_at_once(engine, llama):
     found = {}
 
@@ -423,16 +422,6 @@ def test_many_threads_ask_at_once(engine, llama):
         one.join()
     alone = [expected(llama, "llava_v1", number)[0] for number in range(6)]
     assert [found[number] for number in range(18)] == [alone[number % 6] for number in range(18)]
-
-
-def test_a_sliding_window_slides_over_joined_rows(engine_of, load_family, monkeypatch):
-    loaded, template = load_family("mistral")
-    monkeypatch.setattr(loaded.model.config, "sliding_window", 24)
-    engine = engine_of(loaded, prefill_chunk=16)
-    long = SamplingParams(temperature=0, max_new_tokens=40)
-    tickets = [engine.submit(dialog_of(template, number), long) for number in (0, 4, 1, 5)]
-    for ticket, number in zip(tickets, (0, 4, 1, 5), strict=True):
-        assert ticket.result(60).text == expected(loaded, template, number, long)[0]
 
 
 def test_the_assistants_answers_are_the_engines(engine, llama):

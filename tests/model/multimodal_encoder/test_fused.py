@@ -90,14 +90,7 @@ def test_a_fused_model_trains_saves_loads_and_is_inspected(pair: str, vicuna: Pa
     tower.unfreeze()
     ids = tiny.prompt(3, "image", 4)
     images = process_images([noise(40, 40)], tower.image_processor, model.config)
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(2):
-        loss = model.train()(input_ids=ids, labels=ids.clamp(min=0), images=images).loss
-        losses.append(float(loss.detach()))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    losses = tiny.train_two_steps(model, ids, images)
     assert losses[1] < losses[0]
     model.eval().config.unfreeze_mm_vision_tower = True
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def write_digit(folder: Path, digit: int) -> str:
 class DigitEngine(FakeEngine):
     """Names the digits of all images of a dialog. A question may ask to count on, for code, or to die."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.middle = threading.Event()  # no answer goes beyond its third word before it is set
+        self.middle.set()
+
     def _answer(self, ticket: Ticket, top_logprobs: int | None) -> None:
         dialog = next(one.prompt for one in self.asked if one.ticket is ticket)
         assert isinstance(dialog, Dialog)
@@ -41,6 +47,8 @@ class DigitEngine(FakeEngine):
         words = self.words_for(question, dialog)
         for index, word in enumerate(words):
             time.sleep(STEP_S)
+            if index == 3:
+                self.middle.wait(20)
             if ticket.done:
                 return
             if "die" in question and index == 3:

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 import llava.serve.controller
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
@@ -71,6 +72,9 @@ def test_a_worker_registers_with_the_status_it_sends_or_the_one_it_is_asked_for(
         {"model_names": ["m"] * 65, "speed": 1, "queue_length": 0},
         {"model_names": ["m"], "speed": 0, "queue_length": 0},
         {"model_names": ["m"], "speed": "1", "queue_length": 0},
+        {"model_names": ["m"], "speed": float("nan"), "queue_length": 0},
+        {"model_names": ["m"], "speed": float("inf"), "queue_length": 0},
+        {"model_names": ["m"], "speed": 10**400, "queue_length": 0},
         {"model_names": ["m"], "speed": 1, "queue_length": -1},
         {"model_names": ["m"], "speed": 1, "queue_length": 1.5},
         {"model_names": ["m"]},
@@ -230,8 +234,6 @@ def test_the_endpoints_answer_as_the_reference_s(controller: Controller) -> None
 def test_a_malformed_request_is_told_what_is_wrong(
     controller: Controller, path: str, content: object, code: int
 ) -> None:
-    from starlette.testclient import TestClient
-
     client = TestClient(guard(create_app(lambda: controller), api_key=None), base_url="http://localhost")
     reply = client.post(path, json=content)
     assert reply.status_code == code and reply.json()["error"]["message"]
@@ -324,8 +326,6 @@ def test_cve_2026_6607_a_worker_that_hangs_does_not_stop_heart_beats(controller:
 
 
 def test_the_module_has_the_reference_s_app() -> None:
-    from starlette.testclient import TestClient
-
     client = TestClient(llava.serve.controller.app, base_url="http://localhost")
     assert client.post("/list_models").json()["error"]["code"] == "no_controller"
     llava.serve.controller.controller = Controller("lottery")
@@ -367,3 +367,48 @@ def test_the_documented_command_starts_and_ends() -> None:
     finally:
         process.kill()
         process.stderr.close()
+
+
+MALFORMED = {
+    "list": b"[1]",
+    "empty": b"",
+    "no json": b"<html>",
+    "no names": b'{"model_names": [], "speed": 1, "queue_length": 0}',
+    "no speed": b'{"model_names": ["m"], "queue_length": 0}',
+    "NaN": b'{"model_names": ["m"], "speed": NaN, "queue_length": 0}',
+    "infinity": b'{"model_names": ["m"], "speed": 1e999, "queue_length": 0}',
+    "huge": b'{"model_names": ["m"], "speed": 1' + b"0" * 400 + b', "queue_length": 0}',
+    "queue": b'{"model_names": ["m"], "speed": 1, "queue_length": -1}',
+    "surrogate": b'{"model_names": ["\\ud800"], "speed": 1, "queue_length": 0}',
+    "deep": b"[" * 200_000,
+    "no utf-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+def test_a_worker_with_a_malformed_answer_hides_no_other(controller: Controller, answer: bytes) -> None:
+    async def tell(request: Request) -> Response:
+        return Response(answer, media_type="application/json")
+
+    bad = Starlette(routes=[Route("/worker_get_status", tell, methods=["POST"])])
+    client = TestClient(create_app(lambda: controller), base_url="http://localhost")
+    with running(bad) as address, running(Worker("good").app) as honest:
+        controller.register_worker(address, True, status("m"))
+        controller.register_worker(honest, True, None)
+        assert client.post("/worker_get_status").json() == status("good")
+        assert client.post("/refresh_all_workers").status_code == 200
+    assert controller.list_models() == ["good"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+@pytest.mark.parametrize(
+    "path", ["/register_worker", "/get_worker_address", "/receive_heart_beat", "/worker_generate_stream"]
+)
+def test_a_body_says_that_it_is_json(controller: Controller, path: str, kind: str | None) -> None:
+    client = TestClient(create_app(lambda: controller), base_url="http://localhost")
+    body = b'{"worker_name": "http://localhost:1", "queue_length": 0, "model": "m", "check_heart_beat": true}'
+    reply = client.post(path, content=body, headers={} if kind is None else {"content-type": kind})
+    assert reply.status_code == 415 and reply.json()["error"]["code"] == "unsupported_media_type"
+    assert controller.worker_info == {}
+    right = client.post(path, content=body, headers={"content-type": "application/json; charset=utf-8"})
+    assert right.status_code != 415

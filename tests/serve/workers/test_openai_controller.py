@@ -290,6 +290,20 @@ def test_unknown_models_too_many_streams_and_a_controller_that_comes_late() -> N
 STATUS = {"speed": 1, "queue_length": 0}
 
 
+def test_a_model_whose_workers_are_away_is_one_to_ask_again() -> None:
+    """Clients repeat after a 503 and not after a 404; a name that nobody served stays unknown."""
+    worker = Worker("m", n=2)
+    with behind(worker) as (client, _, controller):
+        assert ask(client, model="m").choices
+        controller.worker_info.clear()
+        wait_until(lambda: not list(client.models.list()))
+        with pytest.raises(openai.InternalServerError, match="no worker has m now") as caught:
+            ask(client, model="m")
+        assert (caught.value.status_code, caught.value.code) == (503, "no_worker")
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            ask(client, model="another")
+
+
 def test_the_key_goes_on_to_the_controller() -> None:
     controller = Controller("lottery", api_key=KEY)
     worker = Worker("m")

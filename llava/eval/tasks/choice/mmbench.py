@@ -31,7 +31,9 @@ class MMBench(ChoiceTask):
     one_file = True
     ids_repeat = True  # with all rounds
     letter_line: ClassVar[str] = prompts.LETTER
-    options = (Option("all-rounds", "ask each row with all rotations of its options", "no", ("no", "yes")),)
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("all-rounds", "ask each row with all rotations of its options", "no", ("no", "yes")),
+    )
     data: ClassVar[tuple[DataFile, ...]] = (
         DataFile(
             "question-file", "mmbench_{split}_20230712.tsv", "the table of questions", SITE, "Apache-2.0"

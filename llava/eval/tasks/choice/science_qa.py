@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+from llava.eval.metrics.letters import FAILED, read_letter
 from llava.eval.tasks import prompts
 from llava.eval.tasks.annotated import ChoiceTask, Rows
 from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Score, TaskData
@@ -15,7 +15,6 @@ from llava.eval.tasks.questions import image_folder, question_file
 from llava.utils import UserError
 
 SITE = "https://github.com/lupantech/ScienceQA"
-_TOLD = re.compile(r"The answer is ([A-Z]).")
 
 
 class ScienceQA(ChoiceTask):
@@ -116,10 +115,5 @@ def written(problem: Record) -> str:
 
 def said_letter(text: str) -> str | None:
     """Return the letter that the reference reads in an answer, None where it reads none."""
-    known = prompts.LETTERS[:5]
-    if text and text in known and len(text) == 1:
-        return text
-    if len(text) >= 3 and text[0] in known and text[1:3] == ". ":
-        return text[0]
-    found = _TOLD.findall(text)
-    return found[0] if len(found) == 1 else None
+    letter = read_letter(text, tuple(prompts.LETTERS[:5]))
+    return None if letter == FAILED else letter
