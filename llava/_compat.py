@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers.tokenization_python import Trie
 
 __all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode"]
 
@@ -117,7 +118,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     return tokenizer._added_tokens_encoder
 
 
-def trie_tokens(trie: Any) -> set[str]:
+def trie_tokens(trie: Trie) -> set[str]:
     """Return the tokens that a tokenizer's trie holds, to build another kind of splitter from them."""
     return trie._tokens
 

@@ -140,3 +140,11 @@ class ImageTokenArguments(Protocol):
     mm_use_im_start_end: bool
     tune_mm_mlp_adapter: bool
     pretrain_mm_mlp_adapter: str | None
+
+
+class QuestionArguments(Protocol):
+    """What eval_model needs of its arguments; `llava.eval.run_llava.eval_model` names what else it reads."""
+
+    model_path: str
+    query: str
+    image_file: str

@@ -19,9 +19,10 @@ _LENDS_ARGUMENTS = {
     # transformers' own saving asks its arguments where, and whether, to rotate and upload
     "llava/train/checkpointing/saving.py": {"save_total_limit", "push_to_hub"},
     # eval_model takes plain objects of other projects, which need few fields
-    "llava/eval/question.py": {"name"},
+    "llava/eval/run/question.py": {"name"},
     "llava/eval/run_llava.py": {"sep"},
-    # the program's own command line: a key's file or variable becomes the key
+    # the program's own command line: the variable of a key becomes the key
+    "llava/serve/gradio_web_server.py": {"api_key"},
     "llava/serve/openai_api.py": {"api_key"},
 }
 

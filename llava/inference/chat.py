@@ -80,7 +80,7 @@ class ChatSession:
         params: SamplingParams | None = None,
         *,
         image: Images | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer; closing it, or Ctrl-C meanwhile, ends the answer.
 

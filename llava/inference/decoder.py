@@ -51,7 +51,7 @@ class Decoder:
         self._empty()
 
     def _empty(self) -> None:
-        self._cache: Any = None  # a Cache; None while nothing is kept
+        self._cache: Cache | None = None  # None while nothing is kept
         self._keys: list[Key] = []  # what the cache holds
         self._ends: list[int] = []  # how many positions are filled after each of them
 
@@ -165,6 +165,7 @@ class Decoder:
 
     def _crop(self, n_positions: int) -> None:
         """Cut the cache to its first positions."""
+        assert self._cache is not None
         self._cache.crop(n_positions - self._filled)  # a negative number is cut from the end
 
 

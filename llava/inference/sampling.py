@@ -87,7 +87,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
 
     @classmethod
-    def of(cls, base: SamplingParams | None = None, **settings: Any) -> SamplingParams:
+    def of(cls, base: SamplingParams | None = None, /, **settings: object) -> SamplingParams:
         """Build from keywords, on top of `base`; `max_tokens` is another name of `max_new_tokens`.
 
         Raises UserError for an unknown keyword, with the known ones and the nearest.

@@ -61,7 +61,7 @@ class RunPlan:
     deepspeed: str | dict[str, Any] | None = None  # a file, a dict, or nothing
     hf_deepspeed_config: HfTrainerDeepSpeedConfig | None = None  # as transformers has read it
     fsdp: object = None
-    fsdp_plugin_args: Any = None
+    fsdp_plugin_args: dict[str, Any] | None = None
     # how a step goes
     seed: int = 42
     gradient_accumulation_steps: int = 1

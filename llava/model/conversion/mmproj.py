@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from llava.model.conversion import weights
 from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name
 from llava.utils import UserError, import_optional
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 # parts of our names -> llama.cpp's (tools/mtmd/clip-impl.h, the lines TN_*)
 _PARTS = (
@@ -77,7 +80,7 @@ def _is_vision(name: str) -> bool:
     return any(part in name for part in parts) and not files.is_recomputed(name)
 
 
-def _add_fields(writer: Any, config: dict[str, Any], kind: str, source: str) -> int:
+def _add_fields(writer: GGUFWriter, config: dict[str, Any], kind: str, source: str) -> int:
     """Write the header's fields; returns how many layers of the tower are needed."""
     vision = vision_config(config)
     select = config.get("vision_feature_layer", -2)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX
-from llava.train.records import SAMPLE_KEY
+from llava.train.records import SAMPLE_KEY, sample_name
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -92,16 +92,18 @@ class NonFiniteGuard(TrainerCallback):
     def _name(self, names: Sequence[Any]) -> str:
         if not names:
             return "unnamed samples"
-        table: Any = getattr(self._dataset, "list_data_dict", None)
-        shown = [
-            table.name(one) if isinstance(one, int) and hasattr(table, "name") else str(one)
-            for one in names[:NAMES_SHOWN]
-        ]
+        shown = [sample_name(self._dataset, one) for one in names[:NAMES_SHOWN]]
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         return ", ".join(shown) + more
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: object,
     ) -> None:
         """Take the gradients away if any rank had a bad loss: an optimizer leaves such parameters alone."""
         if self.policy != "skip":
@@ -119,7 +121,7 @@ class NonFiniteGuard(TrainerCallback):
             )
         if args.fp16:
             return  # its loss scaler leaves such a step out by itself, and wants to see the gradients
-        for group in kwargs["optimizer"].param_groups:
+        for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
@@ -159,8 +159,8 @@ class Progress(TrainerCallback):
         if self._line is None or not self._shows(state):
             return
         self._batches += 1
-        loader: Any = kwargs.get("eval_dataloader")
-        total = f"/{len(loader):,}" if has_length(loader) else ""
+        loader = kwargs.get("eval_dataloader")
+        total = f"/{len(loader):,}" if isinstance(loader, Sized) and has_length(loader) else ""
         self._line.open()
         self._line.draw([_step(state), f"evaluating {self._batches:,}{total}"])
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from llava.atomic import write_text
 from llava.constants import IGNORE_INDEX
-from llava.train.records import SAMPLE_KEY
+from llava.train.records import SAMPLE_KEY, sample_name
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class LostSamples(TrainerCallback):
         self._new.clear()
         if not fresh:
             return
-        self.names.update((key, self._describe(key)) for key in fresh)
+        self.names.update((key, sample_name(self._dataset, key)) for key in fresh)
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
         if len(self.names) > self.limit * self._samples:
@@ -123,10 +123,6 @@ class LostSamples(TrainerCallback):
                 self._listing(),
                 CAUSES,
             )
-
-    def _describe(self, key: int | str) -> str:
-        table: Any = getattr(self._dataset, "list_data_dict", None)
-        return table.name(key) if isinstance(key, int) and hasattr(table, "name") else str(key)
 
     def _listing(self) -> str:
         names = list(self.names.values())

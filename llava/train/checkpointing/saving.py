@@ -37,6 +37,7 @@ from llava.train.checkpointing.manifest import write_manifest
 from llava.train.plan import RunPlan, plan_of
 
 if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
@@ -237,7 +238,7 @@ def load_projector(model: PreTrainedModel, folder: Path) -> None:
     model.get_model().load_projector(read_tensors(file), str(file))
 
 
-def leave_out_frozen(engine: Any) -> None:
+def leave_out_frozen(engine: DeepSpeedEngine) -> None:
     """Let a DeepSpeed engine save and load only weights that train; transformers does it for adapters only.
 
     Otherwise each checkpoint of stage 1 would hold the whole LLM.

@@ -74,7 +74,7 @@ class StorageMeter(TorchDispatchMode):
         self.now -= size
 
 
-def _places(index: Any) -> Sequence[Any]:
+def _places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
     """Write a mask with values as places, whose number is then known; other indices stay as they are."""
     if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
         return [index]
@@ -90,7 +90,11 @@ def _shapes_only(model: nn.Module, meter: StorageMeter) -> Iterator[FakeTensorMo
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, torch.Tensor] = {}
     before: list[tuple[Any, str, Any]] = []
-    quantised = [one for one in model.modules() if type(one).__module__.startswith("bitsandbytes")]
+    quantised = [
+        one
+        for one in model.modules()
+        if isinstance(one, nn.Linear) and type(one).__module__.startswith("bitsandbytes")
+    ]
 
     def stand_in(real: torch.Tensor) -> torch.Tensor:
         if id(real) not in made:
@@ -105,7 +109,7 @@ def _shapes_only(model: nn.Module, meter: StorageMeter) -> Iterator[FakeTensorMo
 
     try:
         for linear in quantised:
-            linear.forward = functools.partial(_quantised_forward, linear, mode)
+            linear.forward = functools.partial(_quantised_forward, linear, mode)  # type: ignore[method-assign]
         for module in model.modules():
             for values in tables_of(module):
                 for name, real in list(values.items()):
@@ -124,7 +128,7 @@ class _WithUnpackedWeight(torch.autograd.Function):
     """The product with a quantised weight, which lies there in full precision only while it is used."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, linear: nn.Module, mode: FakeTensorMode) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, linear: nn.Linear, mode: FakeTensorMode) -> torch.Tensor:
         """values: (..., in). Returns (..., out)."""
         ctx.linear, ctx.mode = linear, mode
         return values @ _unpacked(linear, mode, values).T
@@ -135,12 +139,12 @@ class _WithUnpackedWeight(torch.autograd.Function):
         return gradient @ _unpacked(ctx.linear, ctx.mode, gradient), None, None
 
 
-def _unpacked(linear: Any, mode: FakeTensorMode, like: torch.Tensor) -> torch.Tensor:
+def _unpacked(linear: nn.Linear, mode: FakeTensorMode, like: torch.Tensor) -> torch.Tensor:
     with mode:
         return torch.empty(linear.out_features, linear.in_features, dtype=like.dtype, device=like.device)
 
 
-def _quantised_forward(linear: Any, mode: FakeTensorMode, values: torch.Tensor) -> torch.Tensor:
+def _quantised_forward(linear: nn.Linear, mode: FakeTensorMode, values: torch.Tensor) -> torch.Tensor:
     """Stand in for a layer of bitsandbytes, whose operations need values."""
     dtype = getattr(linear, "compute_dtype", None) or values.dtype
     result = _WithUnpackedWeight.apply(values.to(dtype), linear, mode).to(values.dtype)
@@ -242,7 +246,7 @@ def _size(tensor: torch.Tensor) -> int:
     return int(getattr(tensor, "ds_numel", tensor.numel())) * tensor.element_size() + _scale_bytes(tensor)
 
 
-def _scale_bytes(tensor: Any) -> int:
+def _scale_bytes(tensor: torch.Tensor) -> int:
     """Return what the scales of a quantised weight take."""
     state, size = getattr(tensor, "quant_state", None), 0
     while state is not None:

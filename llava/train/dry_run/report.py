@@ -19,6 +19,7 @@ from llava.train.data.start_checks import NO_IMAGE
 from llava.train.data.streaming import StreamingDataset
 from llava.train.dry_run.memory_estimate import MemoryEstimate, estimate_memory, image_lengths
 from llava.train.plan import RunPlan, word_of
+from llava.train.records import sample_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -98,11 +99,11 @@ class DryRun:
         chosen = sorted(
             {*places, *range(min(SAMPLES_SHOWN, len(self.dataset)))}, key=lambda i: i not in places
         )
-        table: Any = getattr(self.dataset, "list_data_dict", None)
-        named = [
-            (i, table.name(i) if hasattr(table, "name") else f"sample {i}") for i in chosen[:SAMPLES_SHOWN]
+        has_names = hasattr(getattr(self.dataset, "list_data_dict", None), "name")
+        return [
+            (sample_name(self.dataset, i) if has_names else f"sample {i}", self.dataset[i])
+            for i in chosen[:SAMPLES_SHOWN]
         ]
-        return [(name, self.dataset[i]) for i, name in named]
 
     def _image_lengths(self, batch: dict[str, Any]) -> list[int]:
         return image_lengths(self.trainer.model, batch, self.plan) if "images" in batch else []
