@@ -45,13 +45,12 @@ class GuardedProtocol(H11Protocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; what the application does not answer is answered here."""
-        begun = complete = False
+        begun = False
 
         async def watch(message: Message) -> None:
-            nonlocal begun, complete
+            nonlocal begun
             begun = True
             await send(message)
-            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         told = None
         try:
