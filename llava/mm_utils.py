@@ -6,16 +6,18 @@ import ast
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.images import ImageError, expand2square, load_image, load_image_from_base64
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "ImageError",
@@ -150,7 +152,7 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 
 def process_anyres_image(
-    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
+    image: Image.Image, processor: ImageProcessor, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """Turn a picture into an overview and its tiles, as LLaVA-1.6 does: (1 + tiles, 3, H, W)."""
     best = select_best_resolution(image.size, parse_grid_pinpoints(grid_pinpoints, _crop_height(processor)))
@@ -163,7 +165,7 @@ def process_anyres_image(
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image], image_processor: ImageProcessor, model_cfg: PreTrainedConfig
 ) -> torch.Tensor | list[torch.Tensor]:
     """Turn pictures into pixel values by the rule that `model_cfg.image_aspect_ratio` names.
 
@@ -191,7 +193,7 @@ def process_images(
     return values
 
 
-def _pixel_values(processor: Any, image: Image.Image) -> torch.Tensor:
+def _pixel_values(processor: ImageProcessor, image: Image.Image) -> torch.Tensor:
     """Process one picture: (3, H, W)."""
     return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
@@ -202,13 +204,13 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(tensors)
 
 
-def _shortest_edge(processor: Any) -> int:
+def _shortest_edge(processor: ImageProcessor) -> int:
     """Return the edge that pictures are resized to; processors that do not crop name a height instead."""
     size = processor.size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
-def _crop_height(processor: Any) -> int:
+def _crop_height(processor: ImageProcessor) -> int:
     crop_size = getattr(processor, "crop_size", None)
     return crop_size["height"] if crop_size else _shortest_edge(processor)
 
@@ -217,7 +219,7 @@ def _crop_height(processor: Any) -> int:
 _MAX_RESIZED_PIXELS = 64_000_000
 
 
-def _cut_strip(image: Image.Image, processor: Any) -> Image.Image:
+def _cut_strip(image: Image.Image, processor: ImageProcessor) -> Image.Image:
     """Cut the middle out of a picture so long and thin that resizing it whole would exhaust the memory."""
     short, long = min(image.size), max(image.size)
     if "shortest_edge" not in processor.size or not getattr(processor, "do_center_crop", False):
@@ -231,7 +233,10 @@ def _cut_strip(image: Image.Image, processor: Any) -> Image.Image:
 
 
 def tokenizer_image_token(
-    prompt: str, tokenizer: Any, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    return_tensors: str | None = None,
 ) -> list[int] | torch.Tensor:
     """Tokenize a prompt in which each `<image>` becomes the id image_token_index.
 
@@ -271,7 +276,9 @@ class KeywordsStoppingCriteria:
     that the rows of a batch stop one by one.
     """
 
-    def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor) -> None:
+    def __init__(
+        self, keywords: Sequence[str], tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor
+    ) -> None:
         import torch
 
         self.keywords = keywords
@@ -286,14 +293,14 @@ class KeywordsStoppingCriteria:
         self.start_len = input_ids.shape[1]
         self._prompts = input_ids
 
-    def __call__(self, output_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, output_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         """Tell for each row of output_ids (rows, length) whether it is complete: (rows,) bool."""
         import torch
 
         done = [self.call_for_batch(row[None], scores, **kwargs) for row in output_ids]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
 
-    def call_for_batch(self, output_ids: torch.Tensor, scores: Any, **kwargs: Any) -> bool:
+    def call_for_batch(self, output_ids: torch.Tensor, scores: object, **kwargs: object) -> bool:
         """Tell whether one row of ids (1, length) ends with a keyword."""
         row = output_ids[0].tolist()
         for ids in self.keyword_ids:

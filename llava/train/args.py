@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 import transformers
@@ -154,7 +153,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
         self.include_num_input_tokens_seen = seen
         self._take_old_names()
         self._fit_to_device()
-        inherited: Any = self
+        inherited: transformers.TrainingArguments = self
         if inherited.disable_tqdm is None:
             inherited.disable_tqdm = False  # else it would follow how much transformers says
         if inherited.ddp_find_unused_parameters is None and not inherited.gradient_checkpointing_kwargs:
@@ -169,7 +168,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
 
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
-        inherited: Any = (
+        inherited: transformers.TrainingArguments = (
             self  # fields of the parent class, whose types differ between versions of transformers
         )
         if self.evaluation_strategy is not None:
@@ -205,7 +204,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
 
     def _fit_to_device(self) -> None:
         """Fit number formats to the machine, so that flags written for a GPU also run on a CPU."""
-        inherited: Any = self
+        inherited: transformers.TrainingArguments = self
         if not torch.accelerator.is_available():
             inherited.use_cpu = True
         if inherited.fp16 and inherited.use_cpu:
@@ -274,7 +273,7 @@ def make_data_settings(
 
 def for_trainer(training_args: TrainingArguments) -> TrainingArguments:
     """Return the arguments that a Trainer gets: it must not put Liger's kernels, and loss, in again."""
-    arguments: Any = copy(training_args)
+    arguments: transformers.TrainingArguments = copy(training_args)
     arguments.use_liger_kernel = False
     return arguments
 
@@ -353,7 +352,7 @@ def _choose_evaluation(data_args: DataArguments, training_args: TrainingArgument
     if data_args.eval_split and data_args.streaming:
         raise UserError("--eval_split cannot hold out a part of a stream; give --eval_data_path")
     has_data = bool(data_args.eval_split or data_args.eval_data_path)
-    arguments: Any = training_args
+    arguments: transformers.TrainingArguments = training_args
     evaluates = word_of(arguments.eval_strategy) != "no"
     if evaluates and not has_data:
         raise UserError(

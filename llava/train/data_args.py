@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava.mm_utils import check_aspect_ratio
+from llava.protocols import ImageProcessor
 from llava.train.checks import check_choice, check_flag
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.labels import LABEL_MASKS
@@ -58,7 +59,7 @@ class DataArguments:
     )
 
     # set by train() from the model, read by the dataset
-    image_processor: Any = field(default=None, init=False)
+    image_processor: ImageProcessor | None = field(default=None, init=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.mm_utils import parse_grid_pinpoints
@@ -78,7 +78,13 @@ def refuse_tower(tower: VisionTower, path: str) -> None:
 
 
 def hf_config(
-    config: Mapping[str, Any], tower: PreTrainedConfig, *, path: str, vocabulary: int, tokens: Any, dtype: str
+    config: Mapping[str, Any],
+    tower: PreTrainedConfig,
+    *,
+    path: str,
+    vocabulary: int,
+    tokens: PreTrainedTokenizerBase,
+    dtype: str,
 ) -> dict[str, Any]:
     """Return the content of a llava-hf folder's config.json for a LLaVA.
 

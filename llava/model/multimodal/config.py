@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
 from llava.mm_utils import check_aspect_ratio, cuts_tiles, parse_grid_pinpoints, tile_cap
+from llava.protocols import VisionArguments
 from llava.utils import UserError
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -54,7 +55,7 @@ class MultimodalConfig:
         if isinstance(config, MultimodalConfig):
             return config
 
-        def read(name: str, default: Any) -> Any:
+        def read(name: str, default: object) -> Any:
             value = getattr(config, name, default)
             return default if value is None else value
 
@@ -198,3 +199,22 @@ def _positive(name: str, value: object, *, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         found = "missing" if value is None else repr(value)
         raise UserError(f"{name} is {found}; expected a whole number above 0, {what}.")
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """What the arguments of a training run say of tower and projector; the defaults are the reference's."""
+
+    vision_tower: str | None
+    mm_vision_select_layer: int
+    mm_vision_select_feature: str
+    mm_projector_type: str = "linear"
+    mm_patch_merge_type: str = "flat"
+    pretrain_mm_mlp_adapter: str | None = None
+    unfreeze_mm_vision_tower: bool = False
+
+    @classmethod
+    def of(cls, model_args: VisionArguments) -> VisionSettings:
+        """Read the arguments of whoever trains; other projects may lack the fields with a default."""
+        names = [one.name for one in fields(cls) if one.default is MISSING or hasattr(model_args, one.name)]
+        return cls(**{name: getattr(model_args, name) for name in names})

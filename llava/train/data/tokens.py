@@ -24,7 +24,7 @@ from llava.utils import UserError
 NO_LIMIT = 1_000_000  # tokens
 
 
-def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+def _quietly(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function of training without its warnings: what it warns about is a finding here."""
     warner = logging.getLogger("llava.train")
     level = warner.level
