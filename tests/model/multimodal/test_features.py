@@ -152,7 +152,7 @@ def test_lengths_are_transformers_own_on_20000_sizes() -> None:
         ours = count_features(size, settings=settings, patches_per_side=27, extra=0, tile_size=384)
         if ours != LlavaOnevisionProcessor._get_number_of_features(processor, *size[::-1], 384, 384):
             differ.append(size)
-    # 832 * 135 / 1872 is 60, of which floating point makes 59.99...; LLaVA cuts that to 59, transformers rounds
+    # 832 * 135 / 1872 is 60, of which floating point makes 59.99...; LLaVA cuts to 59, transformers rounds
     assert differ == [(1872, 832)]
 
 
