@@ -108,7 +108,7 @@ INNER_FLOORS = {
         "records plan llama_xformers_attn_monkey_patch",
         "labels setup",
         "data callbacks",
-        "inherited old_flags",
+        "inherited old_flags tunable",
         "checks",
         "data_args",
         "args",
