@@ -253,7 +253,9 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
     given = given_flags(parser, words, CLASSES)
     model_args, data_args = inherit_settings(model_args, data_args, given)
-    model_args, training_args = spread_parts(model_args, training_args, given)
+    model_args, freeze_projector = spread_parts(model_args, given, lora=training_args.lora_enable)
+    if freeze_projector is not None:
+        training_args.freeze_mm_mlp_adapter = freeze_projector
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 

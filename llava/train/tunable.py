@@ -21,7 +21,6 @@ OTHER_FLAGS = (
 )
 
 ModelArguments = TypeVar("ModelArguments")  # of llava.train.args, which stands on this module
-TrainingArguments = TypeVar("TrainingArguments")
 
 
 def parse_parts(text: str) -> frozenset[str]:
@@ -34,22 +33,23 @@ def parse_parts(text: str) -> frozenset[str]:
 
 
 def spread_parts(
-    model_args: ModelArguments, training_args: TrainingArguments, given: frozenset[str]
-) -> tuple[ModelArguments, TrainingArguments]:
+    model_args: ModelArguments, given: frozenset[str], *, lora: bool
+) -> tuple[ModelArguments, bool | None]:
     """Return the arguments with what --mm_tunable_parts says under the flags of the reference.
 
-    given: names of the flags of the command line. Without the flag they come back as they are. Raises
-    UserError for unknown parts, and for a flag beside it that says the same.
+    Also returns --freeze_mm_mlp_adapter, which other arguments have; None without --mm_tunable_parts. given:
+    names of the flags of the command line. lora: --lora_enable. Raises UserError for unknown parts, and for a
+    flag beside it that says the same.
     """
     ours: Any = model_args
     if ours.mm_tunable_parts is None:
-        return model_args, training_args
+        return model_args, None
     parts = parse_parts(ours.mm_tunable_parts)
     if twice := [name for name in OTHER_FLAGS if name in given]:
         raise UserError(f"--mm_tunable_parts and --{twice[0]} both say what trains; give one of them")
     if ours.vision_tower is None:
         raise UserError("--mm_tunable_parts needs --vision_tower: a text model has one part")
-    if LLM not in parts and vars(training_args)["lora_enable"]:
+    if LLM not in parts and lora:
         raise UserError(f"--lora_enable trains the LLM, and --mm_tunable_parts is without {LLM}; add it")
     without_llm, projector = LLM not in parts, PROJECTOR in parts
     return (
@@ -59,13 +59,8 @@ def spread_parts(
             unfreeze_mm_vision_tower=TOWER in parts,
             freeze_backbone=without_llm and not projector,
         ),
-        _with_projector(training_args, frozen=not projector),
+        not projector,
     )
-
-
-def _with_projector(training_args: Any, *, frozen: bool) -> Any:
-    training_args.freeze_mm_mlp_adapter = frozen  # its class computes too much to be made again
-    return training_args
 
 
 def freezes_head(text: str | None) -> bool:
