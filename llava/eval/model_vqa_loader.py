@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
 from llava.mm_utils import get_model_name_from_path
 from llava.utils import accept_any_text, run_program
 
-__all__ = ["get_chunk", "main", "split_list"]
+__all__ = ["eval_model", "get_chunk", "main", "split_list"]
 
 
-def main() -> None:
-    """Run the program."""
-    accept_any_text()
-    parser = door_parser("model_vqa_loader", "Answer the questions of a file.")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
-    args = parser.parse_args()
+def eval_model(args: argparse.Namespace) -> int:
+    """Answer what the flags of the program name; returns the exit code, 1 where a question has no answer."""
     check_chunk(args)
     name = get_model_name_from_path(args.model_path).lower()
     if "plain" in name and "finetune" not in name and "mmtag" not in args.conv_mode:
@@ -24,7 +21,15 @@ def main() -> None:
         print(f"{args.model_path} seems to be a plain model; its template is {args.conv_mode}")
     from llava.eval.run.asking_files import answer_file  # loads torch
 
-    sys.exit(answer_file(args, max_new_tokens=args.max_new_tokens))
+    return answer_file(args, max_new_tokens=args.max_new_tokens)
+
+
+def main() -> None:
+    """Run the program."""
+    accept_any_text()
+    parser = door_parser("model_vqa_loader", "Answer the questions of a file.")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
+    sys.exit(eval_model(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
 from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
 from llava.utils import accept_any_text, run_program
 
-__all__ = ["all_options", "get_chunk", "get_options", "is_none", "main", "split_list"]
+__all__ = ["eval_model", "all_options", "get_chunk", "get_options", "is_none", "main", "split_list"]
 
 all_options = ["A", "B", "C", "D"]
 
@@ -30,6 +31,18 @@ def get_options(row: Mapping[str, object], options: Sequence[str]) -> list[objec
     return found
 
 
+def eval_model(args: argparse.Namespace) -> int:
+    """Answer what the flags of the program name; returns the exit code, 1 where a question has no answer."""
+    check_chunk(args)
+    from llava.eval.run.asking_files import MMBenchRows, answer_file  # loads torch
+
+    options = {
+        "all-rounds": "yes" if args.all_rounds else "no",
+        "letter": args.lang if args.single_pred_prompt else "none",
+    }
+    return answer_file(args, max_new_tokens=1024, task=MMBenchRows(), options=options)
+
+
 def main() -> None:
     """Run the program."""
     accept_any_text()
@@ -41,15 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--lang", choices=("en", "cn"), default="en", help="language of that line (default: en)"
     )
-    args = parser.parse_args()
-    check_chunk(args)
-    from llava.eval.run.asking_files import MMBenchRows, answer_file  # loads torch
-
-    options = {
-        "all-rounds": "yes" if args.all_rounds else "no",
-        "letter": args.lang if args.single_pred_prompt else "none",
-    }
-    sys.exit(answer_file(args, max_new_tokens=1024, task=MMBenchRows(), options=options))
+    sys.exit(eval_model(parser.parse_args()))
 
 
 if __name__ == "__main__":

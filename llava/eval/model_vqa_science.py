@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
 from llava.utils import accept_any_text, run_program
 
-__all__ = ["get_chunk", "main", "split_list"]
+__all__ = ["eval_model", "get_chunk", "main", "split_list"]
+
+
+def eval_model(args: argparse.Namespace) -> int:
+    """Answer what the flags of the program name; returns the exit code, 1 where a question has no answer."""
+    check_chunk(args)
+    if args.answer_prompter:
+        print("--answer-prompter has no effect, as in the reference", file=sys.stderr)
+    from llava.eval.run.asking_files import ScienceDialogs, answer_file  # loads torch
+
+    options = {"letter": "en" if args.single_pred_prompt else "none"}
+    return answer_file(args, max_new_tokens=1024, task=ScienceDialogs(), options=options)
 
 
 def main() -> None:
@@ -19,14 +31,7 @@ def main() -> None:
         "--answer-prompter", action="store_true", help="accepted; it has no effect in the reference"
     )
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter alone")
-    args = parser.parse_args()
-    check_chunk(args)
-    if args.answer_prompter:
-        print("--answer-prompter has no effect, as in the reference", file=sys.stderr)
-    from llava.eval.run.asking_files import ScienceDialogs, answer_file  # loads torch
-
-    options = {"letter": "en" if args.single_pred_prompt else "none"}
-    sys.exit(answer_file(args, max_new_tokens=1024, task=ScienceDialogs(), options=options))
+    sys.exit(eval_model(parser.parse_args()))
 
 
 if __name__ == "__main__":
