@@ -102,7 +102,7 @@ class Assistant:
         *,
         image: Images | None = None,
         system: str | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer to one question.
 
@@ -121,7 +121,7 @@ class Assistant:
         return pieces if self._shared is not None else self._lend_decoder(session, pieces)
 
     def _last_question(
-        self, messages: Any, given: Images, system: str | None
+        self, messages: Sequence[Message], given: Images, system: str | None
     ) -> tuple[ChatSession, str, Sequence[ImageSource]]:
         """Return a session with all but the last of the messages, and the last one's text and images."""
         if given or system is not None:
@@ -173,7 +173,7 @@ class Assistant:
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> list[str]:
         """Return the answers to many questions.
 
@@ -191,7 +191,7 @@ class Assistant:
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> list[Answer]:
         """Return what `batch` returns, with token ids and why each answer ended."""
         if isinstance(questions, (str, bytes, Dialog)):

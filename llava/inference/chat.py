@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -15,7 +15,11 @@ from llava.inference.model import LoadedModel
 from llava.inference.prompt import Images, encode_prompt, one_or_many, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ChatSession:
@@ -31,9 +35,9 @@ class ChatSession:
 
     def __init__(
         self,
-        tokenizer: Any,
-        model: Any = None,
-        image_processor: Any = None,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | None = None,
+        image_processor: ImageProcessor | None = None,
         *,
         template: str | Conversation,
         decoder: Decoder | None = None,
@@ -76,7 +80,7 @@ class ChatSession:
         params: SamplingParams | None = None,
         *,
         image: Images | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer; closing it, or Ctrl-C meanwhile, ends the answer.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,11 @@ from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawP
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
 from llava.inference.prompt import check_image_count, encode_prompt, stop_strings
 from llava.mm_utils import tokenizer_image_token
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The size that an image counts with before it is there (a URL that is not fetched yet).
 NOMINAL_SIZE = (1024, 768)
@@ -23,13 +27,15 @@ NOMINAL_SIZE = (1024, 768)
 class LoadedModel(NamedTuple):
     """What load_pretrained_model returns, by name; unpacks in the reference's order."""
 
-    tokenizer: Any
-    model: Any
-    image_processor: Any
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    image_processor: ImageProcessor | None  # None: a model of text alone
     context_len: int
 
     @classmethod
-    def of(cls, first: Any, model: Any = None, image_processor: Any = None) -> LoadedModel:
+    def of(
+        cls, first: Any, model: PreTrainedModel | None = None, image_processor: ImageProcessor | None = None
+    ) -> LoadedModel:
         """Return the model that a caller named: by one LoadedModel (or such a tuple), or by its parts."""
         if isinstance(first, cls):
             return first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -29,6 +29,9 @@ from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError, text_fault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +154,7 @@ def pick_conv_mode(given: str | None, model_name: str, config: object | None = N
     return given, f"given as --conv-mode; the checkpoint agrees: {reason}"
 
 
-def encode_prompt(tokenizer: Any, conversation: Conversation, n_images: int) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, n_images: int) -> list[int]:
     """Return the ids of a dialog's prompt, IMAGE_TOKEN_INDEX for each image.
 
     Raises UserError when the prompt does not have one image token for each image.

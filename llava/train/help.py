@@ -54,7 +54,7 @@ def recorded_parser(record: Path = RECORD) -> argparse.ArgumentParser | None:
 class _Shown(argparse.Action):
     """A flag that is shown and never read."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, *args: object, **kwargs: object) -> None:
         """Never called: nothing is parsed."""
 
 

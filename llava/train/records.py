@@ -210,6 +210,12 @@ def stray_marks(record: Record) -> bool:
     )
 
 
+def sample_name(dataset: object, key: object) -> str:
+    """Name a sample of a dataset: by its number as the dataset's table of records does, if it has one."""
+    name = getattr(getattr(dataset, "list_data_dict", None), "name", None)
+    return str(name(key) if isinstance(key, int) and callable(name) else key)
+
+
 def kind_of(value: object) -> str:
     """Name a value as JSON does."""
     for kind, name in (

@@ -303,7 +303,7 @@ def _is_quantised(report: Report, plan: LoadPlan) -> bool:
     return True
 
 
-def _try(report: Report, plan: LoadPlan, **overwrite: Any) -> Any:
+def _try(report: Report, plan: LoadPlan, **overwrite: object) -> Any:
     """Load on the device "meta"; returns None after a refusal, which is noted."""
     base = plan.source if plan.source != plan.path else None
     try:

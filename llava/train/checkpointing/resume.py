@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,11 @@ from llava.train.checkpointing.manifest import (
 )
 from llava.utils import UserError
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 AUTO, NEVER = "auto", "never"
@@ -54,7 +59,7 @@ FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # ---- which checkpoint ----
 
 
-def choose_checkpoint(training_args: Any) -> Path | None:
+def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
     """Return the checkpoint that --resume means, None to start anew; all ranks call this.
 
     auto: the newest whole checkpoint of the output folder, if it has any. Incomplete ones are named and left
@@ -153,7 +158,9 @@ def _set_aside(output_dir: Path) -> None:
 # ---- what has changed ----
 
 
-def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | None) -> dict[str, Any]:
+def open_run(
+    manifest: dict[str, Any], training_args: TrainingArguments, checkpoint: Path | None
+) -> dict[str, Any]:
     """Report what differs from the run that wrote `checkpoint`, and write the manifest to the output folder.
 
     Returns the manifest, complete with where the run goes on from and the runs before it. Raises
@@ -192,18 +199,18 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
     return manifest
 
 
-def flag_settings(optimizer: Any) -> list[dict[str, Any]]:
+def flag_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return what the flags have set in each group of an optimizer, before a checkpoint is loaded into it."""
     return [
         {name: group[name] for name in FLAG_SETTINGS if name in group} for group in optimizer.param_groups
     ]
 
 
-def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: Any) -> None:
+def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Optimizer, scheduler: LRScheduler) -> None:
     """Let flags that have changed since the checkpoint count; nothing happens to a run without changes."""
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-    rates = [own.get("initial_lr") for own in settings]
+    rates: list[Any] = [own.get("initial_lr") for own in settings]  # floats
     if not hasattr(scheduler, "lr_lambdas") or None in rates:
         return
     scheduler.base_lrs = rates
@@ -239,7 +246,7 @@ class RunMemory(TrainerCallback):
     the losses that are not logged yet.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._epoch = -1
         self._epoch_rng: str | None = None
@@ -276,7 +283,9 @@ class RunMemory(TrainerCallback):
 
     # -- events of the trainer --
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Take up the losses that were not logged yet."""
         if self._loaded is None:
             return
@@ -287,7 +296,9 @@ class RunMemory(TrainerCallback):
             loss = float.fromhex(self._loaded["loss_since_log"])
             set_unlogged_loss(trainer, loss, self._loaded["step_of_last_log"])
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Note the random numbers that the epoch starts from; in a resumed epoch, put them back first."""
         epoch = int(state.epoch or 0)
         loaded, self._loaded = self._loaded, None

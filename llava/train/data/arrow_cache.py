@@ -20,6 +20,7 @@ from llava.train.data.readers import Row, read_rows
 from llava.train.data.sources import Source
 from llava.train.records import (
     DataError,
+    Record,
     find_fault,
     has_images,
     image_paths,
@@ -203,7 +204,7 @@ def _columns(row: Row) -> tuple[int, int, bool, str | None]:
     return 1, int(with_image), False, fault
 
 
-def _remarks(record: Any) -> tuple[str | None, str | None, str | None]:
+def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
     """Return id, unread key and leaving image name of a record, as far as it can be read."""
     if not isinstance(record, dict):
         return None, None, None

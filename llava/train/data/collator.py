@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,12 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.data.samples import Sample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass
 class DataCollatorForSupervisedDataset:
     """Pads samples to a batch."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, instances: Sequence[Sample]) -> dict[str, Any]:
         """Pad on the right and cut at the tokenizer's length.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -33,6 +33,9 @@ from llava.train.records import (
 )
 from llava.utils import UserError, import_optional
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 FORMATS = (".tar", ".parquet")
@@ -46,7 +49,7 @@ class RawSample:
     """A sample as it stands in its shard: its name, its record, and the bytes of its images in order."""
 
     name: str
-    record: Any
+    record: Any  # a Record; None where it could not be read
     images: tuple[bytes, ...]
     fault: str = ""
 
@@ -59,7 +62,11 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
+        self,
+        data_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        data_args: object,
+        conv: Conversation | None = None,
     ) -> None:
         """Find the shards. data_args: DataSettings, or an object with its fields. Raises DataError."""
         super().__init__()
@@ -159,7 +166,9 @@ class StreamingDataset(IterableDataset[Sample]):
             logger.warning("%s, and perhaps others: %s", raw.name, explain_unread_key(key))
 
 
-def stream_loader(dataset: StreamingDataset, args: Any, batch_size: int, collate_fn: Any) -> Any:
+def stream_loader(
+    dataset: StreamingDataset, args: TrainingArguments, batch_size: int, collate_fn: Callable[..., Any]
+) -> Any:
     """Build the loader of a stream, of which each rank reads its own part. args: TrainingArguments."""
     from accelerate.data_loader import prepare_data_loader
 
@@ -291,12 +300,12 @@ def _read_parquet(shard: str) -> Iterator[RawSample]:
         yield RawSample(name, record, pictures if len(pictures) == len(images) else ())
 
 
-def _bytes_or_name(image: Any) -> Any:
+def _bytes_or_name(image: object) -> Any:
     """Return an image's bytes, or its file name if it has none; `datasets` stores images as such a pair."""
     if isinstance(image, Mapping):
         return image.get("path") if image.get("bytes") is None else image["bytes"]
     return image
 
 
-def _as_list(value: Any) -> Sequence[Any]:
+def _as_list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]

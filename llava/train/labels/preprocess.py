@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,8 +28,12 @@ from llava.train.labels.preprocess_v0 import (
     _tokenize_fn,
     preprocess_v0,
 )
+from llava.train.plan import DataSettings
 from llava.train.records import DataError
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ IS_TOKENIZER_GREATER_THAN_0_14 = True
 
 def preprocess_multimodal(
     sources: Sequence[Sequence[Turn]],
-    data_args: Any,
+    data_args: DataSettings,
     *,
     keep_places: bool = False,
     conv: Conversation | None = None,
@@ -136,7 +140,7 @@ _STYLES = {
 def _preprocess_rounds(
     rule: str,
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool,
     conv: Conversation | None,
     label_masks: str | None,
@@ -170,14 +174,14 @@ def _preprocess_rounds(
 
 
 def _preprocess_spans(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation
+    sources: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, has_image: bool, conv: Conversation
 ) -> Batch:
     """Tokenize and label conversations by the spans of their own rendering, whatever the template."""
     rendered = [render(source, conv) for source in sources]
     return _stack([label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer)
 
 
-def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) -> Batch:
+def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Stack ids and labels of conversations, padded on the right: (n, length) each."""
     pad = tokenizer.pad_token_id or 0
     input_ids = pad_sequence([ids for ids, _ in rows], batch_first=True, padding_value=pad)
@@ -185,7 +189,7 @@ def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) ->
     return {"input_ids": input_ids, "labels": labels}
 
 
-def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
+def reference_loses_answers(conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the reference's counts fail on plain short dialogs of this template and tokenizer.
 
     So they do for every tokenizer without a start token, and in ChatML, where few dialogs survive them.
@@ -203,7 +207,7 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
     return False
 
 
-def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: Any) -> str:
+def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
     if template_of(conv).labels == "spans":
         if wanted == "reference":
@@ -229,7 +233,7 @@ def _current(conv: Conversation | None) -> Conversation:
 
 def preprocess_v1(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -240,7 +244,7 @@ def preprocess_v1(
 
 def preprocess_llama_2(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -251,7 +255,7 @@ def preprocess_llama_2(
 
 def preprocess_mpt(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -262,7 +266,7 @@ def preprocess_mpt(
 
 def preprocess_plain(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     conv: Conversation | None = None,
     label_masks: str | None = None,
 ) -> Batch:
@@ -290,7 +294,7 @@ def preprocess_plain(
 
 def preprocess(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
