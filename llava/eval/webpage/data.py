@@ -81,7 +81,7 @@ def compared(
     if names and len(names) != len(answers):
         raise UserError(f"--names has {len(names)} names for {len(answers)} files of answers; name each")
     asked, twice = _by_question(question_file, {"question_id": ID, "text": TEXT})
-    given = names or [None] * len(answers)
+    given: Sequence[str | None] = names or [None] * len(answers)
     sides = [read_side(path, list(asked), name) for path, name in zip(answers, given, strict=True)]
     sides = _told_apart(sides)
     complaints = [f"{question_file} asks more than once: {some_of(twice)}"] if twice else []

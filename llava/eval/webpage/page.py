@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava.eval.comparing.page import thumbnail
 from llava.eval.tasks.base import JsonValue, Record
+from llava.eval.tasks.files import check_rows
 from llava.images import load_image
 from llava.utils import UserError
 
@@ -43,9 +44,9 @@ def page_of(data: Mapping[str, JsonValue], image_folder: Path | None = None) -> 
     image_folder: where the images of questions are; they become part of the page. Raises UserError for JSON
     of another form.
     """
-    questions = data.get("questions")
-    if not isinstance(questions, Sequence) or not all(isinstance(one, dict) for one in questions):
+    if "questions" not in data:
         raise UserError("the JSON has no list 'questions'; expected what this program writes")
+    questions = check_rows(data["questions"], {"answers": dict}, "'questions' of the JSON")
     categories: dict[str, list[Record]] = {}
     for one in questions:
         categories.setdefault(str(one.get("category", "")) or "questions", []).append(one)
