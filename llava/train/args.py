@@ -58,7 +58,9 @@ def _explained(default: object, text: str) -> Any:
 class ModelArguments:
     """Which model is trained, and how its vision parts are built."""
 
-    model_name_or_path: str = _explained("facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from")
+    model_name_or_path: str = _explained(
+        "facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to continue from"
+    )
     version: str = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
     freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
@@ -80,7 +82,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the samples are, and how pictures are brought to the tower's size."""
+    """Where the samples are, and how images are brought to the tower's size."""
 
     data_path: str | None = _explained(
         None,
@@ -165,7 +167,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     packing: bool = _explained(False, "Put the samples of a batch one after the other, without padding")
 
     resume: str = _explained(
-        "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"
+        "auto", "auto: resume from the newest checkpoint of --output_dir; never: start over; or a checkpoint"
     )
     on_nonfinite: str = _explained("error", "A loss that is not finite: error stops, skip drops that step")
     deterministic: bool = _explained(False, "Only algorithms that give the same result every time")
@@ -185,7 +187,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     )
     group_by_length: bool = _explained(False, "Batches of like lengths")
     save_safetensors: bool = _explained(True, "Accepted when true: weights are always written as safetensors")
-    overwrite_output_dir: bool = _explained(False, "Start anew even if the output folder has checkpoints")
+    overwrite_output_dir: bool = _explained(False, "Start over even if the output folder has checkpoints")
     no_cuda: bool = _explained(False, "Old name of --use_cpu")
     logging_dir: str | None = _explained(None, "Folder of the tensorboard files")
 

@@ -18,7 +18,7 @@ from llava.utils import UserError
 def unpad_image(tensor: torch.Tensor, original_size: Sequence[int]) -> torch.Tensor:
     """Cut the rows or columns off a feature map (C, H, W) that padding to the grid's shape had added.
 
-    `original_size` is the picture's (width, height). Rounds as LLaVA 1.6 was trained: the border is the floor
+    `original_size` is the image's (width, height). Rounds as LLaVA 1.6 was trained: the border is the floor
     of half the surplus on both sides, so an odd surplus leaves one padded line.
     """
     width, height = original_size
@@ -43,10 +43,10 @@ def merge_tiles(
     grid_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape,
     unpad: Callable[..., torch.Tensor] = unpad_image,
 ) -> torch.Tensor:
-    """Join the features (tiles, P, C) of one picture, overview first, into one sequence (length, C).
+    """Join the features (tiles, P, C) of one image, overview first, into one sequence (length, C).
 
-    `image_size` is the picture's (width, height), `tile_size` the tower's input size in pixels. "flat" puts
-    tile after tile; "spatial" reads the tiles' patches line by line across the picture; "spatial_unpad" also
+    `image_size` is the image's (width, height), `tile_size` the tower's input size in pixels. "flat" puts
+    tile after tile; "spatial" reads the tiles' patches line by line across the image; "spatial_unpad" also
     drops padding and ends each line with `image_newline`. Raises ValueError for another merge type,
     NotImplementedError for spatial merges without anyres tiling. grid_of and unpad: the functions that find
     the grid of tiles and drop the padding.
@@ -68,14 +68,14 @@ def merge_tiles(
         )
     if image_size is None:
         raise UserError(
-            f"mm_patch_merge_type {kind!r} needs image_sizes, the (width, height) of every picture."
+            f"mm_patch_merge_type {kind!r} needs image_sizes, the (width, height) of every image."
         )
     overview, tiles = features[0], features[1:]
     width, height = (int(edge) for edge in image_size)
     columns, rows = grid_of((width, height), settings.image_grid_pinpoints, tile_size)
     if tiles.shape[0] != rows * columns or tiles.shape[1] != patches_per_side**2:
         raise UserError(
-            f"A picture of {width} x {height} pixels needs {rows * columns} tiles of {patches_per_side**2} "
+            f"An image of {width} x {height} pixels needs {rows * columns} tiles of {patches_per_side**2} "
             f"patches, "
             f"found {tiles.shape[0]} of {tiles.shape[1]}; do image_sizes belong to these images?"
         )
@@ -97,7 +97,7 @@ def count_features(
     extra: int,
     tile_size: int,
 ) -> int:
-    """Count the features that a picture of `image_size` (width, height) becomes, without computing any.
+    """Count the features that an image of `image_size` (width, height) becomes, without computing any.
 
     extra: features of a tile beside its patches (1 with "cls_patch"); the others are merge_tiles' settings.
     """
@@ -131,7 +131,7 @@ class Row:
 def assign_features(counts: Sequence[int], available: int) -> list[list[int]]:
     """Say which features each row uses, given how many image tokens it has.
 
-    The reference lets a row without images consume one feature (the dummy picture of its text-only samples);
+    The reference lets a row without images consume one feature (the dummy image of its text-only samples);
     callers that leave the dummy out are understood as well. Raises UserError when neither count fits.
     """
     with_dummies = sum(max(1, count) for count in counts)
@@ -259,7 +259,7 @@ def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def per_image(images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
+    """Split a list of images, or a 5-D tensor, into one (tiles, 3, H, W) tensor an image."""
     return [image[None] if image.ndim == 3 else image for image in images]
 
 
