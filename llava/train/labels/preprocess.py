@@ -73,8 +73,8 @@ def preprocess_multimodal(
     """Bring the image tokens of each turn into the form the model is trained on; returns new turns.
 
     All image tokens of a turn become one in front of its text, as in the reference. With `keep_places`
-    (records with several images) every one stays where it stands. Nothing is changed when `data_args.is_multimodal`
-    is false.
+    (records with several images) every one stays where it stands. Nothing is changed when
+    `data_args.is_multimodal` is false.
     """
     if not data_args.is_multimodal:
         return sources
