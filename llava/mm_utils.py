@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -53,24 +54,75 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
     return max(possible_resolutions, key=usefulness, default=None)
 
 
-def parse_grid_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
-    """Read the grid pinpoints of a config: a list of (width, height) pairs, or one written as text."""
+SQUARE_RULES = ("square", "pad")
+_TILED = re.compile(r"anyres(?:_max_([1-9]\d{0,5}))?")
+_SHAPE = r"\((\d{1,2})x(\d{1,2})\)"  # tiles across and down
+GRID_FORMS = '[[336, 672], [672, 336]] in pixels, or tiles as text: "(1x1),...,(6x6)"'
+
+
+def check_aspect_ratio(rule: object) -> str:
+    """Return a rule of `image_aspect_ratio`. Raises UserError for one that is not known."""
+    if isinstance(rule, str) and (rule in SQUARE_RULES or _TILED.fullmatch(rule)):
+        return rule
+    raise UserError(
+        f"image_aspect_ratio is {rule!r}; known values: {', '.join(SQUARE_RULES)}, anyres, and anyres_max_N "
+        "(N: tiles whose patches an image keeps, as anyres_max_9)."
+    )
+
+
+def cuts_tiles(rule: str | None) -> bool:
+    """Tell whether an `image_aspect_ratio` cuts images into tiles. Raises UserError for an unknown one."""
+    return rule is not None and check_aspect_ratio(rule) not in SQUARE_RULES
+
+
+def tile_cap(rule: str | None) -> int | None:
+    """Return N of anyres_max_N: so many tiles' patches an image keeps at most. None for other rules."""
+    found = _TILED.fullmatch(rule or "")
+    return int(found[1]) if found and found[1] else None
+
+
+def parse_grid_pinpoints(
+    grid_pinpoints: str | Sequence[Sequence[int]], tile_size: int | None = None
+) -> list[Size]:
+    """Read the grid pinpoints of a config as (width, height) pairs in pixels.
+
+    They are a list of pairs, one written as text, or shapes in tiles, "(1x2),(2x1)", which "..." between two
+    continues: "(1x1),...,(6x6)" has every shape from 1 to 6 tiles across and down. tile_size: pixels of a
+    tile, without which shapes are returned in tiles. Raises UserError.
+    """
+    if isinstance(grid_pinpoints, str) and "x" in grid_pinpoints:
+        return _parse_shapes(grid_pinpoints, tile_size or 1)
     try:
         value = ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
         pairs = [(int(width), int(height)) for width, height in value]
     except (SyntaxError, TypeError, ValueError) as error:
-        message = f"image_grid_pinpoints is {grid_pinpoints!r}; expected pairs: [[width, height], ...]"
+        message = f"image_grid_pinpoints is {grid_pinpoints!r}; expected pairs: {GRID_FORMS}"
         raise UserError(message) from error
     if not pairs:
         raise UserError("image_grid_pinpoints is empty; give at least one [width, height]")
     return pairs
 
 
+def _parse_shapes(text: str, tile_size: int) -> list[Size]:
+    """Read "(axb),(cxd)" or "(axb),...,(cxd)" as (width, height) pairs in pixels."""
+    plain = text.replace(" ", "")
+    shapes = [(int(across), int(down)) for across, down in re.findall(_SHAPE, plain)]
+    if re.fullmatch(rf"{_SHAPE},\.\.\.,{_SHAPE}", plain):
+        first, last = shapes
+        wide, high = range(first[0], last[0] + 1), range(first[1], last[1] + 1)
+        shapes = [(across, down) for across in wide for down in high]
+    elif not re.fullmatch(rf"{_SHAPE}(?:,{_SHAPE})*", plain):
+        shapes = []
+    if not shapes or any(0 in shape for shape in shapes):
+        raise UserError(f"image_grid_pinpoints is {text!r}; expected {GRID_FORMS}")
+    return [(across * tile_size, down * tile_size) for across, down in shapes]
+
+
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
 ) -> Size:
     """Return how many tiles (across, down) an image of image_size = (width, height) is divided into."""
-    best = select_best_resolution(image_size, parse_grid_pinpoints(grid_pinpoints))
+    best = select_best_resolution(image_size, parse_grid_pinpoints(grid_pinpoints, patch_size))
     assert best is not None  # parse_grid_pinpoints returns at least one
     return best[0] // patch_size, best[1] // patch_size
 
@@ -103,7 +155,7 @@ def process_anyres_image(
     image: Image.Image, processor: ImageProcessor, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """Turn an image into an overview and its tiles, as LLaVA-1.6 does: (1 + tiles, 3, H, W)."""
-    best = select_best_resolution(image.size, parse_grid_pinpoints(grid_pinpoints))
+    best = select_best_resolution(image.size, parse_grid_pinpoints(grid_pinpoints, _crop_height(processor)))
     assert best is not None
     edge = _shortest_edge(processor)
     overview = image.resize((edge, edge))  # the shape is lost here on purpose: checkpoints depend on it
@@ -117,9 +169,10 @@ def process_images(
 ) -> torch.Tensor | list[torch.Tensor]:
     """Turn images into pixel values by the rule that `model_cfg.image_aspect_ratio` names.
 
-    "pad" pads to a square with the processor's mean colour; "anyres" makes an overview and tiles by
-    `model_cfg.image_grid_pinpoints`; any other value, or none, leaves the image to the processor. Returns
+    "pad" pads to a square with the processor's mean colour; "anyres" and "anyres_max_N" make an overview and
+    tiles by `model_cfg.image_grid_pinpoints`; "square", or none, leaves the image to the processor. Returns
     one tensor (n, 3, H, W) or, with anyres, (n, tiles, 3, H, W); a list of tensors when their shapes differ.
+    Raises UserError for another rule.
     """
     if not images:
         raise ImageError("there are no images to process; pass at least one, or images=None to the model")
@@ -128,10 +181,10 @@ def process_images(
         # truncated, not rounded: (122, 116, 104) for CLIP, as the checkpoints were trained
         mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
         values = [_pixel_values(image_processor, expand2square(image, mean_color)) for image in images]
-    elif rule == "anyres":
+    elif cuts_tiles(rule):
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if pinpoints is None:
-            raise UserError("image_aspect_ratio 'anyres' needs image_grid_pinpoints, which the config lacks")
+            raise UserError(f"image_aspect_ratio {rule!r} needs image_grid_pinpoints, which the config lacks")
         values = [process_anyres_image(image, image_processor, pinpoints) for image in images]
     else:
         values = [_pixel_values(image_processor, _cut_strip(image, image_processor)) for image in images]

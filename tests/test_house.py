@@ -110,6 +110,7 @@ INNER_FLOORS = {
         "data callbacks",
         "inherited old_flags",
         "checks",
+        "data_args",
         "args",
         "checkpointing",
         "build dry_run llava_trainer help",

@@ -12,7 +12,8 @@ from llava.constants import IGNORE_INDEX
 from llava.mm_utils import process_images
 from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import Row, count_features, splice_rows
+from llava.model.multimodal.features import count_features
+from llava.model.multimodal.splice import Row, splice_rows
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
 

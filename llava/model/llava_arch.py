@@ -21,9 +21,10 @@ from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import add_image_tokens, average_new_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig, VisionSettings
+from llava.model.multimodal.features import merge_tiles, unpad_image
 from llava.model.multimodal.inputs import checked_beside, checked_ids, checked_images
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
-from llava.model.multimodal.splice import Row, unpad_image
+from llava.model.multimodal.splice import Row
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
@@ -206,7 +207,7 @@ class LlavaMetaForCausalLM(_LLM):
         if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
             raise CheckpointError(f"{len(tiles)} images came with {len(image_sizes)} image_sizes.")
         return [
-            splice.merge_tiles(
+            merge_tiles(
                 features,
                 image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
                 settings=settings,

@@ -119,7 +119,7 @@ def hf_config(
         "transformers_version": transformers.__version__,
     }
     if kind == NEXT:
-        content["image_grid_pinpoints"] = swapped(settings.image_grid_pinpoints)
+        content["image_grid_pinpoints"] = swapped(settings.image_grid_pinpoints, tower.image_size)
         content["use_image_newline_parameter"] = True
     return content
 
@@ -146,9 +146,12 @@ def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     }
 
 
-def swapped(pinpoints: str | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Turn (width, height) pairs into (height, width) or back; the order, which breaks ties, stays."""
-    return [[second, first] for first, second in parse_grid_pinpoints(pinpoints)]
+def swapped(pinpoints: str | Sequence[Sequence[int]], tile_size: int | None = None) -> list[list[int]]:
+    """Turn (width, height) pairs into (height, width) or back; the order, which breaks ties, stays.
+
+    tile_size: pixels of a tile, for shapes that are given in tiles.
+    """
+    return [[second, first] for first, second in parse_grid_pinpoints(pinpoints, tile_size)]
 
 
 def check_hf(config: Mapping[str, Any], path: str) -> str:

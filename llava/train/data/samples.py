@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.mm_utils import ImageError, load_image, parse_grid_pinpoints, process_images
+from llava.mm_utils import ImageError, cuts_tiles, load_image, parse_grid_pinpoints, process_images
 from llava.protocols import ImageProcessor
 from llava.train.data.image_folders import outside_folder
 from llava.train.labels.preprocess import preprocess, preprocess_multimodal
@@ -106,7 +106,7 @@ class SampleMaker:
 
     @property
     def _anyres(self) -> bool:
-        return self.settings.image_aspect_ratio == "anyres"
+        return cuts_tiles(self.settings.image_aspect_ratio)
 
     def _input_size(self) -> tuple[int, int, int]:
         """Return channels, height and width of what the image processor makes."""
@@ -123,16 +123,16 @@ def choose_tile_grids(wanted: str | None, own: object, *, aspect_ratio: str | No
     `aspect_ratio` needs.
     """
     if wanted is not None:
-        grids = parse_grid_pinpoints(wanted)
+        grids = parse_grid_pinpoints(wanted, tile_edge)
         if any(edge <= 0 or edge % tile_edge for grid in grids for edge in grid):
             raise UserError(
                 f"--image_grid_pinpoints {wanted} has edges that are no multiple of {tile_edge}, the pixels "
                 "of a tile"
             )
         return [list(grid) for grid in grids]
-    if aspect_ratio == "anyres" and not own:
+    if cuts_tiles(aspect_ratio) and not own:
         raise UserError(
-            "--image_aspect_ratio anyres needs tile grids, which this model's config lacks; give them as "
-            f'--image_grid_pinpoints "[[{tile_edge},{2 * tile_edge}],[{2 * tile_edge},{tile_edge}]]"'
+            f"--image_aspect_ratio {aspect_ratio} needs tile grids, which this model's config lacks; give "
+            f'them as --image_grid_pinpoints "[[{tile_edge},{2 * tile_edge}],[{2 * tile_edge},{tile_edge}]]"'
         )
     return own
