@@ -87,7 +87,7 @@ def encode_images(
 
 
 def image_length(model: PreTrainedModel, size: tuple[int, int]) -> int:
-    """Return how many positions a picture of `size` (width, height) takes, without encoding it."""
+    """Return how many positions an image of `size` (width, height) takes, without encoding it."""
     tower = model.get_vision_tower()
     settings = MultimodalConfig.of(model.config)
     return count_features(

@@ -192,10 +192,10 @@ class LlavaMetaForCausalLM(_LLM):
     def image_features(
         self, images: Images, image_sizes: Sequence[Sequence[int]] | None
     ) -> list[torch.Tensor]:
-        """Return one feature sequence (length, C) a picture, its tiles merged as the config says.
+        """Return one feature sequence (length, C) an image, its tiles merged as the config says.
 
         images: (N, 3, H, W), or a list of (3, H, W) or (tiles, 3, H, W), or (N, tiles, 3, H, W). image_sizes:
-        the pictures' (width, height), needed for spatial merges.
+        the images' (width, height), needed for spatial merges.
         """
         if torch.is_tensor(images) and images.ndim == 4:
             return list(self.encode_images(images))
@@ -205,7 +205,7 @@ class LlavaMetaForCausalLM(_LLM):
         model = self.get_model()
         settings = MultimodalConfig.of(self.config)
         if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
-            raise CheckpointError(f"{len(tiles)} pictures came with {len(image_sizes)} image_sizes.")
+            raise CheckpointError(f"{len(tiles)} images came with {len(image_sizes)} image_sizes.")
         return [
             merge_tiles(
                 features,

@@ -17,7 +17,7 @@ from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.callbacks.progress import Progress
-from llava.train.callbacks.unsupervised import LostMarks, LostSamples
+from llava.train.callbacks.unsupervised import LostSampleNames, LostSamples
 from llava.train.checkpointing.resume import RunMemory, explained_state, flag_settings, put_back
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
@@ -111,10 +111,10 @@ class LLaVATrainer(LossByModality):
         return self.plan.stage == "projector"
 
     def get_train_dataloader(self) -> Any:
-        """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
+        """Build the loader of the training data; a stream shards itself over the ranks."""
         dataset, collator = self.train_dataset, self.data_collator
         limit = getattr(self.processing_class, "model_max_length", None)
-        named = LostMarks(NamedBatches(collator), limit)
+        named = LostSampleNames(NamedBatches(collator), limit)
         if isinstance(dataset, StreamingDataset):
             return stream_loader(dataset, self.args, train_batch_size(self), named)
         self.train_dataset, self.data_collator = NamedSamples(dataset), named

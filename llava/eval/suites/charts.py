@@ -1,4 +1,4 @@
-"""A suite as two pictures: bars beside the published scores, and a radar over all tasks."""
+"""A suite as two charts: bars beside the published scores, and a radar over all tasks."""
 
 from __future__ import annotations
 

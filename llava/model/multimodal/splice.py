@@ -24,7 +24,7 @@ class Row:
 def assign_features(counts: Sequence[int], available: int) -> list[list[int]]:
     """Say which features each row uses, given how many image tokens it has.
 
-    The reference lets a row without images consume one feature (the dummy picture of its text-only samples);
+    The reference lets a row without images consume one feature (the dummy image of its text-only samples);
     callers that leave the dummy out are understood as well. Raises UserError when neither count fits.
     """
     with_dummies = sum(max(1, count) for count in counts)
@@ -152,7 +152,7 @@ def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def per_image(images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Split a list of pictures, or a 5-D tensor, into one (tiles, 3, H, W) tensor a picture."""
+    """Split a list of images, or a 5-D tensor, into one (tiles, 3, H, W) tensor an image."""
     return [image[None] if image.ndim == 3 else image for image in images]
 
 

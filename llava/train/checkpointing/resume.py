@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, what has changed, and what an exact continuation needs."""
+"""Resuming a run: which checkpoint, what has changed, and what an exact continuation needs."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
-    """Return the checkpoint that --resume means, None to start anew; all ranks call this.
+    """Return the checkpoint that --resume means, None to start over; all ranks call this.
 
     auto: the newest whole checkpoint of the output folder, if it has any. Incomplete ones are named and left
-    out. Raises CheckpointError for a PATH that cannot be gone on from, and where only weights are left.
+    out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
     """
     wanted = training_args.resume
     if wanted == AUTO and training_args.resume_from_checkpoint:
@@ -120,13 +120,13 @@ def _newest(output_dir: Path, shards: int) -> Path | None:
             logger.warning("%s is incomplete (%s); it is not used", one.path, one.reason)
     whole = [one for one in found if one.state == "whole"]
     if whole:
-        logger.info("going on from %s", whole[-1].path)
+        logger.info("resuming from %s", whole[-1].path)
         return whole[-1].path
     weights = [one for one in found if one.state == "weights"]
     if weights:
         raise CheckpointError(
-            f"{output_dir} has {weights[-1].path.name}: {weights[-1].reason} to go on from. Choose "
-            "another --output_dir, or start anew with --resume never"
+            f"{output_dir} has {weights[-1].path.name}: {weights[-1].reason} to resume from. Choose "
+            "another --output_dir, or start over with --resume never"
         )
     return None
 
@@ -136,11 +136,11 @@ def _named(path: Path, shards: int) -> Path:
         raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
     found = _intact(judge(path), shards)
     if found.state == "whole":
-        logger.info("going on from %s", path)
+        logger.info("resuming from %s", path)
         return path
     inside = [one.path for one in find_checkpoints(path) if one.state == "whole"]
     remedy = f"; name {inside[-1]}" if inside else ""
-    raise CheckpointError(f"--resume {path} cannot be gone on from: {found.reason}{remedy}")
+    raise CheckpointError(f"--resume {path} cannot be resumed: {found.reason}{remedy}")
 
 
 def _set_aside(output_dir: Path) -> None:
@@ -152,7 +152,7 @@ def _set_aside(output_dir: Path) -> None:
     folder.mkdir(exist_ok=True)
     for one in found:
         move(one.path, folder / one.path.name)
-    logger.warning("starting anew; the %d checkpoint(s) of before are now in %s", len(found), folder)
+    logger.warning("starting over; the %d checkpoint(s) of before are now in %s", len(found), folder)
 
 
 # ---- what has changed ----
@@ -163,7 +163,7 @@ def open_run(
 ) -> dict[str, Any]:
     """Report what differs from the run that wrote `checkpoint`, and write the manifest to the output folder.
 
-    Returns the manifest, complete with where the run goes on from and the runs before it. Raises
+    Returns the manifest, complete with where the run resumes from and the runs before it. Raises
     CheckpointError when the checkpoint holds optimizer states of other weights, or in other shards.
     """
     before = None if checkpoint is None else read_manifest(checkpoint)
@@ -173,17 +173,17 @@ def open_run(
         if others:
             raise CheckpointError(
                 f"{checkpoint} is of a run that trained other weights: {'; '.join(others)}. Give its flags, "
-                "choose another --output_dir, or start anew with --resume never"
+                "choose another --output_dir, or start over with --resume never"
             )
         unfit = other_shards(before, manifest)
         if unfit:
             raise CheckpointError(
-                f"{checkpoint} cannot be gone on from: {unfit}. Start as it was started, choose another "
-                "--output_dir, or start anew with --resume never"
+                f"{checkpoint} cannot be resumed: {unfit}. Start as it was started, choose another "
+                "--output_dir, or start over with --resume never"
             )
         found = changes(before, manifest)
         for one in found:
-            logger.warning("going on with a change: %s", one)
+            logger.warning("resuming with a change: %s", one)
         told = whose_weights(before, manifest, checkpoint)
         if told:
             logger.warning("%s", told)
@@ -230,7 +230,7 @@ def explained_state(checkpoint: str | Path, what: str) -> Iterator[None]:
         raise
     except (*STATE_ERRORS, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"--resume {checkpoint} cannot be gone on from: {what} cannot be loaded "
+            f"--resume {checkpoint} cannot be resumed: {what} cannot be loaded "
             f"({type(error).__name__}: {first_line(error)}). Name another checkpoint, or start over with "
             "--resume never"
         ) from error

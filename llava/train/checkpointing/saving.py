@@ -325,7 +325,7 @@ def save_trained_model(trainer: Trainer, plan: RunPlan, output_dir: str) -> None
         _save_state(trainer, Path(output_dir))
         try:
             draw_loss_curve(trainer.state.log_history, Path(output_dir) / LOSS_CURVE_FILE)
-        except OSError as error:  # the model is written; a picture is not worth failing for
+        except OSError as error:  # the model is written; a plot is not worth failing for
             logger.warning("no loss curve was written: %s", error)
 
 
