@@ -5,24 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava.arguments import ProgramParser, local_path, output_path
 from llava.atomic import write_text
-from llava.utils import UserError, accept_any_text, run_program, shortened
+from llava.utils import UserError, accept_any_text, lazy_names, run_program, shortened
 
-if TYPE_CHECKING:
-    from llava.eval.tasks.base import JsonValue, Record
+__getattr__ = lazy_names(__name__, {"read_jsonl": "llava.eval.webpage.data"})
 
 TABLE = "table"  # the reference's program has no flags, and reads and writes these
-
-
-def read_jsonl(path: str, key: str | None = None) -> list[Record] | dict[JsonValue, Record]:
-    """Return the objects of a file of JSON lines: a list, or with a key a dictionary by that field."""
-    from llava.eval.tasks.files import read_lines  # --help needs no readers of benchmarks' files
-
-    rows = read_lines(Path(path).expanduser(), {} if key is None else {key: (int, str)})
-    return rows if key is None else {row[key]: row for row in sorted(rows, key=lambda one: str(one[key]))}
 
 
 def trim_hanging_lines(s: str, n: int) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from llava.arguments import ProgramParser, local_path, output_path
-from llava.utils import accept_any_text, run_program
+from llava.utils import accept_any_text, lazy_names, run_program
 
 
 def build_parser() -> ProgramParser:
@@ -28,28 +27,15 @@ def build_parser() -> ProgramParser:
     return parser
 
 
-def eval_model(model_name: str, questions_file: str, answers_file: str) -> int:
-    """Answer the questions of a file at temperature 0.7; returns the exit code, 1 where one has no answer."""
-    from llava.eval.run.asking_files import answer_file  # loads torch
-    from llava.eval.tasks.judged.vicuna80 import Vicuna80
-
-    asked = argparse.Namespace(
-        model_path=model_name,
-        question_file=questions_file,
-        answers_file=answers_file,
-        image_folder="",
-        conv_mode=Vicuna80.conv_mode,
-        temperature=Vicuna80.temperature,
-        num_chunks=1,
-        chunk_idx=0,
-    )
-    return answer_file(asked, max_new_tokens=Vicuna80.max_new_tokens, task=Vicuna80())
+__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.qa"})
 
 
 def main() -> None:
     """Run the program."""
     accept_any_text()
     args = build_parser().parse_args()
+    from llava.eval.doors.qa import eval_model  # loads torch
+
     sys.exit(eval_model(args.model_name, args.question_file, args.answers_file))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
-from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
-from llava.utils import accept_any_text, run_program
+from llava.eval.run.doors import door_parser, get_chunk, split_list
+from llava.utils import accept_any_text, lazy_names, run_program
 
-__all__ = ["eval_model", "all_options", "get_chunk", "get_options", "is_none", "main", "split_list"]
+__all__ = ["all_options", "get_chunk", "get_options", "is_none", "main", "split_list"]
 
 all_options = ["A", "B", "C", "D"]
 
@@ -31,16 +30,7 @@ def get_options(row: Mapping[str, object], options: Sequence[str]) -> list[objec
     return found
 
 
-def eval_model(args: argparse.Namespace) -> int:
-    """Answer what the flags of the program name; returns the exit code, 1 where a question has no answer."""
-    check_chunk(args)
-    from llava.eval.run.asking_files import MMBenchRows, answer_file  # loads torch
-
-    options = {
-        "all-rounds": "yes" if args.all_rounds else "no",
-        "letter": args.lang if args.single_pred_prompt else "none",
-    }
-    return answer_file(args, max_new_tokens=1024, task=MMBenchRows(), options=options)
+__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.vqa_mmbench"})
 
 
 def main() -> None:
@@ -54,7 +44,10 @@ def main() -> None:
     parser.add_argument(
         "--lang", choices=("en", "cn"), default="en", help="language of that line (default: en)"
     )
-    sys.exit(eval_model(parser.parse_args()))
+    args = parser.parse_args()
+    from llava.eval.doors.vqa_mmbench import eval_model  # loads torch
+
+    sys.exit(eval_model(args))
 
 
 if __name__ == "__main__":

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
-from llava.utils import accept_any_text, run_program
+from llava.eval.run.doors import door_parser, get_chunk, split_list
+from llava.utils import accept_any_text, lazy_names, run_program
 
-__all__ = ["eval_model", "get_chunk", "main", "split_list"]
+__all__ = ["get_chunk", "main", "split_list"]
 
 
-def eval_model(args: argparse.Namespace) -> int:
-    """Answer what the flags of the program name; returns the exit code, 1 where a question has no answer."""
-    check_chunk(args)
-    if args.answer_prompter:
-        print("--answer-prompter has no effect, as in the reference", file=sys.stderr)
-    from llava.eval.run.asking_files import ScienceDialogs, answer_file  # loads torch
-
-    options = {"letter": "en" if args.single_pred_prompt else "none"}
-    return answer_file(args, max_new_tokens=1024, task=ScienceDialogs(), options=options)
+__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.vqa_science"})
 
 
 def main() -> None:
@@ -31,7 +22,10 @@ def main() -> None:
         "--answer-prompter", action="store_true", help="accepted; it has no effect in the reference"
     )
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter alone")
-    sys.exit(eval_model(parser.parse_args()))
+    args = parser.parse_args()
+    from llava.eval.doors.vqa_science import eval_model  # loads torch
+
+    sys.exit(eval_model(args))
 
 
 if __name__ == "__main__":

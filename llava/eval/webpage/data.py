@@ -140,3 +140,9 @@ def evaluation(review: str) -> str:
     first, _, rest = review.strip().partition("\n")
     text = rest if _SCORES.fullmatch(first) else review.strip()
     return _ASSISTANT.sub(lambda found: f"**{found[0]}**", text.strip())
+
+
+def read_jsonl(path: str, key: str | None = None) -> list[Record] | dict[JsonValue, Record]:
+    """Return the objects of a file of JSON lines: a list, or with a key a dictionary by that field."""
+    rows = read_lines(Path(path).expanduser(), {} if key is None else {key: (int, str)})
+    return rows if key is None else {row[key]: row for row in sorted(rows, key=lambda one: str(one[key]))}

@@ -160,7 +160,7 @@ def test_plain_models_are_asked_with_tags(
 
     asked = []
     monkeypatch.setattr(
-        "llava.eval.run.asking_files.answer_file", lambda args, **more: asked.append(more["conv_mode"]) or 0
+        "llava.eval.doors.vqa_loader.answer_file", lambda args, **more: asked.append(more["conv_mode"]) or 0
     )
     line = [f"--model-path={tmp_path}/{name}", f"--conv-mode={given}"]
     with pytest.raises(SystemExit) as ended:
