@@ -62,8 +62,8 @@ FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
     """Return the checkpoint that --resume means, None to start over; all ranks call this.
 
-    auto: the newest complete checkpoint of the output folder, if it has any. Incomplete ones are named and left
-    out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
+    auto: the newest complete checkpoint of the output folder, if there is one. Incomplete ones are named and
+    left out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
     """
     wanted = training_args.resume
     if wanted == AUTO and training_args.resume_from_checkpoint:
@@ -85,7 +85,7 @@ def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
 
 
 def _intact(one: Checkpoint, shards: int) -> Checkpoint:
-    """Compare the content of a complete checkpoint with its checksums; a damaged one comes back as incomplete.
+    """Compare a complete checkpoint's content with its checksums; a damaged one comes back as incomplete.
 
     Without checksums (older versions, transformers' own) damage is told that shows in the files themselves,
     and what lacks of the `shards` that this run would load. The processes of a machine share the work, and
