@@ -39,7 +39,7 @@ Size = tuple[int, int]  # (width, height)
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size | None:
-    """Choose the canvas that keeps most of a picture's pixels.
+    """Choose the canvas that keeps most of an image's pixels.
 
     Of equals the one with the least waste wins, then the first. Sizes are (width, height). Returns None when
     there is nothing to choose from. LLaVA-1.6 calls these resolutions grid pinpoints.
@@ -121,14 +121,14 @@ def _parse_shapes(text: str, tile_size: int) -> list[Size]:
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
 ) -> Size:
-    """Return how many tiles (across, down) a picture of image_size = (width, height) is divided into."""
+    """Return how many tiles (across, down) an image of image_size = (width, height) is divided into."""
     best = select_best_resolution(image_size, parse_grid_pinpoints(grid_pinpoints, patch_size))
     assert best is not None  # parse_grid_pinpoints returns at least one
     return best[0] // patch_size, best[1] // patch_size
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """Fit a picture into (width, height) keeping its shape, centred on black. The result is RGB."""
+    """Fit an image into (width, height) keeping its shape, centred on black. The result is RGB."""
     width, height = image.size
     target_width, target_height = target_resolution
     scale_width, scale_height = target_width / width, target_height / height
@@ -142,7 +142,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Cut a picture into square tiles, row by row; tiles that reach over its edge are filled with black."""
+    """Cut an image into square tiles, row by row; tiles that reach over its edge are filled with black."""
     width, height = image.size
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
@@ -154,23 +154,23 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 def process_anyres_image(
     image: Image.Image, processor: ImageProcessor, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """Turn a picture into an overview and its tiles, as LLaVA-1.6 does: (1 + tiles, 3, H, W)."""
+    """Turn an image into an overview and its tiles, as LLaVA-1.6 does: (1 + tiles, 3, H, W)."""
     best = select_best_resolution(image.size, parse_grid_pinpoints(grid_pinpoints, _crop_height(processor)))
     assert best is not None
     edge = _shortest_edge(processor)
     overview = image.resize((edge, edge))  # the shape is lost here on purpose: checkpoints depend on it
     tiles = divide_to_patches(resize_and_pad_image(image, best), _crop_height(processor))
-    # one picture at a time: a processor may treat a list of differently sized pictures in another way
+    # one image at a time: a processor may treat a list of differently sized images in another way
     return _stack([_pixel_values(processor, tile) for tile in [overview, *tiles]])
 
 
 def process_images(
     images: Sequence[Image.Image], image_processor: ImageProcessor, model_cfg: PreTrainedConfig
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Turn pictures into pixel values by the rule that `model_cfg.image_aspect_ratio` names.
+    """Turn images into pixel values by the rule that `model_cfg.image_aspect_ratio` names.
 
     "pad" pads to a square with the processor's mean colour; "anyres" and "anyres_max_N" make an overview and
-    tiles by `model_cfg.image_grid_pinpoints`; "square", or none, leaves the picture to the processor. Returns
+    tiles by `model_cfg.image_grid_pinpoints`; "square", or none, leaves the image to the processor. Returns
     one tensor (n, 3, H, W) or, with anyres, (n, tiles, 3, H, W); a list of tensors when their shapes differ.
     Raises UserError for another rule.
     """
@@ -194,7 +194,7 @@ def process_images(
 
 
 def _pixel_values(processor: ImageProcessor, image: Image.Image) -> torch.Tensor:
-    """Process one picture: (3, H, W)."""
+    """Process one image: (3, H, W)."""
     return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
 
@@ -205,7 +205,7 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _shortest_edge(processor: ImageProcessor) -> int:
-    """Return the edge that pictures are resized to; processors that do not crop name a height instead."""
+    """Return the edge that images are resized to; processors that do not crop name a height instead."""
     size = processor.size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
@@ -220,7 +220,7 @@ _MAX_RESIZED_PIXELS = 64_000_000
 
 
 def _cut_strip(image: Image.Image, processor: ImageProcessor) -> Image.Image:
-    """Cut the middle out of a picture so long and thin that resizing it whole would exhaust the memory."""
+    """Cut the middle out of an image so long and thin that resizing it whole would exhaust the memory."""
     short, long = min(image.size), max(image.size)
     if "shortest_edge" not in processor.size or not getattr(processor, "do_center_crop", False):
         return image

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava.images import MAX_PIXELS, as_picture, load_image
+from llava.images import MAX_PIXELS, as_image, load_image
 from llava.utils import UserError, import_optional, shortened
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def video_of_images(sources: Sequence[Image.Image | str | os.PathLike[str]], nam
     """Return a video whose frames are images, or files of images. Raises VideoError without any."""
     if not sources:
         raise VideoError(f"the video {name!r} has no frames; give at least one image")
-    frames = tuple(as_picture(one if isinstance(one, Image.Image) else str(one)) for one in sources)
+    frames = tuple(as_image(one if isinstance(one, Image.Image) else str(one)) for one in sources)
     return Video(frames, name)
 
 

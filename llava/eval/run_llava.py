@@ -26,7 +26,7 @@ def image_parser(args: QuestionArguments) -> list[str]:
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:
-    """Load pictures from paths or URLs as RGB. Raises ImageError for the first unreadable one."""
+    """Load images from paths or URLs as RGB. Raises ImageError for the first unreadable one."""
     return [load_image(one) for one in image_files]
 
 

@@ -90,16 +90,16 @@ class ChatSession:
         and on the first piece for a prompt that does not fit the context, or while another answer is running.
         """
         params = SamplingParams.of(params, **settings)
-        question, pictures = read_question(
+        question, opened = read_question(
             text,
             one_or_many(image, images),
             self.model.config,
             has_tower=self.image_processor is not None,
         )
-        return self._turn(question, pictures, params)
+        return self._turn(question, opened, params)
 
     def _turn(
-        self, question: str, pictures: list[Image.Image], params: SamplingParams
+        self, question: str, images: list[Image.Image], params: SamplingParams
     ) -> Generator[str, None, None]:
         """Append a question, yield the answer's pieces, and leave the dialog in order however it ends."""
         if self._answering:
@@ -110,7 +110,7 @@ class ChatSession:
         stream = TextStream(self.tokenizer, stop_strings(dialog) + params.stop)
         dialog.append_message(dialog.roles[0], question)
         dialog.append_message(dialog.roles[1], None)
-        self.images.extend(pictures)
+        self.images.extend(images)
         self.finish_reason = "interrupted"
         answered = False
         try:

@@ -88,7 +88,7 @@ class CompiledDecoder(Decoder):
                 raise
             raise UserError(
                 f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); it needs a C++ "
-                f"compiler, on CUDA also triton. Leave compile away to go on without it."
+                f"compiler, on CUDA also triton. Omit compile to run without it."
             ) from error
         if not self._compiled and self._step is not _one_token:
             logger.info("compiled the decoding step in %.0f s", time.monotonic() - begin)
@@ -139,10 +139,10 @@ def check_compilable(model: PreTrainedModel) -> None:
     elif hook_of(model) is not None:
         reason = "a model that is spread over several devices cannot be compiled"
     if reason:
-        raise UserError(f"{reason}; leave compile away")
+        raise UserError(f"{reason}; omit compile")
 
 
 def check_compile_device(device: str) -> None:
     """Raise UserError for a device that compiled decoding is not made for."""
     if device.partition(":")[0] not in ("cuda", "cpu"):
-        raise UserError(f"compile is for CUDA (and works on CPUs); on {device} leave it away")
+        raise UserError(f"compile is for CUDA (and works on CPUs); on {device} omit it")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import as_picture, image_size
+from llava.images import as_image, image_size
 from llava.inference.decoder import Decoder
 from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawPrompt
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
@@ -90,9 +90,9 @@ class LoadedModel(NamedTuple):
 
     def open(self, prompt: Prompt) -> OpenPrompt:
         """Return the prompt with its images opened; raises what `read` raises, and for damaged images."""
-        pictures = [as_picture(one) for one in prompt.images]
-        n_positions = self._count(prompt.ids, [one.size for one in pictures])
-        return OpenPrompt(prompt.ids, pictures, prompt.stop, n_positions)
+        images = [as_image(one) for one in prompt.images]
+        n_positions = self._count(prompt.ids, [one.size for one in images])
+        return OpenPrompt(prompt.ids, images, prompt.stop, n_positions)
 
     def _count(self, ids: Sequence[int], sizes: Sequence[tuple[int, int]]) -> int:
         """Return the positions of a prompt with images of these sizes; raises PromptTooLong."""
@@ -122,4 +122,4 @@ class LoadedModel(NamedTuple):
 
 def _checked(source: ImageSource) -> ImageSource:
     """Return an image that is given as a path as it is, another one decoded; raises ImageError."""
-    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_picture(source)
+    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_image(source)

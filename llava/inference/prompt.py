@@ -24,7 +24,7 @@ from llava.conversation import (
     template_of,
     warn_of_unknown_template,
 )
-from llava.images import as_picture
+from llava.images import as_image
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # What stands before the system text in templates that mark it.
 SYSTEM_HEAD = "<|im_start|>system\n"
 
-# Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
+# Images of a question: Pillow images, paths or URLs; one alone needs no list.
 Images = Sequence[ImageSource] | ImageSource
 
 
@@ -75,7 +75,7 @@ def read_question(
 ) -> tuple[str, list[Image.Image]]:
     """Return a question with its image tokens in place, and its images opened; see place_question."""
     question, sources = place_question(text, images, config, has_tower=has_tower)
-    return question, [as_picture(one) for one in sources]
+    return question, [as_image(one) for one in sources]
 
 
 def place_question(
@@ -83,7 +83,7 @@ def place_question(
 ) -> tuple[str, list[ImageSource]]:
     """Return a question with its image tokens in place, and its images as they were given.
 
-    images: pictures, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
+    images: Pillow images, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
     """
     if isinstance(images, (str, Path, Image.Image)):

@@ -58,7 +58,9 @@ PATHS = (
 class ModelArguments:
     """Which model is trained, and how its vision parts are built."""
 
-    model_name_or_path: str = explained("facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from")
+    model_name_or_path: str = explained(
+        "facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to continue from"
+    )
     version: str = explained("v0", "Conversation template; v0 also adds a [PAD] token")
     freeze_backbone: bool = explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
     tune_mm_mlp_adapter: bool = explained(False, "Stage 1: train the projector only")
@@ -123,7 +125,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     packing: bool = explained(False, "Put the samples of a batch one after the other, without padding")
 
     resume: str = explained(
-        "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"
+        "auto", "auto: resume from the newest checkpoint of --output_dir; never: start over; or a checkpoint"
     )
     on_nonfinite: str = explained("error", "A loss that is not finite: error stops, skip drops that step")
     deterministic: bool = explained(False, "Only algorithms that give the same result every time")
@@ -141,7 +143,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     warmup_ratio: float | None = explained(None, "Warmup as a part of all steps; --warmup_steps takes it now")
     group_by_length: bool = explained(False, "Batches of like lengths")
     save_safetensors: bool = explained(True, "Accepted when true: weights are always written as safetensors")
-    overwrite_output_dir: bool = explained(False, "Start anew even if the output folder has checkpoints")
+    overwrite_output_dir: bool = explained(False, "Start over even if the output folder has checkpoints")
     no_cuda: bool = explained(False, "Old name of --use_cpu")
     logging_dir: str | None = explained(None, "Folder of the tensorboard files")
 

@@ -19,7 +19,7 @@ def explained(default: object, text: str) -> Any:
 
 @dataclass
 class DataArguments:
-    """Where the samples are, and how pictures are brought to the tower's size."""
+    """Where the samples are, and how images are brought to the tower's size."""
 
     data_path: str | None = explained(
         None,

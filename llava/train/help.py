@@ -2,7 +2,7 @@
 
 Two thirds of the flags belong to transformers' TrainingArguments, whose import takes ten seconds. help.json
 holds the flags as the parser of llava.train.args has them with one release of transformers; with any other
-release that parser itself is asked. `python -m llava.train.help` records them anew.
+release that parser itself is asked. `python -m llava.train.help` records them again.
 """
 
 from __future__ import annotations

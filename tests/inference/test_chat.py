@@ -81,7 +81,7 @@ def test_second_turn_computes_only_its_own_tokens(family, picture):
     first_answer = session.conversation.messages[-3][1]
     assert answer == generated(loaded, reopened(session), [picture], GREEDY)
     assert not calls
-    # at most the first answer (whose text may be tokenized anew) and what follows it
+    # at most the first answer (whose text may be tokenized again) and what follows it
     assert lengths[0] <= len(loaded.tokenizer(prompt[prompt.rindex(first_answer) :]).input_ids)
 
 

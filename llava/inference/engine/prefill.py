@@ -61,7 +61,7 @@ class ModelCall:
 class Prefill:
     """A group of rows on their way into a cache of their own; `advance` computes the next piece.
 
-    Each row's last columns are computed anew, as many as the row with the least kept needs; what stands in
+    Each row's last columns are computed again, as many as the row with the least kept needs; what stands in
     front of them is copied from what is kept. So all rows are right-aligned and have no gaps.
     """
 

@@ -244,10 +244,10 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     weights = _adapter_weights(path, shapes_only=shapes_only)
     stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
     modules = {name for name, _ in model.named_modules()}
-    strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
-    if strangers:
+    unknown = sorted({name.split(".lora_")[0] for name in stored} - modules)
+    if unknown:
         raise CheckpointError(
-            f"The adapter in {path} is for modules that the base lacks: {some_of(strangers)}."
+            f"The adapter in {path} is for modules that the base lacks: {some_of(unknown)}."
         )
     peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
     _check_adapter_config(peft, path)

@@ -117,7 +117,7 @@ class NonFiniteGuard(TrainerCallback):
         if self._in_a_row >= MAX_IN_A_ROW:
             raise UserError(
                 f"{MAX_IN_A_ROW} steps in a row, up to {state.global_step + 1}, had no finite loss: the "
-                "weights or the data are broken. Go on from an earlier checkpoint with --resume PATH"
+                "weights or the data are broken. Resume an earlier checkpoint with --resume PATH"
             )
         if args.fp16:
             return  # its loss scaler leaves such a step out by itself, and wants to see the gradients

@@ -301,7 +301,7 @@ def _evaluated(logs: Mapping[str, Any]) -> list[str]:
 
 
 class _Line(logging.Filter):
-    """The last line of a terminal, drawn anew at each change.
+    """The last line of a terminal, drawn again at each change.
 
     As a filter of the handlers that write to a terminal it makes room for their messages.
     """

@@ -32,7 +32,7 @@ CAUSES = (
 )
 
 
-class LostMarks:
+class LostSampleNames:
     """A collator whose batches name the samples in which no token is trained on."""
 
     def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], max_length: int | None) -> None:
@@ -73,7 +73,7 @@ class LostSamples(TrainerCallback):
         self._samples = 0  # of the run
 
     def note(self, batch: dict[str, Any]) -> None:
-        """Take the names that LostMarks has added out of a batch."""
+        """Take the names that LostSampleNames has added out of a batch."""
         self._new.update(batch.pop(LOST_KEY, ()))
 
     def note_learned(self, names: Sequence[int | str], learned: Sequence[float]) -> None:

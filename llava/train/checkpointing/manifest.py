@@ -98,7 +98,7 @@ def make_manifest(
 
 
 def sharding(training_args: TrainingArguments) -> str:
-    """Name the way in which states are dealt out to the processes, as their files differ."""
+    """Name the way in which states are sharded over the processes, as their files differ."""
     config = adapted(RunPlan, training_args).hf_deepspeed_config
     if config is not None:
         return f"ZeRO-{int(config.get_value('zero_optimization.stage', 0))}"
@@ -226,13 +226,13 @@ def whose_weights(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
 
 
 def other_shards(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say why the states of an earlier run cannot be dealt out to the processes of now; "" if they can."""
+    """Say why the states of an earlier run cannot be sharded over the processes of now; "" if they can."""
     old, new = before.get("sharding"), now["sharding"]
     if old is not None and old != new:
         return f"its sharding was {old}, is {new}"
     if new.startswith("ZeRO") and before.get("world_size") != now["world_size"]:
         return (
-            f"DeepSpeed wrote it in {before.get('world_size')} processes and goes on in equally many only, "
+            f"DeepSpeed wrote it in {before.get('world_size')} processes and resumes in equally many only, "
             f"these are {now['world_size']}"
         )
     return ""

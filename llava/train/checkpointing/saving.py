@@ -204,7 +204,7 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], run_dir: Path) 
         staged.mkdir(exist_ok=True)  # on a machine of its own disk
         if args.should_save:
             _complete(trainer, staged, target)
-        trainer.memory.save(staged)
+        trainer.run_state.save(staged)
     trainer.accelerator.wait_for_everyone()
     # of machines that share a disk the first one gives the name; on disks of their own each does
     if args.should_save:
@@ -325,7 +325,7 @@ def save_trained_model(trainer: Trainer, plan: RunPlan, output_dir: str) -> None
         _save_state(trainer, Path(output_dir))
         try:
             draw_loss_curve(trainer.state.log_history, Path(output_dir) / LOSS_CURVE_FILE)
-        except OSError as error:  # the model is written; a picture is not worth failing for
+        except OSError as error:  # the model is written; a plot is not worth failing for
             logger.warning("no loss curve was written: %s", error)
 
 

@@ -25,7 +25,7 @@ class DataCollatorForSupervisedDataset:
     def __call__(self, instances: Sequence[Sample]) -> dict[str, Any]:
         """Pad on the right and cut at the tokenizer's length.
 
-        Returns input_ids, labels, attention_mask (n, length), and for images whose marks are not cut off
+        Returns input_ids, labels, attention_mask (n, length), and for images whose tokens are not cut off
         `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes.
         """
         limit = self.tokenizer.model_max_length
@@ -41,7 +41,7 @@ class DataCollatorForSupervisedDataset:
             "attention_mask": input_ids.ne(pad),
         }
         if "image" in instances[0]:
-            kept = [_marks_left(one["input_ids"][:limit]) for one in instances]
+            kept = [_images_left(one["input_ids"][:limit]) for one in instances]
             images = [
                 tensor
                 for one, count in zip(instances, kept, strict=True)
@@ -58,8 +58,8 @@ class DataCollatorForSupervisedDataset:
         return batch
 
 
-def _marks_left(ids: torch.Tensor) -> int:
-    """Count the images of a cut sample: one for each mark that is left, and a stand-in where none is."""
+def _images_left(ids: torch.Tensor) -> int:
+    """Count the images of a cut sample: one for each image token left, and a stand-in where none is."""
     return max(1, int((ids == IMAGE_TOKEN_INDEX).sum()))
 
 

@@ -51,13 +51,13 @@ class SampleMaker:
 
         image: (3, H, W), with anyres (tiles, 3, H, W), and a list of such tensors for a record with several
         images; zeros for a text in multimodal training. image_folder: when not that of the settings. images:
-        the decoded pictures, when they are at hand. Raises UserError.
+        decoded ones, when they are at hand. Raises UserError.
         """
         paths = image_paths(record)
         sample = self.encode(record)
         if paths:
-            pictures = self._load(paths, image_folder) if images is None else images
-            self._add_images(sample, paths, pictures)
+            images = self._load(paths, image_folder) if images is None else images
+            self._add_images(sample, paths, images)
         elif self.settings.is_multimodal:
             # a text also goes through the tower and the projector, so that all ranks do the same work
             size = self._input_size()

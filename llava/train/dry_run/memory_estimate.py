@@ -220,7 +220,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of training `model` with batches like `batch`, for one device.
 
-    stage: of ZeRO, which deals out optimizer (1), gradients (2) and weights (3) over the ranks; offload: its
+    stage: of ZeRO, which shards optimizer (1), gradients (2) and weights (3) over the ranks; offload: its
     optimizer lives in the computer's memory. Not counted: what CUDA and NCCL hold for themselves (0.5 to 2
     GB), and gaps between the blocks of the allocator.
     """

@@ -285,7 +285,7 @@ def _set_checkpointing(model: PreTrainedModel, on: bool, plan: RunPlan) -> None:
 
 
 def _zero(plan: RunPlan) -> tuple[int, bool]:
-    """Return the stage of ZeRO (0 without, 3 for FSDP, which deals out the same), and whether it offloads."""
+    """Return the stage of ZeRO (0 without, 3 for FSDP, which shards the same), and whether it offloads."""
     config = plan.hf_deepspeed_config
     if config is None:
         return (3 if plan.fsdp else 0), False

@@ -22,8 +22,8 @@ Batch = dict[str, Any]  # input_ids and labels: a tensor (n, length) or a list o
 def encode(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, has_image: bool) -> torch.Tensor:
     """Tokenize whole prompts into (n, length).
 
-    Text is padded and truncated to the tokenizer's length; prompts with image marks are neither (the collator
-    cuts them).
+    Text is padded and truncated to the tokenizer's length; prompts with image tokens are neither (the
+    collator cuts them).
     """
     if not has_image:
         return tokenizer(
@@ -44,7 +44,7 @@ def encode(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, has_image
 
 
 def image_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Tokenize a prompt with image marks: (length,)."""
+    """Tokenize a prompt with image tokens: (length,)."""
     return torch.tensor(tokenizer_image_token(text, tokenizer), dtype=torch.long)
 
 

@@ -21,7 +21,7 @@ _BYTE_PLACES = {f"<0x{value:02X}>": 0 if 0x80 <= value < 0xC0 else 1 for value i
 def encode_with_starts(
     prompt: str, tokenizer: PreTrainedTokenizerBase, has_image: bool
 ) -> tuple[list[int], list[int]]:
-    """Tokenize a prompt as training does, without padding or cutting; image marks become IMAGE_TOKEN_INDEX.
+    """Tokenize a prompt as training does, without padding or cutting; image tokens become IMAGE_TOKEN_INDEX.
 
     Returns the ids and where in the prompt each token begins, both (length,). A space that a tokenizer joins
     to the word behind it is part of that word's token. Raises DataError for a tokenizer that cannot tell.

@@ -70,19 +70,19 @@ def preprocess_multimodal(
     keep_places: bool = False,
     conv: Conversation | None = None,
 ) -> Sequence[Sequence[Turn]]:
-    """Bring the `<image>` marks of each turn into the form the model is trained on; returns new turns.
+    """Bring the image tokens of each turn into the form the model is trained on; returns new turns.
 
-    All marks of a turn become one mark in front of its text, as in the reference. With `keep_places` (records
-    with several images) every mark stays where it stands. Nothing is changed when `data_args.is_multimodal`
-    is false.
+    All image tokens of a turn become one in front of its text, as in the reference. With `keep_places`
+    (records with several images) every one stays where it stands. Nothing is changed when
+    `data_args.is_multimodal` is false.
     """
     if not data_args.is_multimodal:
         return sources
-    mark = DEFAULT_IMAGE_TOKEN
+    token = DEFAULT_IMAGE_TOKEN
     if data_args.mm_use_im_start_end:
-        mark = f"{DEFAULT_IM_START_TOKEN}{mark}{DEFAULT_IM_END_TOKEN}"
+        token = f"{DEFAULT_IM_START_TOKEN}{token}{DEFAULT_IM_END_TOKEN}"
     if "mmtag" in _current(conv).version:
-        mark = f"<Image>{mark}</Image>"
+        token = f"<Image>{token}</Image>"
 
     def convert(turn: Turn) -> Turn:
         text = turn["value"]
@@ -90,7 +90,7 @@ def preprocess_multimodal(
             return turn
         if not keep_places:
             text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
-        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, mark)}
+        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, token)}
 
     return [[convert(turn) for turn in source] for source in sources]
 
@@ -286,7 +286,7 @@ def preprocess_plain(
         masked = ids.clone()
         masked[: len(tokenizer_image_token(DEFAULT_IMAGE_TOKEN, tokenizer))] = IGNORE_INDEX
         if label_masks == "spans":
-            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of a mark inside the caption
+            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of an image token inside the caption
         input_ids.append(ids)
         labels.append(masked)
     return {"input_ids": input_ids, "labels": labels}

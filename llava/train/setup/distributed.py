@@ -63,7 +63,7 @@ def _allow_fsdp_on_cpu(state: TrainerState) -> None:
 
 
 def split_by_layers(model: PreTrainedModel, plan: RunPlan) -> None:
-    """Let FSDP deal out the weights layer by layer.
+    """Let FSDP shard the weights layer by layer.
 
     It takes the classes that a device map keeps whole, and stops at one that the model does not have; a whole
     tower is no layer.
