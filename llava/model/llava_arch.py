@@ -257,8 +257,9 @@ class LlavaMetaForCausalLM(_LLM):
                 "Training the projector alone (tune_mm_mlp_adapter) together with mm_use_im_start_end is "
                 "not supported."
             )
-        with_images = images is not None and len(images) > 0
-        features = self.image_features(images, image_sizes, **_words(modalities)) if with_images else []
+        features = []
+        if images is not None and len(images) > 0:
+            features = self.image_features(images, image_sizes, **_words(modalities))
         keep = (
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
