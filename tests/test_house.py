@@ -34,6 +34,7 @@ FLOORS = {
     "arguments": 2,
     "lines": 3,
     "images": 3,
+    "video": 4,
     "conversation": 4,
     "mm_utils": 4,
     "model": 5,
