@@ -175,7 +175,7 @@ def test_bad_settings_are_one_sentence(checkpoints, image_file, monkeypatch, fla
 @pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\x00\x00"])
 def test_unreadable_image_is_said_before_the_model_is_loaded(checkpoints, tmp_path, monkeypatch, content):
     (tmp_path / "bad.png").write_bytes(content)
-    monkeypatch.setattr(terminal, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
+    monkeypatch.setattr(terminal, "open_from_flags", lambda *args, **kwargs: pytest.fail("loaded first"))
     with pytest.raises(UserError, match="bad.png"):
         chat(monkeypatch, "Hi\n", checkpoints / "llava-tiny-v1.5", tmp_path / "bad.png")
 
