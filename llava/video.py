@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 from PIL import Image
 
 from llava.images import MAX_PIXELS, as_image, load_image
 from llava.utils import UserError, import_optional, shortened
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +178,7 @@ def _check_file(path: Path, name: str) -> None:
         raise VideoError(f"the video {name!r} is empty (0 bytes)")
 
 
-def _opened(av: ModuleType, file: Any) -> Any:
+def _opened(av: ModuleType, file: IO[bytes]) -> InputContainer:
     # files that name others (playlists) must not open them: nothing but the file itself is read
     return av.open(file, options={"protocol_whitelist": "none"})
 
@@ -185,7 +191,9 @@ class _explained:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, (self.av.FFmpegError, OSError, ValueError)) and not isinstance(error, UserError):
             raise VideoError(
                 f"the video {self.name!r} is damaged or in no format that can be read: {error}"
@@ -194,7 +202,7 @@ class _explained:
             raise VideoError(f"the video {self.name!r}: {error}") from error
 
 
-def _stream(container: Any, name: str) -> Any:
+def _stream(container: InputContainer, name: str) -> VideoStream:
     streams = container.streams.video
     if not streams:
         raise VideoError(f"the video {name!r} has no moving images, only sound or text")
@@ -204,7 +212,7 @@ def _stream(container: Any, name: str) -> Any:
     return stream
 
 
-def _count(container: Any, stream: Any) -> int:
+def _count(container: InputContainer, stream: VideoStream) -> int:
     """Return how many frames a stream has: as its container says, or its packets."""
     if stream.frames:
         return int(stream.frames)
@@ -212,7 +220,7 @@ def _count(container: Any, stream: Any) -> int:
 
 
 def _decode(
-    av: ModuleType, container: Any, wanted: set[int], name: str
+    av: ModuleType, container: InputContainer, wanted: set[int], name: str
 ) -> tuple[dict[int, Image.Image], int]:
     """Return the wanted frames by their index, and how many frames were seen, damage ending them."""
     stream = _stream(container, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -398,7 +398,7 @@ class LlavaMetaForCausalLM(_LLM):
         ids = ids.to(self.get_input_embeddings().weight.device)
         positions = checked_beside(kwargs.pop("position_ids", None), ids, "position_ids")
         mask = checked_beside(kwargs.pop("attention_mask", None), ids, "attention_mask")
-        modalities: Any = kwargs.pop("modalities", None)
+        modalities = cast("Sequence[str] | None", kwargs.pop("modalities", None))
         embeds = None
         if images is not None:
             processor = getattr(self.get_vision_tower(), "image_processor", None)

@@ -41,26 +41,30 @@ def spread_parts(
     names of the flags of the command line. lora: --lora_enable. Raises UserError for unknown parts, and for a
     flag beside it that says the same.
     """
-    ours: Any = model_args
-    if ours.mm_tunable_parts is None:
+    ours = vars(model_args)
+    if ours["mm_tunable_parts"] is None:
         return model_args, None
-    parts = parse_parts(ours.mm_tunable_parts)
+    parts = parse_parts(ours["mm_tunable_parts"])
     if twice := [name for name in OTHER_FLAGS if name in given]:
         raise UserError(f"--mm_tunable_parts and --{twice[0]} both say what trains; give one of them")
-    if ours.vision_tower is None:
+    if ours["vision_tower"] is None:
         raise UserError("--mm_tunable_parts needs --vision_tower: a text model has one part")
     if LLM not in parts and lora:
         raise UserError(f"--lora_enable trains the LLM, and --mm_tunable_parts is without {LLM}; add it")
     without_llm, projector = LLM not in parts, PROJECTOR in parts
     return (
-        replace(
-            ours,
+        _replaced(
+            model_args,
             tune_mm_mlp_adapter=without_llm and projector,
             unfreeze_mm_vision_tower=TOWER in parts,
             freeze_backbone=without_llm and not projector,
         ),
         not projector,
     )
+
+
+def _replaced(arguments: Any, **changes: bool) -> Any:
+    return replace(arguments, **changes)
 
 
 def freezes_head(text: str | None) -> bool:

@@ -107,11 +107,11 @@ def checked_images(
     if not isinstance(images, (list, tuple)):
         raise UserError(f"generate() got a {type(images).__name__} as images; {_EXPECTED}")
     media = (Image.Image, Video)
-    kind: Any = media if isinstance(images[0], media) else torch.Tensor
+    kind = media if isinstance(images[0], media) else (torch.Tensor,)
     for index, image in enumerate(images):
         if not isinstance(image, kind):
             raise UserError(f"generate() got a {type(image).__name__} as images[{index}]; {_EXPECTED}")
-    if kind is torch.Tensor:
+    if kind == (torch.Tensor,):
         for index, image in enumerate(images):
             _check_pixels(image, f"images[{index}]", (3, 4))
         return images, image_sizes, None
