@@ -179,7 +179,7 @@ def train(attn_implementation: str | None = None) -> None:
         model_max_length=training_args.model_max_length,
         cache_dir=training_args.cache_dir,
     )
-    conv = conversation_lib.conv_templates[template]
+    conv = conversation_lib.conversation_for(template, tokenizer)
     masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     settings = make_data_settings(model_args, data_args, label_masks=masks)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)

@@ -23,6 +23,23 @@ def load_training_tokenizer(
         model_max_length=model_max_length,
         padding_side="right",
     )
-    if version != "v0":
+    if version != "v0" and not _may_pad(tokenizer, conversation_lib.conv_templates[key]):
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer, key
+
+
+def _may_pad(tokenizer: Any, empty: conversation_lib.Conversation) -> bool:
+    """Tell whether a tokenizer's own padding is used: in templates after the reference's, which pads with <unk>.
+
+    Where padding is, attention is not: it must be no token that the template writes, as SmolLM2's is.
+    """
+    pad = tokenizer.pad_token
+    if pad is None or pad in (tokenizer.eos_token, tokenizer.bos_token):
+        return False
+    conv = conversation_lib.conversation_for(empty, tokenizer)
+    if not conversation_lib.style_of(conv.sep_style).in_pieces:
+        return False
+    conv = conv.copy()
+    conv.append_message(conv.roles[0], "a")
+    conv.append_message(conv.roles[1], "b")
+    return pad not in conv.get_prompt()
