@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -20,6 +20,9 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation.styles import Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Encoded(NamedTuple):
@@ -30,7 +33,7 @@ class Encoded(NamedTuple):
 
 
 def encode_pieces(
-    pieces: Sequence[Piece], tokenizer: Any, *, has_image: bool = True, start_token: bool = False
+    pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, *, has_image: bool = True, start_token: bool = False
 ) -> Encoded:
     """Tokenize a rendered dialog.
 
@@ -53,7 +56,7 @@ def encode_pieces(
     return Encoded(ids, supervised)
 
 
-def _adds_start(tokenizer: Any) -> bool:
+def _adds_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
@@ -78,7 +81,7 @@ def _split_at_images(pieces: Iterable[Piece]) -> list[list[Piece]]:
     return parts
 
 
-def _encode(pieces: Sequence[Piece], tokenizer: Any, *, first: bool) -> list[int]:
+def _encode(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, *, first: bool) -> list[int]:
     """Tokenize pieces as one text, but for control tokens in what was said: they are cut in two."""
     ids: list[int] = []
     for number, text in enumerate(_cut_control_tokens(pieces, tokenizer)):
@@ -87,7 +90,7 @@ def _encode(pieces: Sequence[Piece], tokenizer: Any, *, first: bool) -> list[int
     return ids
 
 
-def _cut_control_tokens(pieces: Sequence[Piece], tokenizer: Any) -> list[str]:
+def _cut_control_tokens(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     pattern = known_tokens(tokenizer).control
     text = "".join(piece.text for piece in pieces)
     cuts, begin = [0], 0
@@ -115,7 +118,7 @@ class KnownTokens:
     size: int
 
 
-def known_tokens(tokenizer: Any) -> KnownTokens:
+def known_tokens(tokenizer: PreTrainedTokenizerBase) -> KnownTokens:
     """Return what a tokenizer's added tokens are, anew when some were added since."""
     known = _known_tokens(tokenizer)
     # counting takes milliseconds as well, and a new token stands behind the others
@@ -131,7 +134,7 @@ def known_tokens(tokenizer: Any) -> KnownTokens:
 
 
 @lru_cache(maxsize=8)
-def _known_tokens(tokenizer: Any) -> KnownTokens:
+def _known_tokens(tokenizer: PreTrainedTokenizerBase) -> KnownTokens:
     tokens = list(tokenizer.added_tokens_decoder.values())
     special = {str(token) for token in tokens if token.special} | set(tokenizer.all_special_tokens)
     long = sorted((token for token in special if len(token) > 1), key=lambda token: (-len(token), token))
@@ -143,11 +146,11 @@ def _known_tokens(tokenizer: Any) -> KnownTokens:
     )
 
 
-def _plain(text: str, tokenizer: Any) -> list[int]:
+def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def _continued(text: str, tokenizer: Any) -> list[int]:
+def _continued(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokenize text that stands behind other text: without the space that some tokenizers put in front."""
     anchor, length = known_tokens(tokenizer).anchor
     return _plain(anchor + text, tokenizer)[length:]
@@ -157,7 +160,7 @@ def _continued(text: str, tokenizer: Any) -> list[int]:
 _TRIALS = ("ab c", " ab", "\nab", "  a", "\n", "Ünï", "日本")
 
 
-def _anchor(tokenizer: Any, special: Sequence[str]) -> tuple[str, int]:
+def _anchor(tokenizer: PreTrainedTokenizerBase, special: Sequence[str]) -> tuple[str, int]:
     """Return a text behind which texts keep their own tokens, and its length in tokens."""
     for anchor in ("", *special[:4], "\n"):
         head = _plain(anchor, tokenizer) if anchor else []
@@ -166,7 +169,7 @@ def _anchor(tokenizer: Any, special: Sequence[str]) -> tuple[str, int]:
     return "", 0
 
 
-def _keeps(text: str, anchor: str, head: list[int], tokenizer: Any) -> bool:
+def _keeps(text: str, anchor: str, head: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a text behind the anchor has tokens that are its own, no more and no less."""
     ids = _plain(anchor + text, tokenizer)
     before = _plain("x", tokenizer)

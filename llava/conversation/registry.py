@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation.jinja import chat_template
 from llava.conversation.render import Conversation
 from llava.conversation.styles import SeparatorStyle, Style, style_of
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TEMPLATES", "Template", "conv_templates", "conversation_for", "find_template", "register_template", "template_of"]
 
@@ -140,7 +143,7 @@ def register_template(template: Template) -> Template:
     return template
 
 
-def conversation_for(template: str | Conversation, tokenizer: Any) -> Conversation:
+def conversation_for(template: str | Conversation, tokenizer: PreTrainedTokenizerBase) -> Conversation:
     """Return the empty dialog of a template (or its key), for a model with this tokenizer.
 
     Only `chat_template` differs from the one in conv_templates: it renders with the tokenizer's own template.

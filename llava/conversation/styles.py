@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What finds the answers in training; the code of each stands in llava.train.labels.
 LABEL_RULES = ("v0", "v1", "llama_2", "mpt", "plain", "spans", "pieces")
@@ -126,7 +129,7 @@ class Style:
         """Render a dialog as pieces of template and of what was said; some may be empty."""
         raise UserError(f'the style {self.name} has labels="pieces", which needs a ChatStyle; use "spans"')
 
-    def bind(self, tokenizer: Any) -> Style:
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Style:
         """Return the style for a model's tokenizer; only a style that renders with it becomes another."""
         return self
 

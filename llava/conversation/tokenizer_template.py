@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.conversation.chat_style import ChatStyle
 from llava.conversation.pieces import known_tokens
 from llava.conversation.styles import Frame, Piece, Style, Turn
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class TokenizerStyle(ChatStyle):
         """False: the rendering has the start token, where the template wants it."""
         return False
 
-    def bind(self, tokenizer: Any) -> Style:
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Style:
         """Return the style that renders with this tokenizer. Raises UserError where its template cannot."""
         if self.tokenizer is tokenizer:
             return self
@@ -101,7 +104,7 @@ def _message(answers: bool, text: str) -> ChatMessage:
 
 
 def _render(
-    tokenizer: Any, messages: Sequence[ChatMessage], switches: Mapping[str, bool], *, opened: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], switches: Mapping[str, bool], *, opened: bool = False
 ) -> str:
     """Render messages. Raises UserError for what the template refuses."""
     try:
@@ -116,7 +119,7 @@ def _render(
         ) from error
 
 
-def _glue(tokenizer: Any, messages: Sequence[ChatMessage], switches: Mapping[str, bool]) -> list[str]:
+def _glue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], switches: Mapping[str, bool]) -> list[str]:
     """Return what the template writes before, between and behind the texts: one more than messages."""
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
@@ -162,7 +165,7 @@ def _variants(message: ChatMessage) -> Iterator[str]:
         yield from (one, one.strip(), one.lstrip("\n"), one.strip("\n"), one.rstrip(), one.lstrip())
 
 
-def _end(after: str, tokenizer: Any) -> str:
+def _end(after: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what stands behind an answer up to and with its first added token; "" without one."""
     places = ((after.find(token), token) for token in known_tokens(tokenizer).added)
     begin, token = min(
@@ -173,7 +176,7 @@ def _end(after: str, tokenizer: Any) -> str:
     return after[: begin + len(token)] if token else ""
 
 
-def _probe(tokenizer: Any) -> dict[str, Any]:
+def _probe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Find out how a template opens and ends answers: switches, lead and stops of a TokenizerStyle."""
     question, answer = _message(False, "\ue003"), _message(True, "\ue004")
     fitting: tuple[Mapping[str, bool], str] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from llava.utils import UserError
 class IdentityMap(nn.Module):
     """Passes features through; for towers whose width already is the LLM's."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         """Return `x` unchanged."""
         return x
 
@@ -78,7 +77,7 @@ def find_projector(name: str) -> tuple[ProjectorFactory, re.Match[str]]:
     raise UserError(f"Unknown mm_projector_type {name!r}; known projectors: {known}.")
 
 
-def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: Any) -> nn.Module:
+def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: object) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names ("linear" when absent).
 
     `config` has `mm_hidden_size` (vision width) and `hidden_size` (LLM width). Raises UserError (a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,6 +19,9 @@ from llava.train.data.table import RecordTable, load_records
 from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,11 @@ class LazySupervisedDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
+        self,
+        data_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        data_args: object,
+        conv: Conversation | None = None,
     ) -> None:
         """Open and check all records. Raises DataError."""
         super().__init__()
@@ -114,7 +121,7 @@ class LazySupervisedDataset(Dataset[Sample]):
 
 
 def make_supervised_data_module(
-    tokenizer: Any, data_args: Any, conv: Conversation | None = None
+    tokenizer: PreTrainedTokenizerBase, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
     """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator.
 

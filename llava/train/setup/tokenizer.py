@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava import conversation as conversation_lib
 from llava.model.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_training_tokenizer(
@@ -28,7 +31,7 @@ def load_training_tokenizer(
     return tokenizer, key
 
 
-def _may_pad(tokenizer: Any, empty: conversation_lib.Conversation) -> bool:
+def _may_pad(tokenizer: PreTrainedTokenizerBase, empty: conversation_lib.Conversation) -> bool:
     """Tell whether a tokenizer's own padding is used: in templates after the reference's, which pads with <unk>.
 
     Where padding is, attention is not: it must be no token that the template writes, as SmolLM2's is.
