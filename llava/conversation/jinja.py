@@ -17,6 +17,8 @@ def chat_template(conversation: Conversation, image_token: str) -> str:
     tokenizer.
     """
     style = style_of(conversation.sep_style)
+    if own := style.own_jinja(image_token):
+        return own
     names = {"user": conversation.roles[0], "assistant": conversation.roles[1]}
     _, system, _ = style.jinja_head(conversation)
     lines = [

@@ -1,7 +1,7 @@
-"""Token ids of dialogs piece by piece: answers by themselves, control tokens only where the template has them.
+"""Token ids of dialogs piece by piece: answers by themselves, control tokens only from the template.
 
-Whole-text tokenizing goes wrong where an answer begins with a character that melts into one token with the end
-of its header, as "\\n" does, and where a text spells out a control token.
+Whole-text tokenizing goes wrong where an answer begins with a character that melts into one token with the
+end of its header, as a newline does, and where a text spells out a control token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -33,7 +33,11 @@ class Encoded(NamedTuple):
 
 
 def encode_pieces(
-    pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, *, has_image: bool = True, start_token: bool = False
+    pieces: Sequence[Piece],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    has_image: bool = True,
+    start_token: bool = False,
 ) -> Encoded:
     """Tokenize a rendered dialog.
 
@@ -75,7 +79,9 @@ def _split_at_images(pieces: Iterable[Piece]) -> list[list[Piece]]:
             if closes:
                 parts[-1].append(Piece(DEFAULT_IM_END_TOKEN, piece.supervised, False))
                 text = text.removeprefix(DEFAULT_IM_END_TOKEN)
-            parts[-1].append(piece._replace(text=text.removesuffix(DEFAULT_IM_START_TOKEN) if opens else text))
+            parts[-1].append(
+                piece._replace(text=text.removesuffix(DEFAULT_IM_START_TOKEN) if opens else text)
+            )
             if opens:
                 parts[-1].append(Piece(DEFAULT_IM_START_TOKEN, piece.supervised, False))
     return parts

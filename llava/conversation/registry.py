@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation.jinja import chat_template
@@ -16,7 +16,15 @@ from llava.utils import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEMPLATES", "Template", "conv_templates", "conversation_for", "find_template", "register_template", "template_of"]
+__all__ = [
+    "TEMPLATES",
+    "Template",
+    "conv_templates",
+    "conversation_for",
+    "find_template",
+    "register_template",
+    "template_of",
+]
 
 OUTSIDERS_RANK = 100
 V0_SEPARATOR = "###"

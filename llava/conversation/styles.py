@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llava.utils import UserError
 
@@ -134,6 +134,10 @@ class Style:
         return self
 
     # ---- jinja ----
+
+    def own_jinja(self, image_token: str) -> str:
+        """Return the template in jinja of a style that has one already; "" to make it of the parts below."""
+        return ""
 
     def jinja_opening(self, frame: Frame, prompt: str) -> str:
         """Return in jinja what stands in front of the first turn. prompt: of the empty dialog."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.conversation.chat_style import ChatStyle
 from llava.conversation.pieces import known_tokens
-from llava.conversation.styles import Frame, Piece, Style, Turn
+from llava.conversation.styles import Frame, Piece, Style, Turn, quoted
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ CHAT_TEMPLATE = "chat_template"  # the template's name, and the value of --versi
 _SWITCHES: tuple[Mapping[str, bool], ...] = ({}, {"enable_thinking": False})
 _END_OF_THOUGHT = "</think>"
 _OPEN = "\ue002"  # stands for the answer that is wanted
+
+# Makes a text of each message's parts, in front of a template that takes texts alone.
+_FLATTEN = (
+    "{% set read = namespace(messages=[]) %}{% for message in messages %}"
+    "{% if message['content'] is string %}{% set said = message['content'] %}{% else %}"
+    "{% set parts = namespace(images='', text='') %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set parts.images = parts.images + IMAGE + '\\n' %}"
+    "{% elif part['type'] == 'text' %}{% set parts.text = parts.text + part['text'] %}{% endif %}"
+    "{% endfor %}{% set said = parts.images + parts.text %}{% endif %}"
+    "{% set read.messages = read.messages + [{'role': message['role'], 'content': said}] %}"
+    "{% endfor %}{% set messages = read.messages %}"
+)
 
 ChatMessage = dict[str, str]
 
@@ -56,8 +68,8 @@ class TokenizerStyle(ChatStyle):
             return self
         if not tokenizer.chat_template:
             raise UserError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; put a chat_template.jinja "
-                "beside its files, or name another template (--version in training, --conv-mode elsewhere)"
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; put a "
+                "chat_template.jinja beside its files, or name another template (--version in training, --conv-mode elsewhere)"
             )
         probe = _probe(tokenizer)
         return replace(self, tokenizer=tokenizer, **probe)
@@ -68,11 +80,7 @@ class TokenizerStyle(ChatStyle):
 
     def pieces(self, frame: Frame, turns: Sequence[Turn]) -> list[Piece]:
         """Render a dialog. Raises UserError for one that the template refuses or renders with other texts."""
-        if self.tokenizer is None:
-            raise UserError(
-                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here: get it "
-                "by llava.conversation.conversation_for(key, tokenizer)"
-            )
+        tokenizer = self._needed()
         if not turns:
             return []
         if any(turn.text is None for turn in turns[:-1]):
@@ -81,8 +89,8 @@ class TokenizerStyle(ChatStyle):
         messages = [{"role": "system", "content": frame.system}] if frame.system else []
         for role, text, _ in turns:
             messages.append(_message(role == frame.roles[1], _OPEN if text is None else text))
-        glue = _glue(self.tokenizer, messages, self.switches)
-        shown = _shown(_render(self.tokenizer, messages, self.switches), glue, messages)
+        glue = _glue(tokenizer, messages, self.switches)
+        shown = _shown(_render(tokenizer, messages, self.switches), glue, messages, thoughts=not is_open)
         supervised = [False] * (len(messages) - len(turns)) + [turn.supervised for turn in turns]
         roles = [message["role"] for message in messages]
         pieces, rest = [], glue[0]
@@ -93,10 +101,31 @@ class TokenizerStyle(ChatStyle):
             if is_open and index == len(roles) - 1:
                 return pieces
             after = glue[index + 1]
-            end = _end(after, self.tokenizer) if answers else ""
+            end = _end(after, tokenizer) if answers else ""
             pieces += [Piece(lead, learned, False), Piece(text, learned, True), Piece(end, learned, False)]
             rest = after.removeprefix(end)
         return [*pieces, Piece(rest, False, False)]
+
+    def own_jinja(self, image_token: str) -> str:
+        """Return the tokenizer's template behind what makes texts of parts: images in front, one line each.
+
+        The template's own start token is omitted: in exported folders the tokenizer puts it in front.
+        """
+        source = self._needed().get_chat_template()
+        switches = "".join(
+            f"{{% if {name} is not defined %}}{{% set {name} = {str(value).lower()} %}}{{% endif %}}"
+            for name, value in self.switches.items()
+        )
+        return f"{_FLATTEN.replace('IMAGE', quoted(image_token))}{{% set bos_token = '' %}}{switches}{source}"
+
+    def _needed(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer. Raises UserError where it is missing."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here: get it "
+                "by llava.conversation.conversation_for(key, tokenizer)"
+            )
+        return self.tokenizer
 
 
 def _message(answers: bool, text: str) -> ChatMessage:
@@ -104,7 +133,11 @@ def _message(answers: bool, text: str) -> ChatMessage:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], switches: Mapping[str, bool], *, opened: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[ChatMessage],
+    switches: Mapping[str, bool],
+    *,
+    opened: bool = False,
 ) -> str:
     """Render messages. Raises UserError for what the template refuses."""
     try:
@@ -119,7 +152,9 @@ def _render(
         ) from error
 
 
-def _glue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], switches: Mapping[str, bool]) -> list[str]:
+def _glue(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], switches: Mapping[str, bool]
+) -> list[str]:
     """Return what the template writes before, between and behind the texts: one more than messages."""
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
@@ -136,15 +171,23 @@ def _glue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], s
     return [*glue, rest]
 
 
-def _shown(real: str, glue: Sequence[str], messages: Sequence[ChatMessage]) -> list[str]:
-    """Return the texts as the template has rendered them: some templates strip them. Raises UserError."""
+def _shown(real: str, glue: Sequence[str], messages: Sequence[ChatMessage], *, thoughts: bool) -> list[str]:
+    """Return the texts as the template has rendered them: some templates strip them. Raises UserError.
+
+    thoughts: an answer without its chain of thought is not that answer; else it is what a history keeps.
+    """
     texts: list[str] = []
     place = len(glue[0])
     matches = real.startswith(glue[0])
     for number, message in enumerate(messages):
         after = glue[number + 1]
         found = next(
-            (one for one in _variants(message) if matches and real.startswith(one + after, place)), None
+            (
+                one
+                for one in _variants(message, thoughts=thoughts)
+                if matches and real.startswith(one + after, place)
+            ),
+            None,
         )
         if found is None:
             raise UserError(
@@ -158,10 +201,11 @@ def _shown(real: str, glue: Sequence[str], messages: Sequence[ChatMessage]) -> l
     return texts
 
 
-def _variants(message: ChatMessage) -> Iterator[str]:
-    """Yield what templates make of a text: nothing else, without blanks or lines round it, without a thought."""
+def _variants(message: ChatMessage, *, thoughts: bool) -> Iterator[str]:
+    """Yield what templates make of a text: itself, without blanks or lines round it, without a thought."""
     text = message["content"]
-    for one in (text, text.rpartition(_END_OF_THOUGHT)[2] if message["role"] == "assistant" else text):
+    forgotten = message["role"] == "assistant" and not thoughts
+    for one in (text, text.rpartition(_END_OF_THOUGHT)[2]) if forgotten else (text,):
         yield from (one, one.strip(), one.lstrip("\n"), one.strip("\n"), one.rstrip(), one.lstrip())
 
 
@@ -189,16 +233,16 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             break
     if fitting is None:
         logger.info(
-            "the tokenizer's chat template opens an answer otherwise than it writes one; prompts end with what "
-            "stands in front of answers that are written"
+            "the tokenizer's chat template opens an answer otherwise than it writes one; prompts end with "
+            "what stands in front of answers that are written"
         )
         fitting = {}, ""
     glue = _glue(tokenizer, [question, answer, question, answer], fitting[0])
     ends = [_end(after, tokenizer) for after in (glue[2], glue[4])]
     if not all(ends):
         raise UserError(
-            "the tokenizer's chat template ends answers without a token of its own, so that a model could not "
-            "learn to stop; add eos_token behind an answer, or use another template"
+            "the tokenizer's chat template ends answers without a token of its own, so that a model could "
+            "not learn to stop; add eos_token behind an answer, or use another template"
         )
     stops = tuple(dict.fromkeys(end.strip() for end in ends))
     return {"switches": fitting[0], "lead": fitting[1], "stops": stops}
