@@ -44,7 +44,8 @@ LLAMA_2 = (
 )
 CHANNELS = (
     "{% for message in messages %}"
-    "{% if message.role == 'user' %}<|start|>user<|message|>{{ message.content }}<|end|>{% else %}<|start|>assistant<|channel|>final<|message|>{{ message.content }}"
+    "{% if message.role == 'user' %}<|start|>user<|message|>{{ message.content }}<|end|>"
+    "{% else %}<|start|>assistant<|channel|>final<|message|>{{ message.content }}"
     "{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )

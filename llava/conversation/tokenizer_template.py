@@ -69,7 +69,8 @@ class TokenizerStyle(ChatStyle):
         if not tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; put a "
-                "chat_template.jinja beside its files, or name another template (--version in training, --conv-mode elsewhere)"
+                "chat_template.jinja beside its files, or name another template (--version in training, "
+                "--conv-mode elsewhere)"
             )
         probe = _probe(tokenizer)
         return replace(self, tokenizer=tokenizer, **probe)

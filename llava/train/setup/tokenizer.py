@@ -34,7 +34,8 @@ def load_training_tokenizer(
 def _may_pad(tokenizer: PreTrainedTokenizerBase, empty: conversation_lib.Conversation) -> bool:
     """Tell whether a tokenizer's own padding is used: in templates that are tokenized piece by piece.
 
-    The reference pads with <unk>. Where padding is, attention is not: it must be no token that the template writes, as SmolLM2's is.
+    The reference pads with <unk>. Where padding is, attention is not: it must be no token that the template
+    writes, as SmolLM2's is.
     """
     pad = tokenizer.pad_token
     if pad is None or pad in (tokenizer.eos_token, tokenizer.bos_token):
