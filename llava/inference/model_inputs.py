@@ -13,6 +13,7 @@ from llava.mm_utils import process_images
 from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.splice import Row, count_features, splice_rows
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.utils import UserError
 
 
@@ -79,11 +80,12 @@ def image_length(model: Any, size: tuple[int, int]) -> int:
     """Return how many positions a picture of `size` (width, height) takes, without encoding it."""
     tower = model.get_vision_tower()
     settings = MultimodalConfig.of(model.config)
+    tile = projected_tile(settings, tower.tile_features)
     return count_features(
         size,
         settings=settings,
-        patches_per_side=tower.num_patches_per_side,
-        extra=tower.extra_tokens,
+        patches_per_side=tile.side,
+        extra=tile.extra,
         tile_size=tower.tile_size,
     )
 
