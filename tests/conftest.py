@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What DeepSpeed compiles (a minute and more of a core) is kept between tests and between runs; another
-# environment has a folder of its own, or each of the two would compile anew what the other has compiled.
+# environment has a folder of its own, or each of the two would compile again what the other has compiled.
 os.environ.setdefault(
     "TORCH_EXTENSIONS_DIR",
     str(Path.home() / ".cache" / "torch_extensions" / sys.prefix.strip("/").replace("/", "-")),

@@ -18,13 +18,14 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
     args = parser.parse_args()
     check_chunk(args)
+    conv_mode = args.conv_mode
     name = get_model_name_from_path(args.model_path).lower()
-    if "plain" in name and "finetune" not in name and "mmtag" not in args.conv_mode:
-        args.conv_mode += "_mmtag"
-        print(f"{args.model_path} seems to be a plain model; its template is {args.conv_mode}")
+    if "plain" in name and "finetune" not in name and "mmtag" not in conv_mode:
+        conv_mode += "_mmtag"
+        print(f"{args.model_path} seems to be a plain model; its template is {conv_mode}")
     from llava.eval.run.asking_files import answer_file  # loads torch
 
-    sys.exit(answer_file(args, max_new_tokens=args.max_new_tokens))
+    sys.exit(answer_file(args, max_new_tokens=args.max_new_tokens, conv_mode=conv_mode))
 
 
 if __name__ == "__main__":

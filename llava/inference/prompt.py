@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -24,18 +24,21 @@ from llava.conversation import (
     template_of,
     warn_of_unknown_template,
 )
-from llava.images import as_picture
+from llava.images import as_image
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError, text_fault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 # What stands before the system text in templates that mark it.
 SYSTEM_HEAD = "<|im_start|>system\n"
 
-# Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
+# Images of a question: Pillow images, paths or URLs; one alone needs no list.
 Images = Sequence[ImageSource] | ImageSource
 
 
@@ -72,7 +75,7 @@ def read_question(
 ) -> tuple[str, list[Image.Image]]:
     """Return a question with its image tokens in place, and its images opened; see place_question."""
     question, sources = place_question(text, images, config, has_tower=has_tower)
-    return question, [as_picture(one) for one in sources]
+    return question, [as_image(one) for one in sources]
 
 
 def place_question(
@@ -80,7 +83,7 @@ def place_question(
 ) -> tuple[str, list[ImageSource]]:
     """Return a question with its image tokens in place, and its images as they were given.
 
-    images: pictures, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
+    images: Pillow images, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
     """
     if isinstance(images, (str, Path, Image.Image)):
@@ -151,7 +154,7 @@ def pick_conv_mode(given: str | None, model_name: str, config: object | None = N
     return given, f"given as --conv-mode; the checkpoint agrees: {reason}"
 
 
-def encode_prompt(tokenizer: Any, conversation: Conversation, n_images: int) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, n_images: int) -> list[int]:
     """Return the ids of a dialog's prompt, IMAGE_TOKEN_INDEX for each image.
 
     Raises UserError when the prompt does not have one image token for each image.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
@@ -27,6 +27,9 @@ from llava.train.setup.attention import select_attention
 from llava.train.setup.liger import use_liger
 from llava.train.setup.packing import use_packing
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +142,7 @@ def _compare_with_checkpoint(config: dict[str, Any], model_args: ModelArguments)
             )
 
 
-def choose_trained_parts(model: Any, plan: RunPlan) -> Any:
+def choose_trained_parts(model: PreTrainedModel, plan: RunPlan) -> Any:
     """Freeze, quantise and wrap the LLM as the flags say; returns the model to train."""
     if plan.freeze_backbone:
         model.base_model.requires_grad_(False)
@@ -153,8 +156,8 @@ def choose_trained_parts(model: Any, plan: RunPlan) -> Any:
 
 
 def attach_vision(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     plan: RunPlan,
     settings: DataSettings,
@@ -205,7 +208,7 @@ def attach_vision(
 
 
 def smart_tokenizer_and_embedding_resize(
-    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+    special_tokens_dict: dict[str, str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
     """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
     new = tokenizer.add_special_tokens(special_tokens_dict)
@@ -219,7 +222,7 @@ def build_model(
     training_args: TrainingArguments,
     plan: RunPlan,
     settings: DataSettings,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     template: str,
     *,
     attention: str | None,

@@ -50,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=local_path,
         help="CLIP folder or hub name; without one an image counts as one token",
     )
-    add("--image_aspect_ratio", default="square", choices=("square", "pad", "anyres"))
-    add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
-    add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
+    add("--image_aspect_ratio", default="square", help="square, pad, anyres or anyres_max_N")
+    add(
+        "--image_grid_pinpoints",
+        help="tile grids of anyres, [[336,672],[672,336]] or (1x1),...,(6x6); by default the model's",
+    )
+    add("--mm_patch_merge_type", default="flat", help="flat, spatial, spatial_unpad ..., as in training")
     add("--mm_vision_select_feature", default="patch", choices=("patch", "cls_patch"))
     add(
         "--mm_vision_select_layer",

@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +143,20 @@ def check_output_dir(output_dir: str | None, *, writes: bool) -> None:
         raise UserError(
             f"--output_dir {shortened(output_dir)} cannot be written: {reason}; name another folder"
         )
+
+
+def check_choice(flag: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is none of those that a flag knows."""
+    if value not in allowed:
+        raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
+
+
+def check_flag(check: Callable[..., object], *values: object) -> None:
+    """Call a check of settings on values of flags, which are named as the settings are."""
+    try:
+        check(*values)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
 
 
 def check_grids(grids: str | None) -> None:

@@ -153,7 +153,7 @@ def test_what_is_no_picture_is_one_sentence(given, assistant):
 @pytest.mark.parametrize(
     ("question", "count"), [("<image> <image> Compare.", 1), ("<image> What?", 2), ("<image>", 0)]
 )
-def test_image_marks_and_images_that_differ_in_number(question, count, assistant):
+def test_image_tokens_and_images_that_differ_in_number(question, count, assistant):
     for ask in (
         lambda: assistant.chat(question, images=[NOISE] * count, **SHORT),
         lambda: assistant.batch([(question, [NOISE] * count)], **SHORT),

@@ -63,7 +63,7 @@ def start(argv: list[str], out: Path, *, die_at: int = 0) -> int:
         return process
     code = 1
     try:
-        # torch makes its thread pool anew after a fork, at the first call that needs it; when several threads
+        # torch makes a new thread pool after a fork, at the first call that needs it; when several threads
         # of the loader come at once, some find none ("Invalid thread pool!"). Here it is one thread.
         torch.set_num_threads(torch.get_num_threads())
         log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

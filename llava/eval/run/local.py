@@ -118,7 +118,7 @@ class LocalModel:
                     continue
                 self.batch_size //= 2
                 logger.warning(
-                    "the device has too little memory for this batch; going on with %d at a time",
+                    "the device has too little memory for this batch; continuing with %d at a time",
                     self.batch_size,
                 )
                 if self.loaded.device.type == "cuda":

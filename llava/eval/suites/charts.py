@@ -1,15 +1,18 @@
-"""A suite as two pictures: bars beside the published scores, and a radar over all tasks."""
+"""A suite as two charts: bars beside the published scores, and a radar over all tasks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.atomic import atomic_file
 from llava.eval.suites.table import Row
 from llava.utils import import_optional
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FULL = {"mme": 2000.0}  # of a scale that is no percentage
 _OURS, _THEIRS = "#2f6fde", "#b9c4d6"
@@ -40,7 +43,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     with atomic_file(path) as scratch:
         figure.savefig(scratch, format="png", dpi=150)
     return path

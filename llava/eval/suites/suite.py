@@ -1,4 +1,4 @@
-"""Many tasks with one model, loaded once: each result at once, then one table and two pictures."""
+"""Many tasks with one model, loaded once: each result at once, then one table and two charts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _draw(rows: list[Row], name: str, folder: Path) -> None:
     try:
         written = draw_charts(rows, name, folder)
     except MissingPackageError as error:
-        logger.warning("no pictures: %s", error)
+        logger.warning("no charts: %s", error)
         written = []
     for path in (folder / "suite.md", folder / "suite.json", *written):
         print(path)

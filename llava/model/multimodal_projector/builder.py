@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -14,7 +12,7 @@ from llava.model.multimodal_projector.registry import PROJECTORS, find_projector
 __all__ = ["PROJECTORS", "IdentityMap", "SimpleResBlock", "build_vision_projector", "register_projector"]
 
 
-def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: Any) -> nn.Module:
+def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: object) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names ("linear" when absent).
 
     `config` has `mm_hidden_size` (vision width) and `hidden_size` (LLM width). Raises UserError (a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from transformers import PreTrainedConfig
 class IdentityMap(nn.Module):
     """Passes features through; for towers whose width already is the LLM's."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         """Return `x` unchanged."""
         return x
 

@@ -105,9 +105,10 @@ def projected_tile(settings: MultimodalConfig, features: TileFeatures) -> TileFe
     """
     projector, match = find_projector(settings.projector_type)
     tile = projector.tokens(features, match)
-    if settings.merge_type != "flat" and not tile.side:
+    if settings.merge_type != "flat" and tile.side < (2 if settings.max_pools else 1):
+        made = f"are a grid of {tile.side} x {tile.side}" if tile.side else "are no grid"
         raise UserError(
-            f"mm_projector_type is {settings.projector_type!r}, whose tokens are no grid, and "
-            f"mm_patch_merge_type {settings.merge_type!r} joins the grids of tiles; expected 'flat'."
+            f"mm_projector_type is {settings.projector_type!r}, whose tokens {made}, and "
+            f"mm_patch_merge_type {settings.merge_type!r} works on the grids of tiles; expected 'flat'."
         )
     return tile

@@ -25,7 +25,8 @@ from llava.inference.engine import (
     Token,
 )
 from llava.inference.sampling import MIN_TEMPERATURE, SamplingParams
-from llava.serve.errors import Receive, ServeError, bad_request
+from llava.serve.errors import Receive, ServeError, bad_request, internal_error
+from llava.serve.limits import request_id
 from llava.serve.openai.schema import Sampling
 from llava.utils import UserError
 
@@ -239,7 +240,5 @@ def serve_error(error: Exception) -> ServeError:
     for kind, make in _KNOWN:
         if isinstance(error, kind):
             return make(error)
-    logger.error("a request failed", exc_info=error)
-    return ServeError(
-        500, "the server failed; its log says why, under the request's id", code="internal_error"
-    )
+    logger.error("request %s failed", request_id.get(), exc_info=error)
+    return internal_error()

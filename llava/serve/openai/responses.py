@@ -155,7 +155,7 @@ class _Form:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
 
-    def _event(self, name: str, **content: Any) -> bytes:
+    def _event(self, name: str, **content: object) -> bytes:
         self.number += 1
         return event({"type": name, "sequence_number": self.number - 1, **content}, name)
 

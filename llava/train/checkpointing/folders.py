@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 STAGING_PREFIX = "tmp-"
 STATE_FILE = "trainer_state.json"
-# What is needed to go on with training but not to load the model.
+# What is needed to resume training but not to load the model.
 TRAINING_FILES = (
     STATE_FILE,
     INDEX_FILE,
@@ -57,7 +57,7 @@ MARKERS = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
 class Checkpoint:
     """A checkpoint folder and what it is good for.
 
-    state: "whole" (training can go on from it), "weights" (a model without training state) or "incomplete".
+    state: "whole" (training can resume from it), "weights" (a model without training state) or "incomplete".
     reason: what is missing, unless it is whole.
     """
 
@@ -259,7 +259,7 @@ def remove(folder: Path) -> None:
 
 
 def take_out_training_state(folder: Path) -> None:
-    """Delete what a checkpoint holds for going on with training; model and config stay."""
+    """Delete what a checkpoint holds for resuming; model and config stay."""
     for pattern in TRAINING_FILES:  # trainer_state.json goes first: from then on it holds weights only
         for path in folder.glob(pattern):
             if path.is_dir():

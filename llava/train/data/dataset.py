@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,6 +20,9 @@ from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError
 from llava.utils import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +34,11 @@ class LazySupervisedDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
+        self,
+        data_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        data_args: object,
+        conv: Conversation | None = None,
     ) -> None:
         """Open and check all records. Raises DataError."""
         super().__init__()
@@ -111,7 +118,7 @@ class LazySupervisedDataset(Dataset[Sample]):
 
 
 def make_supervised_data_module(
-    tokenizer: Any, data_args: Any, conv: Conversation | None = None
+    tokenizer: PreTrainedTokenizerBase, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
     """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator.
 

@@ -35,7 +35,7 @@ class Row:
     """One record as it stands in its file: its JSON text, its value, and why it cannot be read, if so."""
 
     text: str
-    record: Any
+    record: Any  # a Record; None where it could not be read
     fault: str = ""
 
 
@@ -245,7 +245,7 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[Row]:
         yield Row(json.dumps(record, ensure_ascii=False, default=str), record)
 
 
-def parquet_records(path: Path | str, filesystem: Any = None) -> Iterator[tuple[Record, float]]:
+def parquet_records(path: Path | str, filesystem: object = None) -> Iterator[tuple[Record, float]]:
     """Yield (record, its share of the file). Raises DataError when it is not a parquet file."""
     import pyarrow
     from pyarrow import parquet

@@ -260,8 +260,8 @@ class RecordTable(Sequence[Record]):
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found
 
-    def warn_about_stray_marks(self) -> None:
-        """Warn about records without an image whose text holds the image mark; it is read as plain text."""
+    def warn_about_stray_image_tokens(self) -> None:
+        """Warn about records without an image whose text holds the image token; it is read as plain text."""
         for part, start in zip(self._parts, self._starts, strict=False):
             found = np.flatnonzero(part.column("stray"))
             if len(found):
@@ -322,6 +322,6 @@ def load_records(
         file, row = table.place(faulty[0])
         raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
     if not whole:
-        table.warn_about_stray_marks()
+        table.warn_about_stray_image_tokens()
         table.warn_about_unread_keys()
     return table

@@ -11,7 +11,7 @@ from llava import conversation
 from llava.constants import IGNORE_INDEX
 from llava.model.checkpoints.files import read_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import count_features
+from llava.model.multimodal.features import count_features
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.data.check_settings import CheckSettings, Size
@@ -25,7 +25,7 @@ from llava.utils import UserError
 NO_LIMIT = 1_000_000  # tokens
 
 
-def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+def _quietly(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function of training without its warnings: what it warns about is a finding here."""
     warner = logging.getLogger("llava.train")
     level = warner.level
@@ -100,12 +100,13 @@ class ImageTokens:
             aspect_ratio=settings.image_aspect_ratio,
             tile_edge=self.edge,
         )
-        self.settings = MultimodalConfig.of(
-            SimpleNamespace(
-                image_grid_pinpoints=grids,
-                image_aspect_ratio=settings.image_aspect_ratio,
-                mm_patch_merge_type=settings.mm_patch_merge_type,
-            )
+        self.settings = MultimodalConfig.checked(
+            {
+                "mm_hidden_size": tower.hidden_size,
+                "image_grid_pinpoints": grids,
+                "image_aspect_ratio": settings.image_aspect_ratio,
+                "mm_patch_merge_type": settings.mm_patch_merge_type,
+            }
         )
 
     def count(self, size: Size) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,8 +28,12 @@ from llava.train.labels.preprocess_v0 import (
     _tokenize_fn,
     preprocess_v0,
 )
+from llava.train.plan import DataSettings
 from llava.train.records import DataError
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +65,24 @@ IS_TOKENIZER_GREATER_THAN_0_14 = True
 
 def preprocess_multimodal(
     sources: Sequence[Sequence[Turn]],
-    data_args: Any,
+    data_args: DataSettings,
     *,
     keep_places: bool = False,
     conv: Conversation | None = None,
 ) -> Sequence[Sequence[Turn]]:
-    """Bring the `<image>` marks of each turn into the form the model is trained on; returns new turns.
+    """Bring the image tokens of each turn into the form the model is trained on; returns new turns.
 
-    All marks of a turn become one mark in front of its text, as in the reference. With `keep_places` (records
-    with several images) every mark stays where it stands. Nothing is changed when `data_args.is_multimodal`
-    is false.
+    All image tokens of a turn become one in front of its text, as in the reference. With `keep_places`
+    (records with several images) every one stays where it stands. Nothing is changed when
+    `data_args.is_multimodal` is false.
     """
     if not data_args.is_multimodal:
         return sources
-    mark = DEFAULT_IMAGE_TOKEN
+    token = DEFAULT_IMAGE_TOKEN
     if data_args.mm_use_im_start_end:
-        mark = f"{DEFAULT_IM_START_TOKEN}{mark}{DEFAULT_IM_END_TOKEN}"
+        token = f"{DEFAULT_IM_START_TOKEN}{token}{DEFAULT_IM_END_TOKEN}"
     if "mmtag" in _current(conv).version:
-        mark = f"<Image>{mark}</Image>"
+        token = f"<Image>{token}</Image>"
 
     def convert(turn: Turn) -> Turn:
         text = turn["value"]
@@ -86,7 +90,7 @@ def preprocess_multimodal(
             return turn
         if not keep_places:
             text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
-        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, mark)}
+        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, token)}
 
     return [[convert(turn) for turn in source] for source in sources]
 
@@ -136,7 +140,7 @@ _STYLES = {
 def _preprocess_rounds(
     rule: str,
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool,
     conv: Conversation | None,
     label_masks: str | None,
@@ -170,14 +174,14 @@ def _preprocess_rounds(
 
 
 def _preprocess_spans(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation
+    sources: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, has_image: bool, conv: Conversation
 ) -> Batch:
     """Tokenize and label conversations by the spans of their own rendering, whatever the template."""
     rendered = [render(source, conv) for source in sources]
     return _stack([label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer)
 
 
-def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) -> Batch:
+def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Stack ids and labels of conversations, padded on the right: (n, length) each."""
     pad = tokenizer.pad_token_id or 0
     input_ids = pad_sequence([ids for ids, _ in rows], batch_first=True, padding_value=pad)
@@ -185,7 +189,7 @@ def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) ->
     return {"input_ids": input_ids, "labels": labels}
 
 
-def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
+def reference_loses_answers(conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the reference's counts fail on plain short dialogs of this template and tokenizer.
 
     So they do for every tokenizer without a start token, and in ChatML, where few dialogs survive them.
@@ -203,7 +207,7 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
     return False
 
 
-def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: Any) -> str:
+def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
     if template_of(conv).labels == "spans":
         if wanted == "reference":
@@ -229,7 +233,7 @@ def _current(conv: Conversation | None) -> Conversation:
 
 def preprocess_v1(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -240,7 +244,7 @@ def preprocess_v1(
 
 def preprocess_llama_2(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -251,7 +255,7 @@ def preprocess_llama_2(
 
 def preprocess_mpt(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -262,7 +266,7 @@ def preprocess_mpt(
 
 def preprocess_plain(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     conv: Conversation | None = None,
     label_masks: str | None = None,
 ) -> Batch:
@@ -282,7 +286,7 @@ def preprocess_plain(
         masked = ids.clone()
         masked[: len(tokenizer_image_token(DEFAULT_IMAGE_TOKEN, tokenizer))] = IGNORE_INDEX
         if label_masks == "spans":
-            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of a mark inside the caption
+            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of an image token inside the caption
         input_ids.append(ids)
         labels.append(masked)
     return {"input_ids": input_ids, "labels": labels}
@@ -290,7 +294,7 @@ def preprocess_plain(
 
 def preprocess(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,

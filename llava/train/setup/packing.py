@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -14,6 +14,9 @@ from llava.model.language_model.registry import FAMILIES, find_family
 from llava.model.multimodal.packed_attention import SAMPLEWISE, use_samplewise_attention
 from llava.model.multimodal.splice import Row, pack_rows
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ _SMALL = {
 _APART = 1e-3  # logits of packed samples that run into each other differ by more than 1
 
 
-def use_packing(model: Any) -> None:
+def use_packing(model: PreTrainedModel) -> None:
     """Make a model pack its training batches. Raises UserError for an LLM that would mix samples.
 
     The registry tells of its families; another LLM is tried out on a small random model of its kind.
@@ -93,7 +96,7 @@ def _small_model(model_type: str, attention: str | None) -> Any:
 
 
 @torch.no_grad()
-def _packed_against_alone(model: Any) -> float:
+def _packed_against_alone(model: PreTrainedModel) -> float:
     """Return the largest difference between logits of two samples in one row and alone."""
     order = torch.Generator().manual_seed(0)
     samples = [torch.randint(3, 60, (1, length), generator=order) for length in (9, 13)]

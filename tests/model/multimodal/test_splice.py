@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import (
-    Row,
-    assign_features,
-    merge_tiles,
-    pad_rows,
-    per_image,
-    splice_rows,
-    unpad_image,
-)
+from llava.model.multimodal.features import merge_tiles, unpad_image
+from llava.model.multimodal.splice import Row, assign_features, pad_rows, per_image, splice_rows
 from llava.utils import UserError
 
 IMAGE, IGNORE = -200, -100

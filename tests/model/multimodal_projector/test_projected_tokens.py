@@ -34,6 +34,8 @@ SHAPES = [
     ("anyres", "flat"),
     ("anyres", "spatial"),
     ("anyres", "spatial_unpad"),
+    ("anyres_max_2", "spatial_unpad"),
+    ("anyres", "spatial_maxpool2x2_nobase"),
 ]
 
 
@@ -169,6 +171,7 @@ REFUSED = [
     ("pixel_shuffle8x_mlp1x_gelu", "", {}, "8 x 8 patches; expected at most 4"),
     ("avg_pool5x_mlp1x_gelu", "", {}, "5 x 5 patches; expected at most 4"),
     ("avg_pool2x_mlp1x_gelu", "", {"mm_vision_select_feature": "cls_patch"}, "'patch', found 'cls_patch'"),
+    ("avg_pool4x_mlp1x_gelu", "", {"mm_patch_merge_type": "spatial_maxpool2x2"}, "a grid of 1 x 1.*'flat'"),
     ("mlp2x_relu", "", {}, "mlpNx_gelu.*perceiverDx_Ntokens"),
 ]
 

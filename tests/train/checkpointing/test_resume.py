@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
 ) -> None:
     (tmp_path / "out" / "checkpoint-3" / "optimizer.pt").unlink()
     (tmp_path / "out" / "tmp-checkpoint-4").mkdir()
-    assert len(run_train(argv).loss) == 1  # goes on from checkpoint-2
+    assert len(run_train(argv).loss) == 1  # resumes from checkpoint-2
     assert "checkpoint-3 is incomplete (optimizer.pt is missing); it is not used" in _warnings(caplog)
     assert "removed" in _warnings(caplog) and "tmp-checkpoint-4" in _warnings(caplog)
     assert [one.state for one in find_checkpoints(tmp_path / "out")] == ["whole"] * 3  # 3 is replaced
@@ -77,7 +77,7 @@ def test_a_finished_run_trains_nothing_and_writes_the_same(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_resume_never_starts_anew_and_keeps_what_was(
+def test_resume_never_starts_over_and_keeps_what_was(
     argv: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(run_train([*argv, "--resume", "never"]).loss) == 3

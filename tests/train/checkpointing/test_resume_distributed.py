@@ -43,7 +43,7 @@ SAVING = "--save_strategy steps --save_steps 2 --max_steps 4 --save_total_limit 
 
 @pytest.fixture(scope="module")
 def out(checkpoints: Path, training_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs: WAY-KIND without a break, WAY-KIND-cut gone on with from the second step."""
+    """Folder of the runs: WAY-KIND without a break, WAY-KIND-cut resumed from the second step."""
     folder = tmp_path_factory.mktemp("resumed")
     data = shutil.copytree(training_data, folder / "data")
     (data / "fsdp2.json").write_text(json.dumps({"version": 2}))
