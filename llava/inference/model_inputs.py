@@ -13,7 +13,7 @@ from llava.mm_utils import process_images
 from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.features import count_features
-from llava.model.multimodal.splice import Row, splice_rows
+from llava.model.multimodal.splice import SplicedRow, splice_rows
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
@@ -103,7 +103,7 @@ def image_length(model: PreTrainedModel, size: tuple[int, int]) -> int:
 
 def splice_prompts(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], features: Sequence[torch.Tensor]
-) -> list[Row]:
+) -> list[SplicedRow]:
     """Embed prompts, image features (of all prompts, in order) in the places of their image tokens."""
     ids = [torch.tensor(one, dtype=torch.long, device=device_of(model)) for one in prompts]
     labels = [torch.full_like(one, IGNORE_INDEX) for one in ids]

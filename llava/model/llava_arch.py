@@ -24,7 +24,7 @@ from llava.model.multimodal.config import MultimodalConfig, VisionSettings
 from llava.model.multimodal.features import merge_tiles, unpad_image
 from llava.model.multimodal.inputs import checked_beside, checked_ids, checked_images
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
-from llava.model.multimodal.splice import Row
+from llava.model.multimodal.splice import SplicedRow
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
@@ -263,7 +263,7 @@ class LlavaMetaForCausalLM(_LLM):
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sequence[Sequence[int]] | None,
-    ) -> list[Row]:
+    ) -> list[SplicedRow]:
         """Embed each row without its padding, images in their places, cut to the longest length."""
         settings = MultimodalConfig.of(self.config)
         if settings.tune_projector and settings.use_im_start_end:
@@ -284,7 +284,9 @@ class LlavaMetaForCausalLM(_LLM):
         )
         if settings.max_length is None:
             return rows
-        return [Row(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows]
+        return [
+            SplicedRow(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows
+        ]
 
     def forward(
         self,

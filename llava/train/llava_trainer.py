@@ -18,7 +18,7 @@ from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.callbacks.progress import Progress
 from llava.train.callbacks.unsupervised import LostSampleNames, LostSamples
-from llava.train.checkpointing.resume import RunMemory, explained_state, flag_settings, put_back
+from llava.train.checkpointing.resume import RunState, explained_state, flag_settings, put_back
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     leave_out_frozen,
@@ -72,11 +72,11 @@ class LLaVATrainer(LossByModality):
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
         self.guard = NonFiniteGuard(self.plan.on_nonfinite, self.train_dataset)
-        self.memory = RunMemory(self)
+        self.run_state = RunState(self)
         self.lost = LostSamples(self.plan.max_lost_samples, self.train_dataset)
         self.add_callback(self.guard)
         self.add_callback(self.lost)
-        self.add_callback(self.memory)
+        self.add_callback(self.run_state)
         self.progress: Progress | None = None
         # a notebook has a display of its own, which stays
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
@@ -96,7 +96,7 @@ class LLaVATrainer(LossByModality):
                 "train stage 1 with --mm_use_im_start_end False"
             )
         if isinstance(resume_from_checkpoint, str):
-            self.memory.load(Path(resume_from_checkpoint))
+            self.run_state.load(Path(resume_from_checkpoint))
             if self.trains_projector_only and self.is_deepspeed_enabled:
                 load_projector(self.model, Path(resume_from_checkpoint))  # DeepSpeed keeps what trains only
         try:

@@ -169,6 +169,8 @@ def test_pairs_are_scored_and_failures_are_never_averaged_in(case: Case, tmp_pat
         assert "judged by judge-1-2026: a judged number depends on its judge, and is not comparable" in notes
         assert "1 of 3 questions have no judgement" in notes and "I will not judge" in notes
         assert [one.credit for one in report.graded] == [0.4, None, 0.9]
+        judge = report.judge
+        assert (judge["model"], judge["asked_for"], judge["judged"]) == ("judge-1-2026", ["judge-1"], 2)
         fake.script = lambda text, before: "5 5"
         n_before = len(fake.requests)
         again = task.report(answered(task, data), data)

@@ -155,7 +155,7 @@ def _check_checkpoints(whole: Path, out: Path) -> list[str]:
             wrong.append(f"{one.path.name}: {one.reason}")
         elif not _same(_tensors(one.path), _tensors(other)):
             wrong.append(f"{one.path.name}: other weights")
-        elif one.state == "whole" and not all((one.path / name).stat().st_size for name in STATES):
+        elif one.state == "complete" and not all((one.path / name).stat().st_size for name in STATES):
             wrong.append(f"{one.path.name}: no training state")
     return wrong
 

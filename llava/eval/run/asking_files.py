@@ -19,6 +19,7 @@ from llava.eval.tasks.base import Ask, Option, Record, Report, TaskData
 from llava.eval.tasks.choice.mmbench import MMBench
 from llava.eval.tasks.choice.qbench import QBench
 from llava.eval.tasks.choice.science_qa import ScienceQA
+from llava.eval.tasks.judged.vicuna80 import Vicuna80
 from llava.eval.tasks.questions import QuestionTask, image_folder, question_file
 from llava.lines import LineFile
 from llava.utils import UserError
@@ -86,7 +87,7 @@ def _part(asks: Sequence[Ask], n: int, k: int) -> list[int]:
     return [place for row in get_chunk(rows, n, k) for place in row]
 
 
-FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench
+FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench | Vicuna80
 
 
 def answer_file(

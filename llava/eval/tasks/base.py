@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
 Record: TypeAlias = dict[str, JsonValue]  # one line of an answers file, fields in the order they are written
-Kind = Literal["official", "reference", "submission", "judged"]
+# approximate: the official rule but for what a note says
+Kind = Literal["official", "reference", "submission", "judged", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ class Report:
     """What scoring gives. The first score is the one that tables show.
 
     tables: breakdowns, title -> row -> value. written: submission files. notes: what a reader has to know.
-    asked, answered, unparsable, failed: counts of questions; `missing` and `unexpected` hold ids.
+    asked, answered, unparsable, failed: counts of questions. missing, unexpected, repeated, empty: ids of
+    questions without an answer, of answers to no question, of questions with several answers, of answers
+    without a text. judge: which model judged, as its server named it; {} where none did.
     """
 
     scores: tuple[Score, ...]
@@ -202,6 +205,9 @@ class Report:
     notes: tuple[str, ...] = ()
     missing: tuple[str | int, ...] = ()
     unexpected: tuple[str | int, ...] = ()
+    repeated: tuple[str | int, ...] = ()
+    empty: tuple[str | int, ...] = ()
+    judge: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 class Task(ABC):

@@ -14,7 +14,7 @@ from llava.utils import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class SplicedRow:
     """One row after its image features stand among its text: embeddings (length, C) and labels (length,)."""
 
     embeds: torch.Tensor
@@ -47,7 +47,7 @@ def splice_rows(
     labels: Sequence[torch.Tensor],
     features: Sequence[torch.Tensor],
     embed: Callable[[torch.Tensor], torch.Tensor],
-) -> list[Row]:
+) -> list[SplicedRow]:
     """Put image features where image tokens stand.
 
     input_ids, labels: one 1-D tensor a row, without padding. features: one (length, C) an image. embed: token
@@ -66,11 +66,11 @@ def splice_rows(
 
 def _splice_row(
     ids: torch.Tensor, labels: torch.Tensor, embeds: torch.Tensor, features: Sequence[torch.Tensor]
-) -> Row:
+) -> SplicedRow:
     is_image = ids == IMAGE_TOKEN_INDEX
     if not is_image.any():
         # the empty slice keeps tower and projector in the graph of a text-only row, on every rank alike
-        return Row(torch.cat([embeds, *(feature[:0] for feature in features)]), labels)
+        return SplicedRow(torch.cat([embeds, *(feature[:0] for feature in features)]), labels)
     positions = is_image.nonzero().flatten().tolist()
     lengths = torch.diff(torch.tensor([-1, *positions, len(ids)])).sub(1).tolist()  # text between images
     text_parts = embeds.split(lengths)
@@ -79,7 +79,7 @@ def _splice_row(
     for feature, text, text_labels in zip(features, text_parts[1:], label_parts[1:], strict=True):
         embed_parts += [feature, text]
         spliced_labels += [labels.new_full((feature.shape[0],), IGNORE_INDEX), text_labels]
-    return Row(torch.cat(embed_parts), torch.cat(spliced_labels))
+    return SplicedRow(torch.cat(embed_parts), torch.cat(spliced_labels))
 
 
 # ------------------------------------------------------------------------------------------------ whole batch
@@ -95,7 +95,7 @@ class Batch:
     position_ids: torch.Tensor
 
 
-def pad_rows(rows: Sequence[Row], *, side: str) -> Batch:
+def pad_rows(rows: Sequence[SplicedRow], *, side: str) -> Batch:
     """Pad rows with zeros on the `side` ("left" or "right"); labels with IGNORE_INDEX, positions with 0."""
     if side not in ("left", "right"):
         raise UserError(f"tokenizer_padding_side is {side!r}; expected 'left' or 'right'.")
@@ -135,7 +135,7 @@ def padded_left(
     )
 
 
-def pack_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pack_rows(rows: Sequence[SplicedRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Put rows one after the other: embeds (1, L, C), labels (1, L) and position_ids (1, L).
 
     Positions start again at 0 with each row, by which attention (without a mask and without a cache) tells

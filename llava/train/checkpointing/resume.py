@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO, NEVER = "auto", "never"
-MEMORY_FILE = "run_memory_{rank}.json"
+RUN_STATE_FILE = "run_memory_{rank}.json"
 # What loading a state of another kind, or a damaged one, raises in torch, DeepSpeed and transformers.
 STATE_ERRORS = (EOFError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
 # Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
@@ -62,8 +62,8 @@ FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
     """Return the checkpoint that --resume means, None to start over; all ranks call this.
 
-    auto: the newest whole checkpoint of the output folder, if it has any. Incomplete ones are named and left
-    out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
+    auto: the newest complete checkpoint of the output folder, if there is one. Incomplete ones are named and
+    left out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
     """
     wanted = training_args.resume
     if wanted == AUTO and training_args.resume_from_checkpoint:
@@ -85,13 +85,13 @@ def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
 
 
 def _intact(one: Checkpoint, shards: int) -> Checkpoint:
-    """Compare the content of a whole checkpoint with its checksums; a damaged one comes back as incomplete.
+    """Compare a complete checkpoint's content with its checksums; a damaged one comes back as incomplete.
 
     Without checksums (older versions, transformers' own) damage is told that shows in the files themselves,
     and what lacks of the `shards` that this run would load. The processes of a machine share the work, and
     all of them learn the result.
     """
-    if one.state != "whole":
+    if one.state != "complete":
         return one
     rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     has_sums = (one.path / INDEX_FILE).is_file() and bool(read_list(one.path)[1])
@@ -111,17 +111,17 @@ def _intact(one: Checkpoint, shards: int) -> Checkpoint:
 def _newest(output_dir: Path, shards: int) -> Path | None:
     found = find_checkpoints(output_dir)
     for place in reversed(range(len(found))):
-        if found[place].state == "whole":
+        if found[place].state == "complete":
             found[place] = _intact(found[place], shards)
-            if found[place].state == "whole":
+            if found[place].state == "complete":
                 break
     for one in found:
         if one.state == "incomplete":
             logger.warning("%s is incomplete (%s); it is not used", one.path, one.reason)
-    whole = [one for one in found if one.state == "whole"]
-    if whole:
-        logger.info("resuming from %s", whole[-1].path)
-        return whole[-1].path
+    complete = [one for one in found if one.state == "complete"]
+    if complete:
+        logger.info("resuming from %s", complete[-1].path)
+        return complete[-1].path
     weights = [one for one in found if one.state == "weights"]
     if weights:
         raise CheckpointError(
@@ -135,10 +135,10 @@ def _named(path: Path, shards: int) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
     found = _intact(judge(path), shards)
-    if found.state == "whole":
+    if found.state == "complete":
         logger.info("resuming from %s", path)
         return path
-    inside = [one.path for one in find_checkpoints(path) if one.state == "whole"]
+    inside = [one.path for one in find_checkpoints(path) if one.state == "complete"]
     remedy = f"; name {inside[-1]}" if inside else ""
     raise CheckpointError(f"--resume {path} cannot be resumed: {found.reason}{remedy}")
 
@@ -239,7 +239,7 @@ def explained_state(checkpoint: str | Path, what: str) -> Iterator[None]:
 # ---- what a checkpoint has to keep beside transformers' own state ----
 
 
-class RunMemory(TrainerCallback):
+class RunState(TrainerCallback):
     """Keeps what an exact continuation needs and transformers' checkpoints lack.
 
     The random numbers at the start of the epoch, from which the order of its samples follows, and the sum of
@@ -255,7 +255,7 @@ class RunMemory(TrainerCallback):
     # -- saving --
 
     def save(self, folder: Path) -> None:
-        """Write this rank's memory into a checkpoint."""
+        """Write this rank's state into a checkpoint."""
         trainer = self._trainer
         content: dict[str, Any] = {
             "epoch": self._epoch,
@@ -268,7 +268,7 @@ class RunMemory(TrainerCallback):
         write_text(self._file(folder), json.dumps(content))
 
     def load(self, folder: Path) -> None:
-        """Read this rank's memory; it is put in place when training begins."""
+        """Read this rank's state; it is put in place when training begins."""
         file = self._file(folder)
         if not file.is_file():
             logger.warning("%s has no %s: the order of samples may differ from before", folder, file.name)
@@ -279,7 +279,7 @@ class RunMemory(TrainerCallback):
             raise CheckpointError(f"{file} cannot be read ({error})") from error
 
     def _file(self, folder: Path) -> Path:
-        return folder / MEMORY_FILE.format(rank=self._trainer.args.process_index)
+        return folder / RUN_STATE_FILE.format(rank=self._trainer.args.process_index)
 
     # -- events of the trainer --
 

@@ -204,7 +204,7 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], run_dir: Path) 
         staged.mkdir(exist_ok=True)  # on a machine of its own disk
         if args.should_save:
             _complete(trainer, staged, target)
-        trainer.memory.save(staged)
+        trainer.run_state.save(staged)
     trainer.accelerator.wait_for_everyone()
     # of machines that share a disk the first one gives the name; on disks of their own each does
     if args.should_save:

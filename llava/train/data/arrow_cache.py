@@ -16,7 +16,7 @@ import numpy as np
 
 from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.fingerprints import FileState, describe_sources, same_sources, state_of
-from llava.train.data.readers import Row, read_rows
+from llava.train.data.readers import ReadRecord, read_rows
 from llava.train.data.sources import Source
 from llava.train.records import (
     DataError,
@@ -190,7 +190,7 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
         yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
 
 
-def _columns(row: Row) -> tuple[int, int, bool, str | None]:
+def _columns(row: ReadRecord) -> tuple[int, int, bool, str | None]:
     """Return words, images, stray and fault of a record."""
     record = row.record
     fault = row.fault or find_fault(record)

@@ -121,7 +121,7 @@ def open_all(settings: CheckSettings) -> RecordTable:
         image_folder=settings.image_folder,
         cache_dir=settings.data_cache_dir,
         keep_faulty=True,
-        whole=True,
+        every_record=True,
     )
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert len(run_train(argv).loss) == 1  # resumes from checkpoint-2
     assert "checkpoint-3 is incomplete (optimizer.pt is missing); it is not used" in _warnings(caplog)
     assert "removed" in _warnings(caplog) and "tmp-checkpoint-4" in _warnings(caplog)
-    assert [one.state for one in find_checkpoints(tmp_path / "out")] == ["whole"] * 3  # 3 is replaced
+    assert [one.state for one in find_checkpoints(tmp_path / "out")] == ["complete"] * 3  # 3 is replaced
 
 
 def test_a_finished_run_trains_nothing_and_writes_the_same(

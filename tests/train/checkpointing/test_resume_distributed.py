@@ -87,7 +87,10 @@ def test_resumed_run_equals_an_unbroken_one(way: str, kind: str, out: Path) -> N
 def test_every_checkpoint_is_whole(way: str, kind: str, out: Path) -> None:
     for end in ("", "-cut"):
         folder = out / f"{way}-{kind}{end}"
-        assert [(one.step, one.state) for one in find_checkpoints(folder)] == [(2, "whole"), (4, "whole")]
+        assert [(one.step, one.state) for one in find_checkpoints(folder)] == [
+            (2, "complete"),
+            (4, "complete"),
+        ]
         assert not list(folder.glob("tmp-*"))
         names = {path.name for path in (folder / "checkpoint-4").iterdir()}
         assert {"rng_state_0.pth", "rng_state_1.pth", "run_memory_0.json", "run_memory_1.json"} <= names

@@ -240,7 +240,7 @@ def test_a_mixture_weighs_and_limits_its_parts(tmp_path: Path) -> None:
     row = table[112]["id"] - 200
     assert table.name(112) == f"{tmp_path / 'c.json'}: record {row} (id {row + 200})"
     assert len(table.words) == len(table) == len(table.with_images)
-    assert ids(load_records(mixture, whole=True)) == [*range(40), *range(100, 140), *range(200, 240)]
+    assert ids(load_records(mixture, every_record=True)) == [*range(40), *range(100, 140), *range(200, 240)]
 
 
 @pytest.mark.parametrize(
