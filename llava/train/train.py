@@ -83,7 +83,7 @@ from llava.train.labels.preprocess import (
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.setup import distributed
 from llava.train.setup.determinism import seed_everything
-from llava.train.setup.noise import quiet_libraries
+from llava.train.setup.noise import quiet_unless_verbose
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
 from llava.utils import run_program
@@ -159,7 +159,7 @@ def train(attn_implementation: str | None = None) -> None:
     model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
     """
     # the command line, and what is wrong with it
-    quiet_libraries(sys.argv)
+    quiet_unless_verbose(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)

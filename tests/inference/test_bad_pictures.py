@@ -43,8 +43,8 @@ def huge_png(edge: int) -> bytes:
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "missing": (None, "cannot be read"),
     "zero bytes": (b"", "is empty"),
-    "a text": (b"just some text, no picture\n", "not in a picture format"),
-    "a page": (b"<html><body>404</body></html>", "not in a picture format"),
+    "a text": (b"just some text, no picture\n", "not in an image format"),
+    "a page": (b"<html><body>404</body></html>", "not in an image format"),
     "truncated png": (encoded(NOISE)[:4000], "damaged"),
     "truncated jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
     "20000 x 20000": (huge_png(20000), "too large|at most"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from launching import free_port, run_group
 from recorded_training import Run, flags, run_train
+from warming import python
 
 from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CheckpointError, read_tensors
@@ -148,7 +149,7 @@ def test_order_of_samples_after_an_epoch(checkpoints: Path, training_data: Path,
 # ---- what has changed, and the manifest ----
 
 
-def test_changes_are_reported_before_going_on(
+def test_changes_are_reported_before_resuming(
     argv: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = argv[argv.index("--data_path") + 1]
@@ -156,8 +157,8 @@ def test_changes_are_reported_before_going_on(
     more = ["--max_steps", "4", "--learning_rate", "5e-4", "--per_device_train_batch_size", "2"]
     more += ["--data_path", str(tmp_path / "other.json"), "--logging_steps", "2"]
     assert len(run_train([*argv, *more]).loss) == 1
-    found = [one for one in _warnings(caplog).splitlines() if one.startswith("going on with a change: ")]
-    assert {one.removeprefix("going on with a change: ") for one in found} == {
+    found = [one for one in _warnings(caplog).splitlines() if one.startswith("resuming with a change: ")]
+    assert {one.removeprefix("resuming with a change: ") for one in found} == {
         "--learning_rate was 5e-05, is 0.0005",
         "--max_steps was 3, is 4",
         "--per_device_train_batch_size was 4, is 2",
@@ -351,7 +352,7 @@ assert guard.dropped == [2]
 def test_all_processes_drop_the_same_step(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     run_group([*launcher, "--master_port", str(free_port()), str(script)], 120)
 
 
