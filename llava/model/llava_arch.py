@@ -282,11 +282,8 @@ class LlavaMetaForCausalLM(_LLM):
             features,
             self.get_input_embeddings(),
         )
-        if settings.max_length is None:
-            return rows
-        return [
-            SplicedRow(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows
-        ]
+        end = settings.max_length  # None: rows stay whole
+        return [SplicedRow(row.embeds[:end], row.labels[:end]) for row in rows]
 
     def forward(
         self,
