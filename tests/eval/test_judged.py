@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from fake_judge import fake_judge
 
+from llava.eval.run.answers import read_answers
+from llava.eval.run.results import score
+from llava.eval.summarize_gpt_review import summarize
 from llava.eval.tasks.base import Ask, Record, Said, Task, TaskData
 from llava.eval.tasks.registry import TASKS, task_named
+from llava.eval.webpage.data import compared
 from llava.utils import UserError
 
 CAPTION = {"image": "001.jpg", "caption": "A red bus."}
@@ -151,6 +155,36 @@ def test_without_a_judge_the_file_for_one_is_written(case: Case, tmp_path: Path)
         rows = [json.loads(line) for line in place.read_text().splitlines()]
         assert rows[1]["question_id"] == 1 and "ours 1" in rows[1]["messages"][1]["content"]
         assert (rows[1]["answer1_id"], rows[1]["answer2_id"]) == ("g1", "o1")
+
+
+@each_pair
+def test_reviews_go_from_command_to_command(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judged score writes reviews: summarised, shown on the page, and counted again without a judge."""
+    with fake_judge(lambda text, before: "8 4\nAssistant 1 is better.") as fake:
+        data = case.place(tmp_path, judge_model="judge-1", judge_base_url=fake.base_url)
+        task = task_named(case.task)
+        rows = [row | {"question_id": str(row["question_id"])} for row in answered(task, data)]
+        path = tmp_path / "ours.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report, result = score(task, data, read_answers(path))
+    assert report.scores[0].value == 50.0 and report.scores[0].n == 3
+    assert isinstance(result["judge"], dict) and result["judge"]["model"] == "judge-1-2026"
+    (reviews,) = (tmp_path / "reviews").glob("*.jsonl")
+    table, amiss = summarize(reviews, [])
+    assert table["all"] == (50.0, 80.0, 40.0) and not amiss
+    questions = next(tmp_path / name for name in case.files if "question" in name)
+    theirs = next(tmp_path / name for name in case.files if "answer" in name)
+    page = compared(questions, [theirs, path], [reviews])
+    assert [one["scores"] for one in page.questions] == [{"llava-x/7b": [8.0, 4.0]}] * 3
+    assert page.questions[0]["evaluations"] == {"llava-x/7b": "**Assistant 1** is better."}
+    text = reviews.read_text().replace('"question_id": 0', '"question_id": "0"')
+    (tmp_path / "of-others.jsonl").write_text(text)
+    offline = TaskData(tmp_path, options={"reviews": str(tmp_path / "of-others.jsonl")})
+    again, told = score(task, offline, read_answers(path))
+    assert again.scores == report.scores and isinstance(told["judge"], dict)
+    assert (told["judge"]["model"], told["judge"]["kept"]) == ("judge-1-2026", 3)
 
 
 @each_pair

@@ -114,12 +114,14 @@ def test_what_is_amiss_is_named_and_shown(
         {"question_id": "1", "text": "  "},
         {"question_id": 9, "text": "x"},
     ]
-    lines(table / "odd.jsonl", rows)
+    path = lines(table / "odd.jsonl", rows)
+    path.write_text(path.read_text() + '{"question_id": 2, "te')
     line = words(table, "first", "odd", names=["A", "B"], output=table / "data.json")
     assert run(line, monkeypatch) == 1
     told = capsys.readouterr().err
     assert "odd.jsonl has no answer to 2 (1 in all)" in told and "answers what is not asked: 9" in told
     assert "answers more than once (the last one is shown): 1" in told
+    assert "odd.jsonl is broken: line 4 is no JSON object" in told
     page = (table / "index.html").read_text()
     assert "no answer" in page and "an empty answer" in page and "old" not in page
 
@@ -132,7 +134,6 @@ def test_what_is_amiss_is_named_and_shown(
         (["first"], {"output": "index.html"}, "--output is index.html"),
         (["first"], {"image_folder": "none"}, "--image-folder none is no folder"),
         (["other"], {}, "none of its 1 answers is to one of the 2 questions"),
-        (["broken"], {}, "1 of 2 lines are no JSON, the first is line 2"),
         (["empty"], {}, "is empty; expected one JSON object a line"),
         (["absent"], {}, "cannot be read"),
     ],
@@ -142,7 +143,6 @@ def test_files_that_cannot_be_used_are_one_sentence(
     more: dict[str, object], message: str,
 ) -> None:  # fmt: skip
     lines(table / "other.jsonl", [{"question_id": 7, "text": "x"}])
-    (table / "broken.jsonl").write_text('{"question_id": 1, "text": "x"}\n{"question_id": 2, "te')
     (table / "empty.jsonl").write_text("\n")
     monkeypatch.chdir(table)
     assert run(words(table, *models, **more), monkeypatch) == 2

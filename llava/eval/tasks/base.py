@@ -46,6 +46,7 @@ class Option:
 
     default: what TaskData.options has where it is not given; None leaves it out. choices: what it may be.
     scoring: it concerns the score alone; answers are the same whatever it is. is_path: ~ is the home folder.
+    compared: scores of two values of it are no scores of the same thing.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Option:
     choices: tuple[str, ...] = ()
     scoring: bool = False
     is_path: bool = False
+    compared: bool = True
 
 
 @dataclass(frozen=True)

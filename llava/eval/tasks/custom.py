@@ -55,7 +55,12 @@ class Custom(Task):
     )
     options = (
         Option("metric", "how answers are compared with the right ones", "exact", METRICS, scoring=True),
-        Option("by", "a field of the lines by whose values the score is broken down", scoring=True),
+        Option(
+            "by",
+            "a field of the lines by whose values the score is broken down",
+            scoring=True,
+            compared=False,
+        ),
         *OPTIONS,
     )
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.eval.judges.replies import PAIR, value_of
+from llava.eval.run.answers import read_answers
 from llava.eval.tasks.base import JsonValue, Record
-from llava.eval.tasks.files import ID, TEXT, check_row, read_lines
+from llava.eval.tasks.files import ID, TEXT, Fields, check_row, read_lines
 from llava.eval.tasks.grading import some_of
 from llava.utils import UserError, shortened
 
@@ -46,7 +47,8 @@ def read_side(path: Path, asked: Sequence[str], name: str | None = None) -> Side
     name: on the page, by default the `model_id` of its records, else the file's name. asked: the ids of the
     questions. Raises UserError for a file without answers to them.
     """
-    rows, repeated = _by_question(path, {"question_id": ID, "text": TEXT})
+    found = read_answers(path)
+    rows, repeated = _by_question(found.records, path, {"question_id": ID, "text": TEXT})
     models = {str(one["model_id"]) for one in rows.values() if one.get("model_id")}
     known = [key for key in rows if key in set(asked)]
     if not known:
@@ -58,6 +60,7 @@ def read_side(path: Path, asked: Sequence[str], name: str | None = None) -> Side
         "has no answer to": [key for key in asked if key not in rows],
         "answers what is not asked:": [key for key in rows if key not in set(asked)],
         "answers more than once (the last one is shown):": repeated,
+        "is broken:": list(found.broken),
     }
     told = tuple(f"{path} {what} {some_of(ids)} ({len(ids)} in all)" for what, ids in amiss.items() if ids)
     return Side(name or (models.pop() if len(models) == 1 else path.stem), rows, told)
@@ -80,7 +83,8 @@ def compared(
         )
     if names and len(names) != len(answers):
         raise UserError(f"--names has {len(names)} names for {len(answers)} files of answers; name each")
-    asked, twice = _by_question(question_file, {"question_id": ID, "text": TEXT})
+    fields = {"question_id": ID, "text": TEXT}
+    asked, twice = _by_question(read_lines(question_file, {}), question_file, fields)
     given: Sequence[str | None] = names or [None] * len(answers)
     sides = [read_side(path, list(asked), name) for path, name in zip(answers, given, strict=True)]
     sides = _told_apart(sides)
@@ -88,17 +92,17 @@ def compared(
     complaints += [one for side in sides for one in side.complaints]
     judged: dict[str, Rows] = {}
     for path, side in zip(reviews, sides[1:], strict=False):
-        judged[side.name], _ = _by_question(path, {"question_id": ID})
+        judged[side.name], _ = _by_question(read_lines(path, {}), path, {"question_id": ID})
     questions = [_question(row, sides, judged) for row in asked.values()]
     models = [side.name for side in sides[1:]] or [sides[0].name]
     return Compared(questions, models, complaints)
 
 
-def _by_question(path: Path, fields: dict[str, tuple[type, ...]]) -> tuple[Rows, list[str]]:
-    """Return the lines of a file by question, the last one of each, and the ids of those that come again."""
+def _by_question(found: Sequence[Record], path: Path, fields: Fields) -> tuple[Rows, list[str]]:
+    """Return records by question, the last one of each, and the ids of those that come again."""
     rows: Rows = {}
     repeated: list[str] = []
-    for number, row in enumerate(read_lines(path, {}), start=1):
+    for number, row in enumerate(found, start=1):
         key = str(check_row(row, fields, f"{path}, record {number}")["question_id"])
         if key in rows:
             repeated.append(key)

@@ -30,6 +30,7 @@ OPTIONS = (
         "--judge-model its reviews are counted as they are",
         scoring=True,
         is_path=True,
+        compared=False,
     ),
 )
 MAX_TOKENS = 1024
