@@ -151,7 +151,7 @@ async def _read(
 
 
 @dataclass
-class Whole:
+class FinishedAnswer:
     """An answer that has ended: its text, tokens, and why it ended, in OpenAI's words."""
 
     text: str
@@ -159,7 +159,7 @@ class Whole:
     finish_reason: str
 
 
-async def collect(tickets: Sequence[Ticket]) -> list[Whole]:
+async def collect(tickets: Sequence[Ticket]) -> list[FinishedAnswer]:
     """Wait for all answers. Raises ServeError when one fails; the others are cancelled then."""
     texts: list[list[str]] = [[] for _ in tickets]
     tokens: list[list[Token]] = [[] for _ in tickets]
@@ -169,7 +169,8 @@ async def collect(tickets: Sequence[Ticket]) -> list[Whole]:
                 texts[index].append(event.text)
                 tokens[index] += event.tokens
     return [
-        Whole("".join(texts[index]), tokens[index], finish_reason(one)) for index, one in enumerate(tickets)
+        FinishedAnswer("".join(texts[index]), tokens[index], finish_reason(one))
+        for index, one in enumerate(tickets)
     ]
 
 
