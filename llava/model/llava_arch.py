@@ -30,6 +30,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import check_widths, projected_tile
 from llava.protocols import ImageTokenArguments, Tokenizer, VisionArguments
 from llava.video import Video
 
@@ -76,6 +77,7 @@ class LlavaMetaModel(_LLM):
             self.vision_tower = build_vision_tower(config, delay_load=True)
             # device_map="auto" puts a tower on one device; the head's class collects the names from here
             set_no_split_modules(self, [*no_split_modules(self), *tower_class_names()])
+            check_widths(config)
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
@@ -129,6 +131,7 @@ class LlavaMetaModel(_LLM):
         tower.select_feature = config.mm_vision_select_feature
 
         if getattr(self, "mm_projector", None) is None:
+            check_widths(config)
             self.mm_projector = build_vision_projector(config)
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
         if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
@@ -193,13 +196,14 @@ class LlavaMetaForCausalLM(_LLM):
 
         The tower runs once. modalities: "image" or "video" for each, by default images.
         """
-        tower = self.get_vision_tower()
+        tower, settings = self.get_vision_tower(), MultimodalConfig.of(self.config)
         return Encoder(
-            settings=MultimodalConfig.of(self.config),
+            settings=settings,
             encode=self.encode_images,
             tower=tower,
             project=self._project,
-            patches_per_side=tower.num_patches_per_side,
+            tower_side=tower.num_patches_per_side,
+            side=projected_tile(settings, tower.tile_features).side,
             tile_size=tower.tile_size,
             image_newline=getattr(self.get_model(), "image_newline", None),
             grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
@@ -270,11 +274,8 @@ class LlavaMetaForCausalLM(_LLM):
             features,
             self.get_input_embeddings(),
         )
-        if settings.max_length is None:
-            return rows
-        return [
-            SplicedRow(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows
-        ]
+        end = settings.max_length  # None: rows stay whole
+        return [SplicedRow(row.embeds[:end], row.labels[:end]) for row in rows]
 
     def forward(
         self,

@@ -96,6 +96,8 @@ def run_program(request: dict, words: list[str], streams: list[int]) -> NoReturn
 
 
 def _prepare(request: dict, streams: list[int]) -> None:
+    import torch  # imported long ago
+
     os.setsid()
     for number, given in enumerate(streams):
         os.dup2(given, number)
@@ -109,6 +111,9 @@ def _prepare(request: dict, streams: list[int]) -> None:
     if environment.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
     tempfile.tempdir = None
+    # torch makes a new thread pool after a fork, at the first call that needs it; when several threads come
+    # at once, some find none ("Invalid thread pool!"). Here it is one thread.
+    torch.set_num_threads(torch.get_num_threads())
     unbuffered = bool(environment.get("PYTHONUNBUFFERED")) or "-u" in request["words"][:1]
     sys.stdin = os.fdopen(0, encoding="utf-8")
     for name, number in (("stdout", 1), ("stderr", 2)):

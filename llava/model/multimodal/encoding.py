@@ -22,6 +22,7 @@ class Encoder:
     """The parts of a model that features pass, and its settings.
 
     encode: pixel values (N, 3, H, W) to projected features (N, P, C); tower and project: its two halves.
+    tower_side, side: features along an edge of a tile before and behind the projector (0: no grid).
     grid_of, unpad: as in `merge_tiles`.
     """
 
@@ -29,7 +30,8 @@ class Encoder:
     encode: Callable[[torch.Tensor], torch.Tensor]
     tower: Callable[[torch.Tensor], torch.Tensor]
     project: Callable[[torch.Tensor], torch.Tensor]
-    patches_per_side: int
+    tower_side: int
+    side: int
     tile_size: int
     image_newline: torch.Tensor | None
     grid_of: Callable[..., tuple[int, int]]
@@ -67,7 +69,13 @@ class Encoder:
         return [self.project(one) for one in pooled] if first else pooled
 
     def _pooled(self, features: torch.Tensor) -> torch.Tensor:
-        return pool_frames(features, self.patches_per_side, self.settings)
+        side = self.side
+        if self.settings.pools_first and side != (side := self.tower_side):
+            raise UserError(
+                "mm_resampler_type spatial_pool pools frames before the projector, and "
+                f"{self.settings.projector_type} makes other grids; expected a projector such as mlp2x_gelu."
+            )
+        return pool_frames(features, side, self.settings)
 
     def _video(self, features: torch.Tensor) -> torch.Tensor:
         return join_frames(features, self.settings, self.image_newline)
@@ -77,7 +85,7 @@ class Encoder:
             features,
             size,
             settings=self.settings,
-            patches_per_side=self.patches_per_side,
+            patches_per_side=self.side,
             tile_size=self.tile_size,
             image_newline=self.image_newline,
             grid_of=self.grid_of,
