@@ -28,7 +28,7 @@ def test_every_task_has_an_example() -> None:
 
 @pytest.mark.parametrize("name", [name for name, where in TASKS.items() if where.startswith(HERE)])
 def test_a_benchmark_is_a_short_file(name: str) -> None:
-    """At most 60 lines of code, without imports, docstrings and blank lines; what is shared lies elsewhere."""
+    """At most 60 lines of code, without imports, docstrings and blank lines; the rest lies elsewhere."""
     source = Path(inspect.getfile(type(task_named(name)))).read_text()
     tree = ast.parse(source)
     passed: set[int] = set()
