@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENDINGS = {".py", ".json", ".md", ".ipynb", ".svg"}
+ENDINGS = {".py", ".sh", ".json", ".md", ".ipynb", ".svg"}
+FOLDERS = ("llava", "docs", "scripts", "playground/*.py", "playground/digits")
 FILES = [ROOT / "README.md"] + [
     path
-    for folder in ("llava", "docs")
-    for path in sorted((ROOT / folder).rglob("*"))
+    for folder in FOLDERS
+    for start in sorted(ROOT.glob(folder))
+    for path in ([start] if start.is_file() else sorted(start.rglob("*")))
     if path.suffix in ENDINGS and ".ipynb_checkpoints" not in path.parts
 ]
 
@@ -30,10 +32,19 @@ WORDS = {
     r"\b(?:leav(?:e|es|ing)|left) (?:[\w-]+ ){0,3}away\b": "omit",
 }
 
-# the lines that may: keys of others' records, and a question that tests and conversions ask
+# the lines that may: keys of others' records, questions and captions that models are trained on or asked
 ALLOWED = {
     "llava/train/records.py": ('"imgpaths", "picture"', '"pictures", "photo"'),
     "llava/model/conversion/parity.py": ('"What is shown in this picture?"',),
+    "playground/digits/data.py": ('"pictures": len', "Describe the picture."),
+    "playground/digits/questions.py": (
+        "a picture of the digit",
+        "What digit does the picture show?",
+        "the digit in the picture",
+        "the number in the picture",
+        "Does the picture show a digit",
+        "Which picture shows the larger",
+    ),
 }
 # between two lines of a comment, a docstring, a list or a string in parts
 _BREAK = re.compile(r' *"?[ \t]*\n[ \t]*(?:[#*>|]+[ \t]*|f?")?')

@@ -14,6 +14,7 @@ from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.features import count_features
 from llava.model.multimodal.splice import SplicedRow, splice_rows
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
 
@@ -90,11 +91,12 @@ def image_length(model: PreTrainedModel, size: tuple[int, int]) -> int:
     """Return how many positions an image of `size` (width, height) takes, without encoding it."""
     tower = model.get_vision_tower()
     settings = MultimodalConfig.of(model.config)
+    tile = projected_tile(settings, tower.tile_features)
     return count_features(
         size,
         settings=settings,
-        patches_per_side=tower.num_patches_per_side,
-        extra=tower.extra_tokens,
+        patches_per_side=tile.side,
+        extra=tile.extra,
         tile_size=tower.tile_size,
     )
 

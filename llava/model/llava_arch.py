@@ -29,6 +29,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import check_widths, projected_tile
 from llava.protocols import ImageTokenArguments, Tokenizer, VisionArguments
 
 if TYPE_CHECKING:  # what the mixins are mixed into
@@ -69,6 +70,7 @@ class LlavaMetaModel(_LLM):
             self.vision_tower = build_vision_tower(config, delay_load=True)
             # device_map="auto" puts a tower on one device; the head's class collects the names from here
             set_no_split_modules(self, [*no_split_modules(self), *tower_class_names()])
+            check_widths(config)
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
@@ -122,6 +124,7 @@ class LlavaMetaModel(_LLM):
         tower.select_feature = config.mm_vision_select_feature
 
         if getattr(self, "mm_projector", None) is None:
+            check_widths(config)
             self.mm_projector = build_vision_projector(config)
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
         if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
@@ -201,9 +204,8 @@ class LlavaMetaForCausalLM(_LLM):
             return list(self.encode_images(images))
         tiles = splice.per_image(images)
         encoded = self.encode_images(torch.cat(tiles)).split([len(one) for one in tiles])  # tower runs once
-        tower = self.get_vision_tower()
-        model = self.get_model()
-        settings = MultimodalConfig.of(self.config)
+        tower, settings = self.get_vision_tower(), MultimodalConfig.of(self.config)
+        tile = projected_tile(settings, tower.tile_features)
         if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
             raise CheckpointError(f"{len(tiles)} images came with {len(image_sizes)} image_sizes.")
         return [
@@ -211,9 +213,9 @@ class LlavaMetaForCausalLM(_LLM):
                 features,
                 image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
                 settings=settings,
-                patches_per_side=tower.num_patches_per_side,
+                patches_per_side=tile.side,
                 tile_size=tower.tile_size,
-                image_newline=getattr(model, "image_newline", None),
+                image_newline=getattr(self.get_model(), "image_newline", None),
                 grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
                 unpad=unpad_image,
             )
@@ -280,11 +282,8 @@ class LlavaMetaForCausalLM(_LLM):
             features,
             self.get_input_embeddings(),
         )
-        if settings.max_length is None:
-            return rows
-        return [
-            SplicedRow(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows
-        ]
+        end = settings.max_length  # None: rows stay whole
+        return [SplicedRow(row.embeds[:end], row.labels[:end]) for row in rows]
 
     def forward(
         self,

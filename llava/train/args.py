@@ -66,7 +66,7 @@ class ModelArguments:
     vision_tower: str | None = explained(None, "Folder or hub name, several joined by +; none: text only")
     mm_vision_select_layer: int | None = explained(-1, "Hidden layer of the tower whose features are used")
     pretrain_mm_mlp_adapter: str | None = explained(None, "mm_projector.bin of stage 1")
-    mm_projector_type: str | None = explained("linear", "linear, mlpNx_gelu or identity")
+    mm_projector_type: str | None = explained("linear", "linear, mlpNx_gelu or another: docs/projectors.md")
     mm_use_im_start_end: bool = explained(False, "Put <im_start> and <im_end> round each image")
     mm_use_im_patch_token: bool = explained(True, "Add <im_patch> to the vocabulary")
     mm_patch_merge_type: str | None = explained(

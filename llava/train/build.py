@@ -15,6 +15,8 @@ from llava.model.checkpoints.files import load_weights, read_config
 from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
 from llava.train.args import ModelArguments, TrainingArguments
@@ -198,7 +200,11 @@ def attach_vision(
     config.mm_projector_lr = plan.mm_projector_lr
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    return replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+    settings = replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+    tile = projected_tile(MultimodalConfig.of(config), tower.tile_features)
+    if tile.count != tower.tokens_per_tile:  # the reference's number is about projectors that keep them all
+        settings = replace(settings, image_length=tile.count)
+    return settings
 
 
 def smart_tokenizer_and_embedding_resize(

@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="hidden layer of the tower; by default the model's",
     )
     add("--mm_vision_resolution", type=int, help="pixels that the tower is given; by default the model's")
+    add("--mm_projector_type", help="kind of projector, which may make fewer tokens; by default the model's")
     add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")

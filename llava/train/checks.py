@@ -13,7 +13,9 @@ from pathlib import Path
 from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.files import part_of, read_tensors
-from llava.model.multimodal_encoder.registry import read_tower_config, split_name, tower_class
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import describe_tower, read_tower_config, split_name, tower_class
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.old_flags import read_json_flag
 from llava.utils import UserError, shortened
 
@@ -197,3 +199,14 @@ def check_vision_tower(tower: str | None) -> None:
             tower_class(read_tower_config(one), one)
     except UserError as error:
         raise UserError(f"--vision_tower: {error}") from error
+
+
+def check_projector(model_args: object) -> None:
+    """Refuse a projector that is unknown, or that cannot take what the tower gives or the merge needs."""
+    settings = MultimodalConfig.of(model_args)
+    if settings.vision_tower is None:
+        return
+    try:
+        projected_tile(settings, describe_tower(settings).tile_features)
+    except UserError as error:
+        raise UserError(f"--{error}" if str(error).startswith("mm_") else str(error)) from error

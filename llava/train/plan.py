@@ -154,6 +154,9 @@ class DataSettings:
     shuffle_buffer: int = 1
     eval_data_path: str | None = None
     eval_split: float = 0.0
+    # what an image adds to a sample's length when samples are grouped: the reference's number, or the tokens
+    # that a projector makes of a tile where it makes fewer
+    image_length: int = 128
 
     @property
     def skips_bad_samples(self) -> bool:

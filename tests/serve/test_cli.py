@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from warming import python
 
 from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
@@ -281,7 +282,7 @@ def test_shown_roles_have_no_markup():
 
 
 def program(*args):
-    return [sys.executable, "-m", "llava.serve.cli", *args]
+    return [python(), "-m", "llava.serve.cli", *args]
 
 
 @pytest.mark.slow

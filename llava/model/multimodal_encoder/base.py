@@ -16,6 +16,7 @@ from llava.model.checkpoints.errors import explained
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.tile import TileFeatures
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
 
@@ -348,9 +349,14 @@ class VisionTower(nn.Module):
         return self.prefix_tokens if self.select_feature == "cls_patch" else 0
 
     @property
+    def tile_features(self) -> TileFeatures:
+        """The features of one tile, as a projector gets them."""
+        return TileFeatures(self.num_patches_per_side, self.extra_tokens)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Features P of one tile."""
-        return self.num_patches + self.extra_tokens
+        return self.tile_features.count
 
 
 def _edge(size: int | Sequence[int]) -> int:

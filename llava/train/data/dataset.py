@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What an image adds to a sample's length when samples are grouped; the reference's number.
-IMAGE_LENGTH = 128
-
 
 class LazySupervisedDataset(Dataset[Sample]):
     """Records of --data_path, prepared one by one when they are read.
@@ -74,8 +71,8 @@ class LazySupervisedDataset(Dataset[Sample]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Rough length of each sample, words and 128 for its image: (records,)."""
-        return self.list_data_dict.words + IMAGE_LENGTH * self.list_data_dict.with_images
+        """Rough length of each sample, words and a number for its image: (records,)."""
+        return self.list_data_dict.words + self.settings.image_length * self.list_data_dict.with_images
 
     @property
     def modality_lengths(self) -> np.ndarray:

@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warming import python
 
 from llava.eval.run.command import main, parser_of
 from llava.eval.run.flags import read_data
@@ -164,7 +164,7 @@ def _port():
 @pytest.mark.slow
 def test_two_processes_of_a_launcher_share_a_run(flags, data, tmp_path):
     (data.root / "images" / "3-0.png").unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(_port()), "-m", "llava.eval", "digits", *flags]
     command += ["--answers", str(tmp_path / "a.jsonl")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from launching import free_port, run_group
 from recorded_training import Run, flags, run_train
+from warming import python
 
 from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CheckpointError, read_tensors
@@ -351,7 +352,7 @@ assert guard.dropped == [2]
 def test_all_processes_drop_the_same_step(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     run_group([*launcher, "--master_port", str(free_port()), str(script)], 120)
 
 
