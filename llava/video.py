@@ -51,6 +51,15 @@ class Video:
         """Width and height of a frame."""
         return self.frames[0].size
 
+    @property
+    def mode(self) -> str:
+        """What it is, where images tell their mode: a prompt is cached under this and its content."""
+        return "video"
+
+    def tobytes(self) -> bytes:
+        """Return the content of all frames."""
+        return b"".join(frame.tobytes() for frame in self.frames)
+
     def time_instruction(self) -> str:
         """Say in words how long the video is and where its frames lie, as LLaVA-Video was trained."""
         if self.duration is None or not self.seconds:

@@ -6,13 +6,13 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import context_of, device_of, end_ids, pixels_for
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
+from llava.model.multimodal.media import Item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ def stream_answer(
     decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
-    images: Sequence[Image.Image],
+    images: Sequence[Item],
     params: SamplingParams,
     stream: TextStream,
 ) -> Generator[str, None, str]:
@@ -56,7 +56,7 @@ def stream_answer(
 
 
 def _tokens(
-    decoder: Decoder, ids: Sequence[int], images: Sequence[Image.Image], params: SamplingParams
+    decoder: Decoder, ids: Sequence[int], images: Sequence[Item], params: SamplingParams
 ) -> Iterator[int]:
     """Yield new ids until max_new_tokens or the end of the context; the caller stops at an end id."""
     choose = NextToken(params, decoder.model.generation_config, device_of(decoder.model))
@@ -74,7 +74,7 @@ def beam_search(
     decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
-    images: Sequence[Image.Image],
+    images: Sequence[Item],
     params: SamplingParams,
 ) -> list[int]:
     """Return the new ids of `model.generate`, which knows beams; its answer comes in one piece."""
@@ -86,7 +86,9 @@ def beam_search(
     kwargs["pad_token_id"] = tokenizer.pad_token_id
     kwargs["max_new_tokens"] = min(params.max_new_tokens, context_of(model) - n_positions)
     if IMAGE_TOKEN_INDEX in ids:
-        kwargs["images"] = pixels_for(model, decoder.image_processor, images)
+        kwargs["images"], modalities = pixels_for(model, decoder.image_processor, images)
+        if modalities is not None:
+            kwargs["modalities"] = modalities
         kwargs["image_sizes"] = [one.size for one in images]
     with torch.inference_mode(), torch.random.fork_rng(enabled=params.seed is not None):
         if params.seed is not None:

@@ -11,7 +11,6 @@ import torch
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conversation_for
-from llava.images import as_image
 from llava.inference.batch import DEFAULT_BATCH_SIZE, Reader, answer_all
 from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder
@@ -26,6 +25,7 @@ from llava.inference.prompt import Images, new_dialog, one_or_many, pick_conv_mo
 from llava.inference.sampling import SamplingParams
 from llava.inference.sharded import answer_sharded
 from llava.mm_utils import get_model_name_from_path
+from llava.model.multimodal.media import as_item
 from llava.utils import UserError
 
 Question = str | tuple[str, Images] | Sequence[Message] | Dialog
@@ -140,7 +140,7 @@ class Assistant:
         """Return a session that begins with these turns and images."""
         session = self.session()
         session.conversation = conversation
-        session.images = [as_image(one) for one in images]
+        session.images = [as_item(one) for one in images]
         return session
 
     def _lend_decoder(

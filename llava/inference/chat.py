@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conversation_for
 from llava.inference.answer import stream_answer
@@ -15,6 +13,7 @@ from llava.inference.model import LoadedModel
 from llava.inference.prompt import Images, encode_prompt, one_or_many, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
+from llava.model.multimodal.media import Item, arranged
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
 
@@ -52,7 +51,7 @@ class ChatSession:
     def reset(self) -> None:
         """Begin a new dialog; what the decoder keeps is used again if the new one begins like the old one."""
         self.conversation = self.template.copy()
-        self.images: list[Image.Image] = []
+        self.images: list[Item] = []
         self.finish_reason = "stop"
 
     def forget(self) -> None:
@@ -98,9 +97,7 @@ class ChatSession:
         )
         return self._turn(question, opened, params)
 
-    def _turn(
-        self, question: str, images: list[Image.Image], params: SamplingParams
-    ) -> Generator[str, None, None]:
+    def _turn(self, question: str, images: list[Item], params: SamplingParams) -> Generator[str, None, None]:
         """Append a question, yield the answer's pieces, and leave the dialog in order however it ends."""
         if self._answering:
             raise UserError("the last answer is not finished; read it to its end or close it, then ask")
@@ -132,5 +129,5 @@ class ChatSession:
         """Yield the pieces of an answer and set `finish_reason`."""
         ids = encode_prompt(self.tokenizer, self.conversation, len(self.images))
         self.finish_reason = yield from stream_answer(
-            self.decoder, self.tokenizer, ids, self.images, params, stream
+            self.decoder, self.tokenizer, ids, arranged(self.images, self.model.config), params, stream
         )

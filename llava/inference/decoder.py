@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.freshness import state_of
@@ -19,6 +18,7 @@ from llava.inference.model_inputs import (
     encode_images,
     splice_prompts,
 )
+from llava.model.multimodal.media import Item
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
 
@@ -55,7 +55,7 @@ class Decoder:
         self._keys: list[Key] = []  # what the cache holds
         self._ends: list[int] = []  # how many positions are filled after each of them
 
-    def prefill(self, ids: Sequence[int], images: Sequence[Image.Image] = ()) -> torch.Tensor:
+    def prefill(self, ids: Sequence[int], images: Sequence[Item] = ()) -> torch.Tensor:
         """Bring a prompt into the cache; return the logits (1, vocab) of the token after it.
 
         ids: the prompt's, IMAGE_TOKEN_INDEX once for each image. Raises UserError for a prompt that leaves no
@@ -87,7 +87,7 @@ class Decoder:
     def _filled(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def keys_of(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[Key]:
+    def keys_of(self, ids: Sequence[int], images: Sequence[Item]) -> list[Key]:
         """Return a prompt with image digests in place of image tokens; encodes images that are new.
 
         Features of images that are not in this prompt are dropped. Raises UserError for a prompt that is too
@@ -169,7 +169,7 @@ class Decoder:
         self._cache.crop(n_positions - self._filled)  # a negative number is cut from the end
 
 
-def digest_of(image: Image.Image) -> bytes:
+def digest_of(image: Item) -> bytes:
     """Return what tells an image's content apart from another's."""
     head = f"{image.mode} {image.size} ".encode()
     return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()

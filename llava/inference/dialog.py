@@ -9,9 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from llava.conversation import Conversation
+from llava.model.multimodal.media import Item
+from llava.video import Video
 
-# An image of a question: a Pillow image, or a path or URL that is opened when its turn comes.
-ImageSource = Image.Image | str | Path
+# An image of a question: a Pillow image, a video, or a path or URL that is opened when its turn comes.
+ImageSource = Image.Image | Video | str | Path
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class OpenPrompt:
     """A prompt whose images are opened."""
 
     ids: list[int]
-    images: list[Image.Image]
+    images: list[Item]
     stop: tuple[str, ...]
     n_positions: int
 

@@ -13,6 +13,7 @@ from llava.images import load_image_from_data_url
 from llava.inference.dialog import Dialog, ImageSource
 from llava.inference.prompt import place_question, with_system
 from llava.utils import UserError
+from llava.video import Video
 
 SYSTEM_ROLES = ("system", "developer")
 ROLES = (*SYSTEM_ROLES, "user", "assistant")
@@ -201,7 +202,7 @@ def _read_part(part: object, role: str, resolve: Resolve) -> tuple[str | ImageSo
 
 
 def _given(source: object) -> ImageSource:
-    if isinstance(source, Image.Image) or hasattr(source, "__fspath__"):
+    if isinstance(source, (Image.Image, Video)) or hasattr(source, "__fspath__"):
         return source  # type: ignore[return-value]
     raise UserError(f"its image is {_name(source)}; expected a Pillow image, a path or a URL")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.images import as_image, image_size
@@ -14,8 +15,11 @@ from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawP
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
 from llava.inference.prompt import check_image_count, encode_prompt, stop_strings
 from llava.mm_utils import tokenizer_image_token
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.media import Item, arranged, as_item
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
+from llava.video import Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,18 +89,21 @@ class LoadedModel(NamedTuple):
             ids = encode_prompt(self.tokenizer, asked.conversation, len(asked.images))
             own_stop = stop_strings(asked.conversation)
         images = [_checked(one) for one in asked.images]
-        n_positions = self._count(ids, [image_size(one) or NOMINAL_SIZE for one in images])
+        n_positions = self._count(
+            ids, [one if isinstance(one, Video) else image_size(one) or NOMINAL_SIZE for one in images]
+        )
         return Prompt(ids, images, (*own_stop, *stop), n_positions)
 
     def open(self, prompt: Prompt) -> OpenPrompt:
         """Return the prompt with its images opened; raises what `read` raises, and for damaged images."""
-        images = [as_image(one) for one in prompt.images]
-        n_positions = self._count(prompt.ids, [one.size for one in images])
+        images = arranged([as_item(one) for one in prompt.images], self.model.config)
+        n_positions = self._count(prompt.ids, images)
         return OpenPrompt(prompt.ids, images, prompt.stop, n_positions)
 
-    def _count(self, ids: Sequence[int], sizes: Sequence[tuple[int, int]]) -> int:
-        """Return the positions of a prompt with images of these sizes; raises PromptTooLong."""
-        lengths = [image_length(self.model, one) for one in sizes]
+    def _count(self, ids: Sequence[int], images: Sequence[Item | tuple[int, int]]) -> int:
+        """Return the positions of a prompt with these images, or of these sizes; raises PromptTooLong."""
+        square = len(images) > 1 and MultimodalConfig.of(self.model.config).pads_several
+        lengths = [image_length(self.model, one, square=square) for one in images]
         n_positions = len(ids) - len(lengths) + sum(lengths)
         check_fits(self.model, n_positions, has_images=bool(lengths))
         return n_positions
@@ -122,4 +129,8 @@ class LoadedModel(NamedTuple):
 
 def _checked(source: ImageSource) -> ImageSource:
     """Return an image that is given as a path as it is, another one decoded; raises ImageError."""
-    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_image(source)
+    return source if isinstance(source, str) or hasattr(source, "__fspath__") else _decoded(source)
+
+
+def _decoded(source: Image.Image | Video) -> Image.Image | Video:
+    return source if isinstance(source, Video) else as_image(source)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from llava.constants import IGNORE_INDEX
-from llava.mm_utils import process_images
 from llava.model.language_model.registry import position_fields
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.features import count_features
+from llava.model.multimodal.media import Item, Square, process_media
 from llava.model.multimodal.splice import SplicedRow, splice_rows
+from llava.model.multimodal.video import count_video_features
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
+from llava.video import Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,38 +63,49 @@ def check_fits(model: PreTrainedModel, n_positions: int, *, has_images: bool = F
 
 
 def pixels_for(
-    model: PreTrainedModel, image_processor: ImageProcessor | None, images: Sequence[Image.Image]
-) -> torch.Tensor | list[torch.Tensor]:
-    """Return images as the model takes them: (N, [tiles,] 3, H, W), or a list when their tiles differ."""
+    model: PreTrainedModel, image_processor: ImageProcessor | None, images: Sequence[Item]
+) -> tuple[torch.Tensor | list[torch.Tensor], list[str] | None]:
+    """Return images as the model takes them, (N, [tiles,] 3, H, W) or a list when their tiles differ.
+
+    Also returns which are images and which videos, None without videos.
+    """
     if image_processor is None:
         raise TypeError(
             "expected an image processor, got None; a model without a vision tower takes no images"
         )
-    pixels = process_images(images, image_processor, model.config)
+    pixels, modalities = process_media(images, image_processor, model.config)
     device, dtype = device_of(model), model.dtype
     if isinstance(pixels, list):
-        return [one.to(device, dtype=dtype) for one in pixels]
-    return pixels.to(device, dtype=dtype)
+        return [one.to(device, dtype=dtype) for one in pixels], modalities
+    return pixels.to(device, dtype=dtype), modalities
 
 
 def encode_images(
-    model: PreTrainedModel, image_processor: ImageProcessor | None, images: Sequence[Image.Image]
+    model: PreTrainedModel, image_processor: ImageProcessor | None, images: Sequence[Item]
 ) -> list[torch.Tensor]:
     """Return the projected features (length, C) of each image, tiles merged; the tower runs once."""
     if not images:
         return []
-    pixels = pixels_for(model, image_processor, images)
+    pixels, modalities = pixels_for(model, image_processor, images)
+    known = {} if modalities is None else {"modalities": modalities}
     with torch.inference_mode():
-        return model.image_features(pixels, [one.size for one in images])
+        return model.image_features(pixels, [one.size for one in images], **known)
 
 
-def image_length(model: PreTrainedModel, size: tuple[int, int]) -> int:
-    """Return how many positions an image of `size` (width, height) takes, without encoding it."""
+def image_length(model: PreTrainedModel, image: Item | tuple[int, int], *, square: bool = False) -> int:
+    """Return how many positions an image of some (width, height), or a video, takes, without encoding it.
+
+    square: the image is shown as one square, as a `Square` is.
+    """
     tower = model.get_vision_tower()
     settings = MultimodalConfig.of(model.config)
     tile = projected_tile(settings, tower.tile_features)
+    if isinstance(image, Video):
+        return count_video_features(len(image.frames), settings=settings, patches_per_side=tile.side)
+    if square or isinstance(image, Square):
+        return tile.count + settings.has_newline
     return count_features(
-        size,
+        image if isinstance(image, tuple) else image.size,
         settings=settings,
         patches_per_side=tile.side,
         extra=tile.extra,

@@ -27,11 +27,12 @@ from llava.conversation import (
     warn_of_unknown_template,
 )
 from llava.conversation.styles import SYSTEM_HEADS
-from llava.images import as_image
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.media import Item, as_item
 from llava.utils import UserError, text_fault
+from llava.video import Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,12 +71,10 @@ def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
     return text.replace(DEFAULT_IMAGE_TOKEN, wrapped) if start_end else text
 
 
-def read_question(
-    text: str, images: Images, config: object, *, has_tower: bool
-) -> tuple[str, list[Image.Image]]:
+def read_question(text: str, images: Images, config: object, *, has_tower: bool) -> tuple[str, list[Item]]:
     """Return a question with its image tokens in place, and its images opened; see place_question."""
     question, sources = place_question(text, images, config, has_tower=has_tower)
-    return question, [as_image(one) for one in sources]
+    return question, [as_item(one) for one in sources]
 
 
 def place_question(
@@ -86,7 +85,7 @@ def place_question(
     images: Pillow images, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
     """
-    if isinstance(images, (str, Path, Image.Image)):
+    if isinstance(images, (str, Path, Image.Image, Video)):
         images = [images]
     if not isinstance(text, str):
         raise UserError(f"the question is a {type(text).__name__}; expected a text")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 
+from PIL import Image
+
 from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
 from llava.utils import UserError, accept_any_text, run_program
+from llava.video import Sampling, Video, read_video
 
 __all__ = [
     "add_loading_flags",
@@ -84,6 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="path or http(s) URL; goes with the first question (or later, with /image)",
     )
+    parser.add_argument(
+        "--video-file",
+        type=any_path,
+        default=None,
+        help="video, or folder of its frames as images; goes with the first question",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=32, help="most frames of a video, 0: no limit (default: 32)"
+    )
+    parser.add_argument("--fps", type=float, default=1.0, help="frames taken of a second (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy (default: 0.2)")
     parser.add_argument(
         "--top-p", type=float, default=None, help="keep the likeliest tokens of this total share"
@@ -102,7 +115,11 @@ def main(args: argparse.Namespace) -> None:
     args = argparse.Namespace(**{**vars(build_parser().parse_args([])), **vars(args)})
     check_model_path(args.model_path)
     # before torch and the model: a wrong path should not take minutes to show
-    image = load_image(args.image_file) if args.image_file else None
+    if args.image_file and args.video_file:
+        raise UserError("--image-file and --video-file were both given; give one of them")
+    image: Image.Image | Video | None = load_image(args.image_file) if args.image_file else None
+    if args.video_file:
+        image = read_video(args.video_file, Sampling(args.frames, args.fps))
     from llava.serve.terminal import open_chat  # loads torch and transformers
 
     open_chat(args, image).run()

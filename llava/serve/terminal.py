@@ -21,6 +21,7 @@ from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
 from llava.utils import UserError, disable_torch_init
+from llava.video import Video
 
 # Notes on how an answer ended, for the endings that a reader would not see.
 _ENDINGS = {
@@ -37,10 +38,10 @@ Ctrl-C stops an answer. A question that begins with such a word: put a space in 
 _COMMANDS = ("/image", "/reset", "/help", "/exit")
 
 
-def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalChat:
+def open_chat(args: argparse.Namespace, image: Image.Image | Video | None) -> TerminalChat:
     """Load the model that the flags of llava.serve.cli ask for, and return a chat with it.
 
-    image: that of --image-file. Raises UserError for settings and checkpoints that cannot be used.
+    image: that of --image-file, or the video of --video-file. Raises UserError for settings and checkpoints that cannot be used.
     """
     disable_torch_init()
     if not args.debug:
@@ -59,7 +60,7 @@ def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalCh
     loaded = open_from_flags(args)
     if image is not None and not loaded.has_tower:
         raise UserError(
-            f"{args.model_path} is a text model without a vision tower; --image-file needs a LLaVA model"
+            f"{args.model_path} is a text model without a vision tower; an image or a video needs a LLaVA model"
         )
     template, reason = pick_conv_mode(args.conv_mode, name, loaded.model.config)
     _note(f"conversation mode: {template} ({reason})")
@@ -75,7 +76,12 @@ class TerminalChat:
     """One conversation on stdin and stdout; an image goes with the first question that is answered."""
 
     def __init__(
-        self, session: ChatSession, image: Image.Image | None, params: SamplingParams, *, debug: bool = False
+        self,
+        session: ChatSession,
+        image: Image.Image | Video | None,
+        params: SamplingParams,
+        *,
+        debug: bool = False,
     ) -> None:
         self.session = session
         self.params = params

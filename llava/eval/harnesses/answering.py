@@ -131,7 +131,7 @@ class HarnessModel:
         conversation.messages[-1] = [conversation.roles[1], str(continuation)]
         ids = encode_prompt(self.loaded.tokenizer, conversation, len(prompt.images))
         model, processor, device = self.loaded.model, self.loaded.image_processor, self.loaded.device
-        pixels = pixels_for(model, processor, prompt.images) if prompt.images else None
+        pixels, modalities = pixels_for(model, processor, prompt.images) if prompt.images else (None, None)
         input_ids = torch.tensor([ids], device=device)  # (1, n)
         labels = input_ids.clone()
         labels[0, : len(prompt.ids)] = IGNORE_INDEX
@@ -141,6 +141,7 @@ class HarnessModel:
                 labels=labels,
                 images=pixels,
                 image_sizes=[one.size for one in prompt.images],
+                modalities=modalities,
                 use_cache=False,
             )
         n_answer = len(ids) - len(prompt.ids)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
-from PIL import Image
 from transformers import Cache
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -17,6 +16,7 @@ from llava.inference.model import LoadedModel
 from llava.inference.model_inputs import image_length
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
+from llava.model.multimodal.media import Item
 
 
 class Row:
@@ -37,10 +37,10 @@ class Row:
         logit_bias: Mapping[int, float] | None = None,
     ) -> None:
         digests = [digest_of(one) for one in prompt.images]
-        self.images: dict[bytes, Image.Image] = dict(zip(digests, prompt.images, strict=True))
+        self.images: dict[bytes, Item] = dict(zip(digests, prompt.images, strict=True))
         waiting = iter(digests)
         self.keys: list[Key] = [next(waiting) if one == IMAGE_TOKEN_INDEX else one for one in prompt.ids]
-        sizes = {name: image_length(loaded.model, one.size) for name, one in self.images.items()}
+        sizes = {name: image_length(loaded.model, one) for name, one in self.images.items()}
         self.ends = list(accumulate(1 if isinstance(one, int) else sizes[one] for one in self.keys))
         self.n_prompt = prompt.n_positions
         self.n_cached = 0  # positions of the prompt that were not computed again

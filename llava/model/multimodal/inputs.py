@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import as_image
-from llava.model.multimodal.media import process_media
+from llava.model.multimodal.media import arranged, as_item, process_media
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
 from llava.video import Video
@@ -117,9 +116,9 @@ def checked_images(
         return images, image_sizes, None
     if processor is None:
         raise UserError("generate() got images, and this model has no vision tower: it reads text only.")
-    opened = [image if isinstance(image, Video) else as_image(image) for image in images]
+    opened = [as_item(image) for image in images]
     sizes = [image.size for image in opened] if image_sizes is None else image_sizes
-    pixels, modalities = process_media(opened, processor, config, together=rows == 1)
+    pixels, modalities = process_media(arranged(opened, config) if rows == 1 else opened, processor, config)
     return pixels, sizes, modalities
 
 

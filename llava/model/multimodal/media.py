@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
+from llava.images import as_image
 from llava.mm_utils import process_images
 from llava.model.multimodal.config import MultimodalConfig
 from llava.protocols import ImageProcessor
 from llava.video import Video, VideoError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 Pixels = torch.Tensor | list[torch.Tensor]
 PADDED = SimpleNamespace(image_aspect_ratio="pad")
@@ -29,32 +28,62 @@ def process_video(video: Video, processor: ImageProcessor) -> torch.Tensor:
     return torch.stack([torch.as_tensor(value) for value in values])
 
 
+@dataclass(frozen=True)
+class Square:
+    """An image that is shown as one padded square, whatever the config's rule for an image that is alone."""
+
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image."""
+        return self.image.size
+
+    @property
+    def mode(self) -> str:
+        """What it is; see Video.mode."""
+        return f"square {self.image.mode}"
+
+    def tobytes(self) -> bytes:
+        """Return the image's content."""
+        return self.image.tobytes()
+
+
+Item = Image.Image | Video | Square
+
+
+def as_item(source: Item | str | Path) -> Item:
+    """Return an opened image of a Pillow image, a path or URL; videos and squares as they are."""
+    return source if isinstance(source, (Video, Square)) else as_image(source)
+
+
+def arranged(items: Sequence[Item], config: object) -> list[Item]:
+    """Return the images and videos of one prompt as its model is shown them.
+
+    Where images that are not alone are squares (`MultimodalConfig.pads_several`), they are wrapped so.
+    """
+    if len(items) < 2 or not MultimodalConfig.of(config).pads_several:
+        return list(items)
+    return [Square(item) if isinstance(item, Image.Image) else item for item in items]
+
+
 def process_media(
-    items: Sequence[Image.Image | Video],
-    processor: ImageProcessor,
-    config: PreTrainedConfig | MultimodalConfig | SimpleNamespace | object,
-    *,
-    together: bool,
+    items: Sequence[Item], processor: ImageProcessor, config: object
 ) -> tuple[Pixels, list[str] | None]:
     """Return pixel values of images and videos, and "image" or "video" for each where there are videos.
 
-    together: they stand in one prompt, where an image that is not alone may be a square without tiles
-    (`MultimodalConfig.pads_several`): (1, 3, H, W). Images are processed by the rule of the config.
+    Images are processed by the rule of the config, squares become (1, 3, H, W), videos (frames, 3, H, W).
     """
-    videos = [isinstance(item, Video) for item in items]
-    padded = together and len(items) > 1 and MultimodalConfig.of(config).pads_several
-    if not padded and not any(videos):
-        return process_images(images_of(items), processor, config), None
+    images = [item for item in items if isinstance(item, Image.Image)]
+    if len(images) == len(items):
+        return process_images(images, processor, config), None
     pixels: list[torch.Tensor] = []
     for item in items:
         if isinstance(item, Video):
             pixels.append(process_video(item, processor))
-        else:
-            value = process_images([item], processor, PADDED if padded else config)[0]
-            pixels.append(value[None] if value.ndim == 3 else value)
+            continue
+        image, rule = (item.image, PADDED) if isinstance(item, Square) else (item, config)
+        value = process_images([image], processor, rule)[0]
+        pixels.append(value[None] if value.ndim == 3 else value)
+    videos = [isinstance(item, Video) for item in items]
     return pixels, ["video" if one else "image" for one in videos] if any(videos) else None
-
-
-def images_of(items: Sequence[Image.Image | Video]) -> list[Image.Image]:
-    """Return the images among items."""
-    return [item for item in items if isinstance(item, Image.Image)]

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.media import process_media
+from llava.model.multimodal.media import arranged, process_media
 from llava.model.multimodal.video import count_video_features, join_frames, pool_frames, video_places
 from llava.utils import UserError
 from llava.video import Video
@@ -182,11 +182,11 @@ def test_several_images_are_padded_squares_where_the_model_was_trained_so() -> N
         (tiled, True, [4, 2]),
         (capped, False, [4, 2]),
     ):  # fmt: skip
-        pixels, modalities = process_media(images, processor, config, together=together)
+        pixels, modalities = process_media(
+            arranged(images, config) if together else images, processor, config
+        )
         assert [len(one) for one in pixels] == lengths and modalities is None
-    alone, _ = process_media(images[:1], processor, capped, together=True)
+    alone, _ = process_media(arranged(images[:1], capped), processor, capped)
     assert len(alone[0]) == 4
-    mixed, modalities = process_media(
-        [images[1], Video(tuple(images[1:]) * 3)], processor, tiled, together=True
-    )
+    mixed, modalities = process_media([images[1], Video(tuple(images[1:]) * 3)], processor, tiled)
     assert modalities == ["image", "video"] and [len(one) for one in mixed] == [2, 3]
