@@ -41,7 +41,8 @@ _COMMANDS = ("/image", "/reset", "/help", "/exit")
 def open_chat(args: argparse.Namespace, image: Image.Image | Video | None) -> TerminalChat:
     """Load the model that the flags of llava.serve.cli ask for, and return a chat with it.
 
-    image: that of --image-file, or the video of --video-file. Raises UserError for settings and checkpoints that cannot be used.
+    image: that of --image-file, or the video of --video-file. Raises UserError for settings and checkpoints
+    that cannot be used.
     """
     disable_torch_init()
     if not args.debug:
@@ -60,7 +61,8 @@ def open_chat(args: argparse.Namespace, image: Image.Image | Video | None) -> Te
     loaded = open_from_flags(args)
     if image is not None and not loaded.has_tower:
         raise UserError(
-            f"{args.model_path} is a text model without a vision tower; an image or a video needs a LLaVA model"
+            f"{args.model_path} is a text model without a vision tower; an image or a video needs a LLaVA "
+            "model"
         )
     template, reason = pick_conv_mode(args.conv_mode, name, loaded.model.config)
     _note(f"conversation mode: {template} ({reason})")
