@@ -147,6 +147,7 @@ class DataSettings:
     image_processor: ImageProcessor | None = None
     image_aspect_ratio: str | None = None
     image_grid_pinpoints: Any = None  # pairs of (width, height), or their text
+    pads_several: bool = False  # of several images each is one padded square instead of tiles
     label_masks: str | None = None
     on_bad_sample: str = "error"
     allow_images_outside_folder: bool = False

@@ -90,3 +90,23 @@ def test_another_image_makes_squares_of_those_before(assistant: Any) -> None:
 def test_a_video_without_frames_is_refused(assistant: Any) -> None:
     with pytest.raises(ValueError, match="no frames"):
         assistant.chat("what?", [Video(())])
+
+
+def test_training_shows_several_images_as_chat_does(assistant: Any, tmp_path: Path) -> None:
+    from llava.train.data.samples import SampleMaker
+    from llava.train.plan import DataSettings
+
+    config = assistant.model.config
+    images = asked()["images"]
+    settings = DataSettings(
+        is_multimodal=True, image_processor=assistant.image_processor, pads_several=True,
+        image_aspect_ratio=config.image_aspect_ratio, image_grid_pinpoints=config.image_grid_pinpoints,
+    )  # fmt: skip
+    maker = SampleMaker(assistant.tokenizer, settings, assistant.template)
+    for count in (1, 3):
+        turns = [{"from": "human", "value": "<image>\n" * count + "what?"}, {"from": "gpt", "value": "this."}]
+        names = [f"{index}.png" for index in range(count)]
+        sample = maker.make({"image": names, "conversations": turns}, images=images[:count])
+        shown, _ = process_media(arranged(images[:count], config), assistant.image_processor, config)
+        found = sample["image"] if count > 1 else [sample["image"]]
+        assert all(torch.equal(one, other) for one, other in zip(found, shown, strict=True))

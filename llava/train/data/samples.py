@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.mm_utils import ImageError, cuts_tiles, load_image, parse_grid_pinpoints, process_images
+from llava.mm_utils import ImageError, cuts_tiles, load_image, parse_grid_pinpoints
+from llava.model.multimodal.media import Square, process_media
 from llava.protocols import ImageProcessor
 from llava.train.data.image_folders import outside_folder
 from llava.train.labels.preprocess import preprocess, preprocess_multimodal
@@ -91,9 +92,11 @@ class SampleMaker:
 
     def _add_images(self, sample: Sample, names: Sequence[str], images: Sequence[Image.Image]) -> None:
         values = []
+        squares = len(images) > 1 and self.settings.pads_several
         for name, image in zip(names, images, strict=True):
             try:
-                values.append(process_images([image], self._processor, self.settings)[0])
+                shown = Square(image) if squares else image
+                values.append(process_media([shown], self._processor, self.settings)[0][0])
             except (ValueError, OSError, MemoryError) as error:
                 raise ImageError(f"the image {name!r} ({image.width}x{image.height}): {error}") from error
         sample["image"] = values[0] if len(values) == 1 else values
