@@ -206,7 +206,12 @@ def attach_vision(
     config.mm_projector_lr = plan.mm_projector_lr
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    settings = replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+    settings = replace(
+        settings,
+        image_processor=tower.image_processor,
+        image_grid_pinpoints=grids,
+        pads_several=MultimodalConfig.of(config).pads_several,
+    )
     tile = projected_tile(MultimodalConfig.of(config), tower.tile_features)
     if tile.count != tower.tokens_per_tile:  # the reference's number is about projectors that keep them all
         settings = replace(settings, image_length=tile.count)

@@ -61,7 +61,10 @@ class TokenChecker:
         """Yield a fault for a record that is too long or trains nothing. sizes: of its images."""
         try:
             sample = _quietly(self.maker.encode, record)
-            counts = [1 if self.image_tokens is None else self.image_tokens.count(size) for size in sizes]
+            counts = [
+                1 if self.image_tokens is None else self.image_tokens.count(size, alone=len(sizes) == 1)
+                for size in sizes
+            ]
             length = len(sample["input_ids"]) - len(counts) + sum(counts)
             if length > self.limit:
                 yield Fault(
@@ -106,11 +109,14 @@ class ImageTokens:
                 "image_grid_pinpoints": grids,
                 "image_aspect_ratio": settings.image_aspect_ratio,
                 "mm_patch_merge_type": settings.mm_patch_merge_type,
+                "mm_tunable_parts": model.get("mm_tunable_parts"),
             }
         )
 
-    def count(self, size: Size) -> int:
-        """Return the tokens of an image of `size` (width, height)."""
+    def count(self, size: Size, *, alone: bool = True) -> int:
+        """Return the tokens of an image of `size` (width, height), which may be alone in its record."""
+        if not alone and self.settings.pads_several:
+            return self.tile.count + self.settings.has_newline
         return count_features(
             size,
             settings=self.settings,
