@@ -10,7 +10,6 @@ from llava.eval.tasks.files import ID, TEXT, read_lines, read_listed
 from llava.eval.tasks.short.textvqa_prompts import checked_question_of
 from llava.utils import UserError, accept_any_text, run_program, shortened
 
-
 GRADED = ".graded.jsonl"  # `llava.eval score` writes such a file beside the answers
 
 
