@@ -129,8 +129,8 @@ class TokenizerStyle(ChatStyle):
         """Return the tokenizer. Raises UserError where it is missing."""
         if self.tokenizer is None:
             raise UserError(
-                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here; in Python "
-                "get it by llava.conversation.conversation_for(key, tokenizer), and serve the model by "
+                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here; in "
+                "Python get it by llava.conversation.conversation_for(key, tokenizer), and serve the model by "
                 "llava.serve.openai_api --model-path instead of a controller"
             )
         return self.tokenizer
