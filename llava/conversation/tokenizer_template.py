@@ -130,7 +130,7 @@ class TokenizerStyle(ChatStyle):
         if self.tokenizer is None:
             raise UserError(
                 f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here; in "
-                "Python get it by llava.conversation.conversation_for(key, tokenizer), and serve the model by "
+                "Python get it by llava.conversation.conversation_for(key, tokenizer); serve the model by "
                 "llava.serve.openai_api --model-path instead of a controller"
             )
         return self.tokenizer
