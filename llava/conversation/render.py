@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation.styles import SeparatorStyle, Span, Style, Turn, style_of
+from llava.conversation.styles import Piece, SeparatorStyle, Span, Style, Turn, style_of
 from llava.images import expand2square
 from llava.utils import UserError
 
@@ -45,6 +45,10 @@ class Conversation:
         Raises UserError when a LLAMA_2 dialog does not begin with a text of the first role.
         """
         return [span for span in style_of(self.sep_style).spans(self, self._turns()) if span.text]
+
+    def pieces(self) -> list[Piece]:
+        """Render the dialog as pieces of template and of what was said, for styles that are `in_pieces`."""
+        return [one for one in style_of(self.sep_style).pieces(self, self._turns()) if one.text]
 
     def _turns(self) -> list[Turn]:
         """List the turns as text; the image of the first moves to its front, or into an exchange of its own.

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, conversation_for
 from llava.images import as_image
 from llava.inference.batch import DEFAULT_BATCH_SIZE, Reader, answer_all
 from llava.inference.chat import ChatSession
@@ -61,7 +61,7 @@ def load(
     )
     chosen, _ = pick_conv_mode(template, name, loaded.model.config)
     decoder = CompiledDecoder(loaded.model, loaded.image_processor) if compile else None
-    return Assistant(loaded, conv_templates[chosen], decoder)
+    return Assistant(loaded, conversation_for(chosen, loaded.tokenizer), decoder)
 
 
 class Assistant:
@@ -76,7 +76,7 @@ class Assistant:
     def __init__(self, loaded: LoadedModel, template: Conversation, decoder: Decoder | None = None) -> None:
         self.loaded = loaded
         self.tokenizer, self.model, self.image_processor, self.context_len = loaded
-        self.template = template
+        self.template = conversation_for(template, loaded.tokenizer)
         self._shared = decoder
         self._pool = DecoderPool(loaded.decoder)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, conversation_for
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
 from llava.inference.model import LoadedModel
@@ -44,7 +44,7 @@ class ChatSession:
     ) -> None:
         self.loaded = LoadedModel.of(tokenizer, model, image_processor)
         self.tokenizer, self.model, self.image_processor, _ = self.loaded
-        self.template = conv_templates[template] if isinstance(template, str) else template
+        self.template = conversation_for(template, self.tokenizer)
         self.decoder = self.loaded.decoder() if decoder is None else decoder
         self._answering = False
         self.reset()

@@ -20,10 +20,13 @@ from llava.conversation import (
     Conversation,
     SeparatorStyle,
     choose_template,
+    encode_pieces,
     find_template,
+    style_of,
     template_of,
     warn_of_unknown_template,
 )
+from llava.conversation.styles import SYSTEM_HEADS
 from llava.images import as_image
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-# What stands before the system text in templates that mark it.
-SYSTEM_HEAD = "<|im_start|>system\n"
 
 # Images of a question: Pillow images, paths or URLs; one alone needs no list.
 Images = Sequence[ImageSource] | ImageSource
@@ -109,7 +109,7 @@ def with_system(template: Conversation, system: str) -> Conversation:
         raise UserError(f"system {fault}")
     if template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("this template has no place for a system text; leave system out")
-    head = SYSTEM_HEAD if template.system.startswith(SYSTEM_HEAD) else ""
+    head = next((one for one in SYSTEM_HEADS if template.system.startswith(one)), "")
     changed = template.copy()
     changed.system = head + system
     return changed
@@ -159,7 +159,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 
     Raises UserError when the prompt does not have one image token for each image.
     """
-    ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    style = style_of(conversation.sep_style)
+    if style.in_pieces:
+        ids = encode_pieces(conversation.pieces(), tokenizer, start_token=style.start_token).ids
+    else:
+        ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
     check_image_count(ids, n_images)
     return ids
 

@@ -207,7 +207,7 @@ def _lines(prompt: str, *, at_terminal: bool) -> Iterator[str]:
 
 def display_roles(conversation: Conversation) -> tuple[str, str]:
     """Return the names to show: the template's roles without markup (`<|im_start|>user` is "user")."""
-    user, assistant = (role.replace("<|im_start|>", "").strip() for role in conversation.roles)
+    user, assistant = (re.sub("<[^<>]*>", "", role).strip() for role in conversation.roles)
     return user or "USER", assistant or "ASSISTANT"
 
 

@@ -180,7 +180,7 @@ def train(attn_implementation: str | None = None) -> None:
         model_max_length=training_args.model_max_length,
         cache_dir=training_args.cache_dir,
     )
-    conv = conversation_lib.conv_templates[template]
+    conv = conversation_lib.conversation_for(template, tokenizer)
     masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     settings = make_data_settings(model_args, data_args, label_masks=masks)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)
@@ -190,7 +190,12 @@ def train(attn_implementation: str | None = None) -> None:
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one
         checkpoint = choose_checkpoint(training_args)
-        manifest = make_manifest(model_args, replace(data_args, label_masks=masks), training_args)
+        manifest = make_manifest(
+            model_args,
+            replace(data_args, label_masks=masks),
+            training_args,
+            template=conversation_lib.style_of(conv.sep_style).digest,
+        )
         if not training_args.dry_run:
             manifest = open_run(manifest, training_args, checkpoint)
         model, settings = build_model(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from llava.constants import IGNORE_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import conversation_for
 from llava.inference.batch import DEFAULT_BATCH_SIZE, generate_batch
 from llava.inference.dialog import Dialog
 from llava.inference.loading import open_model
@@ -78,7 +78,7 @@ class HarnessModel:
             pretrained, model_base, name, device=device, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit
         )
         chosen, _ = pick_conv_mode(conv_template, name, self.loaded.model.config)
-        self.template = conv_templates[chosen]
+        self.template = conversation_for(chosen, self.loaded.tokenizer)
 
     # ---- what the harness calls ----
 

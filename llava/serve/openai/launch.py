@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from llava.conversation import conv_templates, find_template
+from llava.conversation import conversation_for, find_template
 from llava.inference.engine import AnyEngine, Engine
 from llava.inference.loading import LoadedModel, check_device
 from llava.inference.program import open_from_flags, quiet_libraries
@@ -101,7 +101,7 @@ def served_model(
     logger.info("conversation mode: %s (%s)", template, reason)
     return ServedModel(
         names=tuple(dict.fromkeys(names)),
-        template=conv_templates[template],
+        template=conversation_for(template, loaded.tokenizer),
         tokenizer=loaded.tokenizer,
         context=loaded.context,
         # rows beyond the tokenizer's have no text

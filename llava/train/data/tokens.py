@@ -48,7 +48,7 @@ class TokenChecker:
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         self.tokenizer = tokenizer
-        conv = conversation.conv_templates[template]
+        conv = conversation.conversation_for(template, tokenizer)
         with_images = DataSettings(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,

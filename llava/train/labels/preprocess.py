@@ -17,7 +17,14 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle, check_caption, style_of, template_of
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    check_caption,
+    encode_pieces,
+    style_of,
+    template_of,
+)
 from llava.mm_utils import tokenizer_image_token
 from llava.train.labels.encoding import Batch, Turn, adds_bos, counter, encode, image_ids, label_spans
 from llava.train.labels.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting
@@ -109,17 +116,22 @@ def _speaking_turns(source: Sequence[Turn], conv: Conversation) -> list[tuple[st
     return [(roles[turn["from"]], turn["value"]) for turn in source[start:]]
 
 
+def _dialog(source: Sequence[Turn], conv: Conversation) -> Conversation:
+    """Put one conversation into a template, without its own examples. Raises UserError."""
+    dialog = conv.copy()
+    dialog.messages, dialog.offset = [], 0
+    for role, text in _speaking_turns(source, conv):
+        dialog.append_message(role, text)
+    return dialog
+
+
 def render(source: Sequence[Turn], conv: Conversation) -> tuple[str, list[tuple[int, int]]]:
     """Render one conversation; returns the prompt and the character range of each answer with its end mark.
 
     Raises UserError for turns that the template cannot hold.
     """
-    dialog = conv.copy()
-    dialog.messages, dialog.offset = [], 0  # without the template's own examples
-    for role, text in _speaking_turns(source, conv):
-        dialog.append_message(role, text)
     prompt, answers = "", []
-    for piece, supervised in dialog.spans():
+    for piece, supervised in _dialog(source, conv).spans():
         if supervised:
             answers.append((len(prompt), len(prompt) + len(piece)))
         prompt += piece
@@ -181,6 +193,20 @@ def _preprocess_spans(
     return _stack([label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer)
 
 
+def _preprocess_pieces(
+    sources: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, has_image: bool, conv: Conversation
+) -> Batch:
+    """Tokenize and label conversations piece by piece, with the ids that asking has for the same dialog."""
+    style, rows = style_of(conv.sep_style), []
+    for source in sources:
+        pieces = _dialog(source, conv).pieces()
+        encoded = encode_pieces(pieces, tokenizer, has_image=has_image, start_token=style.start_token)
+        ids = torch.tensor(encoded.ids, dtype=torch.long)  # (length,)
+        learned = torch.tensor(encoded.supervised, dtype=torch.bool)
+        rows.append((ids, ids.masked_fill(~learned, IGNORE_INDEX)))
+    return _stack(rows, tokenizer)
+
+
 def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Stack ids and labels of conversations, padded on the right: (n, length) each."""
     pad = tokenizer.pad_token_id or 0
@@ -209,7 +235,7 @@ def reference_loses_answers(conv: Conversation, tokenizer: PreTrainedTokenizerBa
 
 def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
-    if template_of(conv).labels == "spans":
+    if template_of(conv).labels in ("spans", "pieces"):
         if wanted == "reference":
             raise UserError(
                 "--label_masks is reference, but the reference has no counts for this template; use spans"
@@ -315,4 +341,6 @@ def preprocess(
         return preprocess_v0(sources, tokenizer, has_image, conv, label_masks)
     if rule == "spans":
         return _preprocess_spans(sources, tokenizer, has_image, conv)
+    if rule == "pieces":
+        return _preprocess_pieces(sources, tokenizer, has_image, conv)
     return _preprocess_rounds(rule, sources, tokenizer, has_image, conv, label_masks)
