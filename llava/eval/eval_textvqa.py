@@ -10,6 +10,8 @@ from llava.eval.tasks.files import ID, TEXT, read_lines, read_listed
 from llava.eval.tasks.short.textvqa_prompts import checked_question_of
 from llava.utils import UserError, accept_any_text, run_program, shortened
 
+GRADED = ".graded.jsonl"  # `llava.eval score` writes such a file beside the answers
+
 
 def build_parser() -> ProgramParser:
     """Build the command line."""
@@ -19,7 +21,7 @@ def build_parser() -> ProgramParser:
     )
     parser.add_argument("--result-file", type=local_path, default=None, help="an answers file")
     parser.add_argument(
-        "--result-dir", type=local_path, default=None, help="a folder whose .jsonl files are all scored"
+        "--result-dir", type=local_path, default=None, help="a folder whose files of answers are all scored"
     )
     return parser
 
@@ -61,7 +63,7 @@ def main() -> None:
         if not Path(args.result_dir).is_dir():
             raise UserError(f"--result-dir {args.result_dir} is no folder; expected one of answers files")
         for path in sorted(Path(args.result_dir).iterdir()):
-            if path.suffix == ".jsonl":
+            if path.suffix == ".jsonl" and not path.name.endswith(GRADED):
                 eval_single(args.annotation_file, str(path))
             else:
                 print(f"Skipping {path.name}")

@@ -30,7 +30,7 @@ from llava.train.checks import (
     check_output_dir,
 )
 from llava.train.data_args import DataArguments, explained
-from llava.train.inherited import given_flags, inherit_settings
+from llava.train.inherited import choose_version, given_flags, inherit_settings
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
@@ -255,6 +255,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
     given = given_flags(parser, words, CLASSES)
     model_args, data_args = inherit_settings(model_args, data_args, given)
+    model_args = choose_version(model_args, given)
     model_args, freeze_projector = spread_parts(model_args, given, lora=training_args.lora_enable)
     if freeze_projector is not None:
         training_args.freeze_mm_mlp_adapter = freeze_projector
