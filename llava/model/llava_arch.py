@@ -62,6 +62,10 @@ class LlavaMetaModel(_LLM):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        self.attach_vision(config)
+
+    def attach_vision(self, config: PreTrainedConfig) -> None:
+        """Give the model the tower and projector that its config names, still without the tower's weights."""
         settings = MultimodalConfig.of(config)
         if settings.vision_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)

@@ -133,7 +133,7 @@ def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     kept = {name: value for name, value in fields.items() if not name.startswith(_MULTIMODAL)}
     family = family_of(config)
     return {
-        "architectures": [family.model_class.__name__.removeprefix("Llava")],
+        "architectures": [family.llm_class.__name__ if family.llm_class else ""],
         **kept,
         "model_type": family.base_type,
         "vocab_size": vocabulary,
