@@ -1,4 +1,4 @@
-"""Puts a quickstart's numbers and pictures into README.md and docs/quickstart.md.
+"""Puts a quickstart's numbers and images into README.md and docs/quickstart.md.
 
 python docs/update_numbers.py runs/quickstart --machine "2 cores of an AMD EPYC" --date 2026-11-20
 With --lora runs/choose_lora, the numbers of `quickstart.sh --lora` and of the choice of its recipe instead.
@@ -18,16 +18,16 @@ KINDS = {
     "which_digit": "Which digit is this?",
     "odd_even": "Is this digit odd or even?",
     "larger_than_five": "Is this digit larger than five?",
-    "which_larger": "two pictures: which digit is larger?",
-    "sum": "two pictures: what is the sum?",
-    "text": "no picture: What is 3 plus 4?",
+    "which_larger": "two images: which digit is larger?",
+    "sum": "two images: what is the sum?",
+    "text": "no image: What is 3 plus 4?",
 }
 STEPS = {
     "setup": "installation, downloads included",
     "data": "data, and making the tower and the language model",
     "pretrain": "stage 1",
     "finetune": "stage 2",
-    "evaluate": "evaluation, pictures and one turn of chat",
+    "evaluate": "evaluation, images and one turn of chat",
     "export": "export to transformers' format, and 100 digits asked there",
     "total": "together",
 }
@@ -35,7 +35,7 @@ LORA_STEPS = {
     "lora": "stage 2 with LoRA",
     "evaluate-lora": "evaluation, a turn of chat, merging, the merged model's evaluation",
 }
-PICTURES = {"sheet.png": "quickstart_sheet.png", "llava-digits/loss_curve.png": "quickstart_loss.png"}
+IMAGES = {"sheet.png": "quickstart_sheet.png", "llava-digits/loss_curve.png": "quickstart_loss.png"}
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
@@ -44,7 +44,7 @@ def accuracy_table(result: dict[str, Any]) -> str:
     for kind, title in KINDS.items():
         lines.append(f"| {title} | {result['n'][kind]} | {result['accuracy'][kind]:.1%} |")
     svc, count = result["svc_accuracy"], result["n"]["which_digit"]
-    lines.append(f"| scikit-learn's SVC on the same pictures: which digit | {count} | {svc:.1%} |")
+    lines.append(f"| scikit-learn's SVC on the same images: which digit | {count} | {svc:.1%} |")
     return "\n".join(lines)
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     content = numbers(result, args.machine, args.date)
     for page in (DOCS.parent / "README.md", DOCS / "quickstart.md"):
         put(page, content)
-    for source, target in PICTURES.items():
+    for source, target in IMAGES.items():
         shutil.copyfile(args.run / source, DOCS / "images" / target)
     (DOCS / "quickstart_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers.tokenization_python import Trie
 
 __all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode"]
 
@@ -122,7 +123,7 @@ def make_configs_on_demand(mapping: Any, make: Callable[[str], type[PretrainedCo
     mapping._extra_content = _OnDemand(mapping._extra_content, make)
 
 
-def cached_hub_file(repository: str, name: str, **hub: Any) -> str | None:
+def cached_hub_file(repository: str, name: str, **hub: object) -> str | None:
     """Return the local path of a file of a hub repository, None if the repository lacks it.
 
     The public way to ask for an optional file is to catch the error for a missing one, which is the same as
@@ -136,12 +137,12 @@ def cached_hub_file(repository: str, name: str, **hub: Any) -> str | None:
 # ---- transformers: tokenizers ----
 
 
-def added_tokens(tokenizer: Any) -> Mapping[str, int]:
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """Return the ids of added tokens; the public property builds a sorted copy at each call."""
     return tokenizer._added_tokens_encoder
 
 
-def trie_tokens(trie: Any) -> set[str]:
+def trie_tokens(trie: Trie) -> set[str]:
     """Return the tokens that a tokenizer's trie holds, to build another kind of splitter from them."""
     return trie._tokens
 
@@ -212,7 +213,7 @@ def tables_of(module: nn.Module) -> Iterator[dict[str, Any]]:
 class Hook(Protocol):
     """What accelerate hangs on a module that it moves inputs or weights for."""
 
-    execution_device: Any
+    execution_device: int | str | torch.device | None
 
 
 def hook_of(module: nn.Module) -> Hook | None:

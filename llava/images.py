@@ -1,4 +1,4 @@
-"""Pictures as PIL objects: reading them safely from files, URLs and base64; padding to a square. No torch."""
+"""Images as PIL objects: reading them safely from files, URLs and base64; padding to a square. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Color = int | tuple[int, ...]
 
 
 class ImageError(UserError):
-    """A picture that is missing, broken, too large or of a kind that cannot be used."""
+    """An image that is missing, broken, too large or of a kind that cannot be used."""
 
 
 def load_image(
@@ -34,7 +34,7 @@ def load_image(
     max_bytes: int = MAX_DOWNLOAD_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Read a picture from a path or an http(s) URL and return it as RGB.
+    """Read an image from a path or an http(s) URL and return it as RGB.
 
     The first frame of an animation is taken, transparency is dropped, 16-bit grey is scaled to 8 bits, and
     the EXIF orientation is not applied (models were trained without it). `timeout_s` and `max_bytes` bound a
@@ -62,15 +62,15 @@ def load_image(
 def load_image_from_bytes(
     data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Decode a picture file that lies in memory, as load_image does; `name` is for messages.
+    """Decode an image file that lies in memory, as load_image does; `name` is for messages.
 
     formats: Pillow's names of those that are tried (None: all). Raises ImageError.
     """
     return _to_rgb(_decode(io.BytesIO(data), name, max_pixels, formats), name)
 
 
-def as_picture(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return an RGB picture of a Pillow image, or of a path or URL as load_image does.
+def as_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an RGB image of a Pillow image, or of a path or URL as load_image does.
 
     An RGB image comes back as the same object, decoded. Raises ImageError for what cannot be decoded, for too
     many pixels, and for another type.
@@ -108,7 +108,7 @@ def image_size(source: Image.Image | str | Path, *, max_pixels: int = MAX_PIXELS
 
 
 def load_image_from_data_url(url: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the picture of a `data:` URL with base64 content to RGB. Raises ImageError."""
+    """Decode the image of a `data:` URL with base64 content to RGB. Raises ImageError."""
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(
@@ -118,7 +118,7 @@ def load_image_from_data_url(url: str, *, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def load_image_from_base64(image: str | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a base64 text to a picture, in the mode it was stored in. Raises ImageError."""
+    """Decode a base64 text to an image, in the mode it was stored in. Raises ImageError."""
     try:
         data = base64.b64decode(image)
     except (binascii.Error, ValueError) as error:
@@ -127,7 +127,7 @@ def load_image_from_base64(image: str | bytes, *, max_pixels: int = MAX_PIXELS) 
 
 
 def expand2square(pil_img: Image.Image, background_color: Color) -> Image.Image:
-    """Pad a picture to a square, centred; a square picture is returned as it is (the same object)."""
+    """Pad an image to a square, centred; a square image is returned as it is (the same object)."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -136,7 +136,7 @@ def expand2square(pil_img: Image.Image, background_color: Color) -> Image.Image:
     edge = max(width, height)
     if edge * edge > 4 * MAX_PIXELS:
         raise ImageError(
-            f"a picture of {width} x {height} would take {edge} x {edge} as a square; crop it first"
+            f"an image of {width} x {height} would take {edge} x {edge} as a square; crop it first"
         )
     square = Image.new(pil_img.mode, (edge, edge), background_color)
     square.paste(pil_img, ((edge - width) // 2, (edge - height) // 2))
@@ -151,7 +151,7 @@ def _decode(
     *,
     load: bool = True,
 ) -> Image.Image:
-    """Read the first frame of an opened picture file, after a look at its size; or only look (load=False)."""
+    """Read the first frame of an opened image file, after a look at its size; or only look (load=False)."""
     if not file.read(1):
         raise ImageError(f"the image {name!r} is empty (0 bytes)")
     file.seek(0)
@@ -172,7 +172,7 @@ def _decode(
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image {name!r} is too large to be decoded: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"the image {name!r} is not in a picture format that can be read") from error
+        raise ImageError(f"the image {name!r} is not in an image format that can be read") from error
     except (
         Exception
     ) as error:  # decoders raise almost anything on a broken file: OSError, SyntaxError, KeyError
@@ -181,11 +181,11 @@ def _decode(
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert a decoded picture of any mode to RGB."""
+    """Convert a decoded image of any mode to RGB."""
     if image.mode == "F":
         raise ImageError(f"the image {name!r} has floating-point pixels; save it with 8 bits per channel")
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey at 255, which leaves an almost white picture
+        # Pillow's own conversion clips 16-bit grey at 255, which leaves an almost white image
         image = image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # same colours, without Pillow's warning about transparent palettes

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from llava.atomic import sync, words_of, write_text
 from llava.utils import UserError, shortened
@@ -28,8 +28,8 @@ _BLOCK = 64 * 1024  # bytes that are read at a time when the last line is sought
 class LineFile:
     """A file of JSON lines that lines are appended to.
 
-    `append` returns when the lines are on the disk. A line that a kill or a crash cut off is removed before
-    the next one is written, an end that only lacks its line break gets one. Other processes of this machine
+    `append` returns when the lines are on the disk. What a kill or a crash cut off is removed before the next
+    line is written, an end that only lacks its line break gets one. Other processes of this machine
     may append to the same file, and one may put another file in its place with `rewrite`, meanwhile.
     """
 
@@ -139,12 +139,34 @@ def _mend(file: BinaryIO, path: Path) -> None:
     rest = tail.rpartition(b"\n")[2]
     if not rest:
         return
-    try:
-        whole = isinstance(json.loads(rest), dict)
-    except (ValueError, RecursionError):
-        whole = False
+    text = rest.decode("utf-8", "surrogateescape")
+    _, end, fault = whole_objects(text)
+    whole = len(text[:end].encode("utf-8", "surrogateescape"))
+    if fault:
+        cut = len(rest) - whole
+        logger.warning("the last line of %s was cut off after %d bytes; it is removed", path, cut)
+        file.truncate(size - cut)
     if whole:
         file.write(b"\n")
-        return
-    logger.warning("the last line of %s was cut off after %d bytes; it is removed", path, len(rest))
-    file.truncate(size - len(rest))
+
+
+def whole_objects(line: str) -> tuple[list[dict[str, Any]], int, str]:
+    """Return the JSON objects that a line begins with, where they end, and what is wrong behind them.
+
+    Most lines are one object; some programs write several without a break between them.
+    """
+    decoder, place, end = json.JSONDecoder(), 0, 0
+    found: list[dict[str, Any]] = []
+    while True:
+        while place < len(line) and line[place].isspace():
+            place += 1
+        if place == len(line):
+            return found, end, ""
+        try:
+            value, place = decoder.raw_decode(line, place)
+        except (ValueError, RecursionError) as error:
+            return found, end, str(error)
+        if not isinstance(value, dict):
+            return found, end, f"it is a {type(value).__name__}"
+        found.append(value)
+        end = place

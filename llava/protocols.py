@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import GenerationConfig, PreTrainedConfig
 
 # where a model goes: a name, a GPU's number, a device, or a place for each part
 DeviceMap: TypeAlias = "str | int | torch.device | Mapping[str, str | int | torch.device] | None"
@@ -45,7 +47,7 @@ class Tokenizer(Protocol):
     def convert_tokens_to_ids(self, tokens: str) -> int:
         """Return the id of a token."""
 
-    def save_pretrained(self, save_directory: Any) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the tokenizer's files into a folder."""
 
 
@@ -82,8 +84,8 @@ class Tower(Protocol):
 class CausalModel(Protocol):
     """A causal LLM of transformers, with or without a tower."""
 
-    config: Any
-    generation_config: Any
+    config: PreTrainedConfig
+    generation_config: GenerationConfig | None
 
     @property
     def device(self) -> torch.device:
@@ -121,3 +123,28 @@ class LlavaModel(CausalModel, Protocol):
 
     def get_vision_tower(self) -> Any:
         """Return the tower, None for a model without one."""
+
+
+class VisionArguments(Protocol):
+    """Arguments that name a tower; `VisionSettings.of` reads what else they say of tower and projector."""
+
+    vision_tower: str | None
+    mm_vision_select_layer: int
+    mm_vision_select_feature: str
+
+
+class ImageTokenArguments(Protocol):
+    """Arguments that say which image tokens a tokenizer gets, and where their rows come from."""
+
+    mm_use_im_patch_token: bool
+    mm_use_im_start_end: bool
+    tune_mm_mlp_adapter: bool
+    pretrain_mm_mlp_adapter: str | None
+
+
+class QuestionArguments(Protocol):
+    """What eval_model needs of its arguments; `llava.eval.run_llava.eval_model` names what else it reads."""
+
+    model_path: str
+    query: str
+    image_file: str

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava._compat import semaphore_value
 from llava.constants import LOGDIR
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +285,7 @@ def violates_moderation(text: str) -> bool:
     return bool(result.flagged)
 
 
-def pretty_print_semaphore(semaphore: Any) -> str:
+def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:
     """Describe an asyncio semaphore (or None) for a log line."""
     if semaphore is None:
         return "None"

@@ -17,12 +17,12 @@ SHAPES = ((64, 48), (48, 64), (96, 40), (56, 56))  # (width, height)
 
 
 def colour_of(number: int) -> str:
-    """Return the colour of picture `number`."""
+    """Return the colour of image `number`."""
     return COLOURS[number % len(COLOURS)]
 
 
-def picture(number: int) -> Image.Image:
-    """Draw picture `number`: one colour, in one of several shapes."""
+def image_of(number: int) -> Image.Image:
+    """Draw image `number`: one colour, in one of several shapes."""
     return Image.new("RGB", SHAPES[number % len(SHAPES)], colour_of(number))
 
 
@@ -33,7 +33,7 @@ def caption(number: int) -> dict[str, Any]:
 
 
 def dialog(number: int) -> dict[str, Any]:
-    """Make a record of stage 2: every fourth is a text, every eighth of the others has two pictures."""
+    """Make a record of stage 2: every fourth is a text, every eighth of the others has two images."""
     if number % 4 == 3:
         turns = [("human", f"What is {number} plus one?"), ("gpt", f"It is {number + 1}.")]
         return _record(number, [], turns)
@@ -46,9 +46,9 @@ def dialog(number: int) -> dict[str, Any]:
     return _record(number, [number], turns)
 
 
-def _record(number: int, pictures: list[int], turns: list[tuple[str, str]]) -> dict[str, Any]:
+def _record(number: int, images: list[int], turns: list[tuple[str, str]]) -> dict[str, Any]:
     record: dict[str, Any] = {"id": f"{number:04d}"}
-    names = [f"{one:04d}.png" for one in pictures]
+    names = [f"{one:04d}.png" for one in images]
     if names:
         record["image"] = names[0] if len(names) == 1 else names
     return {**record, "conversations": [{"from": who, "value": text} for who, text in turns]}
@@ -59,7 +59,7 @@ def write(folder: Path, count: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "shards").mkdir(exist_ok=True)
     for number in range(count + 1):  # the last dialog may show one more
-        picture(number).save(folder / "images" / f"{number:04d}.png")
+        image_of(number).save(folder / "images" / f"{number:04d}.png")
     records = [dialog(number) for number in range(count)]
     (folder / "pretrain.json").write_text(json.dumps([caption(number) for number in range(count)], indent=1))
     (folder / "finetune.json").write_text(json.dumps(records, indent=1))
@@ -70,7 +70,7 @@ def write(folder: Path, count: int) -> None:
 
 
 def _add_sample(archive: tarfile.TarFile, record: dict[str, Any], images: Path) -> None:
-    """Add a record as KEY.json, and its pictures as KEY.png, or KEY.0.png, KEY.1.png."""
+    """Add a record as KEY.json, and its images as KEY.png, or KEY.0.png, KEY.1.png."""
     key = record["id"]
     names = record.pop("image", [])
     names = names if isinstance(names, list) else [names]

@@ -92,7 +92,7 @@ main() {
         return
     fi
     if [ -e "$VENV" ] && { [ -e "$MAKING" ] || ! works; }; then
-        say "$VENV is broken or half made; making it anew"
+        say "$VENV is broken or half made; making it again"
         rm -rf "$VENV"
     fi
     [ -e "$VENV" ] || make_venv

@@ -39,7 +39,7 @@ step() {
     }
 }
 
-# run_tests TITLE MARKS DIST MORE: the tests with these marks, dealt out the DIST way of pytest-xdist to as many workers as there are
+# run_tests TITLE MARKS DIST MORE: the tests with these marks, distributed the DIST way of pytest-xdist to as many workers as there are
 # cores and MORE; pytest's exit code 5 (no test left by a -k) is no failure
 run_tests() {
     local workers code=0

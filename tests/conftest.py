@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What DeepSpeed compiles (a minute and more of a core) is kept between tests and between runs; another
-# environment has a folder of its own, or each of the two would compile anew what the other has compiled.
+# environment has a folder of its own, or each of the two would compile again what the other has compiled.
 os.environ.setdefault(
     "TORCH_EXTENSIONS_DIR",
     str(Path.home() / ".cache" / "torch_extensions" / sys.prefix.strip("/").replace("/", "-")),
 )
 
 DATA = Path(__file__).parent / "data"
+
+
+WARM = "LLAVA_TESTS_WARM"  # see warming.py
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of the warm interpreter, once for all workers of a run."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="llava-warm-")
+        Path(folder, "owner").write_text(str(os.getpid()))
+        os.environ[WARM] = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it; its server ends with this process."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(WARM), ignore_errors=True)
 
 
 # files whose slow tests take minutes: they begin first, so that no worker is left alone with one at the end

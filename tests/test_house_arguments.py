@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "llava/train").rglob("*.py"))
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "llava").rglob("*.py"))
 
 _ARGUMENTS = re.compile(r"^(?:\w+\.)*(?:args|arguments|training_args|model_args|data_args)$")
 # who makes the argument objects, and the one place that reads those of other projects
 _MAKES_ARGUMENTS = {"llava/train/args.py"}
-# transformers' own saving asks its arguments where, and whether, to rotate and upload
-_LENDS_ARGUMENTS = {"llava/train/checkpointing/saving.py": {"save_total_limit", "push_to_hub"}}
+_LENDS_ARGUMENTS = {
+    # transformers' own saving asks its arguments where, and whether, to rotate and upload
+    "llava/train/checkpointing/saving.py": {"save_total_limit", "push_to_hub"},
+    # eval_model takes plain objects of other projects, which need few fields
+    "llava/eval/run/question.py": {"name"},
+    "llava/eval/run_llava.py": {"sep"},
+    # the program's own command line: the variable of a key becomes the key
+    "llava/serve/gradio_web_server.py": {"api_key"},
+    "llava/serve/openai_api.py": {"api_key"},
+}
 
 
 def _settings_on_arguments(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
@@ -39,7 +47,7 @@ def test_no_settings_travel_on_argument_objects() -> None:
         for line, what, name in _settings_on_arguments(ast.parse((ROOT / path).read_text()))
         if name not in _LENDS_ARGUMENTS.get(path, ())
     ]
-    assert len(FILES) > 30
+    assert len(FILES) > 200
     assert not faults
 
 

@@ -45,10 +45,10 @@ RED = Image.new("RGB", (40, 30), (200, 10, 20))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8))
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"just some text, no picture", "not in a picture format"),
+    "text": (b"just some text, no picture", "not in an image format"),
     "truncated_png": (encoded(NOISE)[:4000], "damaged"),
     "truncated_jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
-    "cut_header": (encoded(NOISE)[:20], "damaged|not in a picture format"),
+    "cut_header": (encoded(NOISE)[:20], "damaged|not in an image format"),
     "20000x20000": (huge_png(20000, 20000), "too large|at most"),
     "float": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
     "postscript": (encoded(RED, "EPS"), "PostScript"),
@@ -184,7 +184,7 @@ def test_pictures_are_loaded_from_urls(path, server):
         ("/endless", "larger than 300,000 bytes"),
         ("/drip", "within 0.5 seconds"),
         ("/cut", "does not load|damaged"),
-        ("/page", "not in a picture format"),
+        ("/page", "not in an image format"),
     ],
 )
 def test_bad_urls_are_refused_in_time(path, message, server):

@@ -28,6 +28,25 @@ def test_a_very_long_half_line_is_found(tmp_path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        (b'{"a": 1}{"b": 2}', b'{"a": 1}{"b": 2}\n'),
+        (b'{"a": 1} {"b": "\xc3\xbc"}{"c": "\xc3', b'{"a": 1} {"b": "\xc3\xbc"}\n'),
+        (b'{"a": 1}{"b', b'{"a": 1}\n'),
+        (b'{"a": 1} [2]', b'{"a": 1}\n'),
+        (b"[2]", b""),
+        (b'{"a": ' + b"[" * 100_000, b""),
+    ],
+)
+def test_whole_objects_of_a_line_that_was_cut_off_stay(tmp_path, end, kept):
+    """Some programs write objects without a line break between them: what is whole is not thrown away."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"first": 0}\n' + end)
+    LineFile(path).mend()
+    assert path.read_bytes() == b'{"first": 0}\n' + kept
+
+
 def test_an_append_goes_to_the_file_that_has_the_name_now(tmp_path):
     path = tmp_path / "a.jsonl"
     one, two = LineFile(path), LineFile(path)

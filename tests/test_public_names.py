@@ -52,6 +52,21 @@ PUBLIC = {
     "llava.train.llama_xformers_attn_monkey_patch": "replace_llama_attn_with_xformers_attn",
     "llava.serve.cli": "load_image main",
     "llava.eval.run_llava": "image_parser load_image load_images eval_model",
+    "llava.eval.model_qa": "eval_model",
+    "llava.eval.model_vqa": "split_list get_chunk eval_model",
+    "llava.eval.model_vqa_loader": "split_list get_chunk eval_model",
+    "llava.eval.model_vqa_mmbench": "all_options split_list get_chunk is_none get_options eval_model",
+    "llava.eval.model_vqa_science": "split_list get_chunk eval_model",
+    "llava.eval.eval_pope": "eval_pope",
+    "llava.eval.eval_textvqa": "prompt_processor eval_single",
+    "llava.eval.eval_science_qa": "convert_caps get_pred_idx",
+    "llava.eval.eval_gpt_review": "get_eval parse_score",
+    "llava.eval.eval_gpt_review_bench": "get_eval parse_score",
+    "llava.eval.eval_gpt_review_visual": "get_eval parse_score",
+    "llava.eval.qa_baseline_gpt35": "get_answer",
+    "llava.eval.generate_webpage_data_from_table": "read_jsonl trim_hanging_lines",
+    "llava.eval.m4c_evaluator": "EvalAIAnswerProcessor TextVQAAccuracyEvaluator STVQAAccuracyEvaluator "
+    "STVQAANLSEvaluator TextCapsBleu4Evaluator",
 }
 
 

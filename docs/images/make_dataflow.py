@@ -1,29 +1,29 @@
-"""Draws dataflow.svg, the picture of docs/architecture.md: python docs/images/make_dataflow.py"""
+"""Draws dataflow.svg, the diagram of docs/architecture.md: python docs/images/make_dataflow.py"""
 
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 1040, 640
 BOX_WIDTH, BOX_HEIGHT, STEP = 296, 50, 92
-COLUMNS = (22, 372, 722)  # left edges: pictures, text, labels
-PICTURE, TEXT, LABEL, MODEL = "#dbeafe", "#dcfce7", "#fef3c7", "#ede9fe"
+COLUMNS = (22, 372, 722)  # left edges: images, text, labels
+IMAGE, TEXT, LABEL, MODEL = "#dbeafe", "#dcfce7", "#fef3c7", "#ede9fe"
 
 # (column, row, colour, what happens, where in the code, what comes out of it)
 STEPS = (
-    (0, 0, PICTURE, "resize, pad or tile the pictures", "mm_utils.process_images",
+    (0, 0, IMAGE, "resize, pad or tile the images", "mm_utils.process_images",
      "(N, 3, 336, 336); anyres: (N, tiles, ...)"),
-    (0, 1, PICTURE, "CLIP up to its last layer but one", "multimodal_encoder/clip_encoder.py",
+    (0, 1, IMAGE, "CLIP up to its last layer but one", "multimodal_encoder/clip_encoder.py",
      "(N * tiles, 576, 1024), class token dropped"),
-    (0, 2, PICTURE, "projector, e.g. mlp2x_gelu", "multimodal_projector/builder.py",
+    (0, 2, IMAGE, "projector, e.g. mlp2x_gelu", "multimodal_projector/builder.py",
      "(N * tiles, 576, 4096)"),
-    (0, 3, PICTURE, "merge the tiles of each picture", "multimodal/splice.py: merge_tiles",
-     "per picture (P, 4096); one tile: P = 576"),
+    (0, 3, IMAGE, "merge the tiles of each image", "multimodal/splice.py: merge_tiles",
+     "per image (P, 4096); one tile: P = 576"),
     (1, 0, TEXT, "render the dialog by its template", "conversation: get_prompt",
-     "text with <image> where a picture goes"),
+     "text with <image> where an image goes"),
     (1, 1, TEXT, "tokenize around <image>", "mm_utils.tokenizer_image_token",
      "input_ids (B, T), each <image> is one id -200"),
     (1, 3, TEXT, "look up the embeddings of the text", "embed_tokens of the LLM",
-     "per row (T - pictures of the row, 4096)"),
+     "per row (T - images of the row, 4096)"),
     (2, 0, LABEL, "mark the tokens of the answers", "train/labels",
      "labels (B, T), -100 where nothing is learned"),
 )  # fmt: skip
@@ -55,10 +55,10 @@ def arrow(x: float, top: float, bottom: float) -> str:
 
 
 def draw() -> str:
-    """Return the whole picture as SVG."""
+    """Return the whole diagram as SVG."""
     top, join = 62, 62 + 4 * STEP + 16
     parts = []
-    titles = ("Pictures (PIL, any size)", "Dialog", "Dialog (training only)")
+    titles = ("Images (PIL, any size)", "Dialog", "Dialog (training only)")
     for x, title in zip(COLUMNS, titles, strict=True):
         parts += [text(x + BOX_WIDTH / 2, 26, title, 16, weight="bold")]
         parts += [arrow(x + BOX_WIDTH / 2, 34, top - 4)]
@@ -73,10 +73,10 @@ def draw() -> str:
     wide, middle = WIDTH - 2 * COLUMNS[0], WIDTH / 2
     below = join + BOX_HEIGHT
     parts += [
-        box(COLUMNS[0], join, wide, MODEL, "put the picture features where the ids are -200, pad the rows",
+        box(COLUMNS[0], join, wide, MODEL, "put the image features where the ids are -200, pad the rows",
             "model/splice.py: splice_rows, pad_rows; called by prepare_inputs_labels_for_multimodal"),
         text(middle, below + 19, "inputs_embeds (B, L, 4096); attention_mask, position_ids, labels (B, L); "
-             "length of a row: T - pictures + their P, at most tokenizer_model_max_length", 12,
+             "length of a row: T - images + their P, at most tokenizer_model_max_length", 12,
              weight="bold", fill="#1e3a8a"),
         arrow(middle, below + 25, below + 46),
         box(COLUMNS[0], below + 50, wide, MODEL, "the language model: Llama, Mistral or MPT",

@@ -90,7 +90,7 @@ def height_of(entry: tuple) -> float:  # type: ignore[type-arg]
 
 
 def draw() -> str:
-    """Return the whole picture as SVG: rows of rooms, each row imports those above it."""
+    """Return the whole diagram as SVG: rows of rooms, each row imports those above it."""
     rows = (ROOMS[:2], ROOMS[2:3], ROOMS[3:4], ROOMS[4:])
     y, parts = MARGIN + 18.0, [text(MARGIN, MARGIN + 4, "imports go up only", 13, fill="#4b5563")]
     for entries in rows:

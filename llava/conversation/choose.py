@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from llava.conversation.registry import TEMPLATES, Template, conv_templates, find_template
+from llava.conversation.tokenizer_template import CHAT_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ def _registered() -> list[Template]:
     return sorted({id(one): one for one in TEMPLATES.values()}.values(), key=lambda one: one.rank)
 
 
+# Model types of LLaVAs whose names tell which of several templates they speak.
+_OF_MANY_TEMPLATES = ("llava", "llava_llama")
+# LLaVA-OneVision wrote the type "llava"; there the class tells.
+_CLASSES = {"LlavaQwenForCausalLM": "qwen_1_5", "LlavaGemmaForCausalLM": "gemma_instruct"}
+_LLAMA_3_VOCABULARY = 128_256
 # Yi-34B, the language model of LLaVA-1.6-34B, speaks ChatML and has this many tokens; Vicuna has half.
 _YI_VOCABULARY = 64_000
 
@@ -67,12 +73,19 @@ def choose_template(model_name: str, config: object | None = None) -> tuple[str,
     for template in _registered():
         if family in template.model_types:
             return template.name, f"the model is of type {family!r}{note}"
+    for architecture in read("architectures") or ():
+        if architecture in _CLASSES:
+            return _CLASSES[architecture], f"the model is a {architecture}{note}"
+    if isinstance(family, str) and family.startswith("llava_") and family not in _OF_MANY_TEMPLATES:
+        return CHAT_TEMPLATE, f"no template of LLaVA's is for models of type {family!r}{note}"
     for source, name in (("the model's name", model_name), ("config._name_or_path", origin)):
         for template in _registered() if isinstance(name, str) else ():
             for part in template.name_parts:
                 if part in name.lower():
                     return template.name, f"{source}, {name!r}, contains {part!r}{note}"
     vocabulary, projector = read("vocab_size"), read("mm_projector_type")
+    if vocabulary == _LLAMA_3_VOCABULARY:
+        return "llava_llama_3", f"the names say nothing; {vocabulary} tokens are those of Llama 3{note}"
     if read("image_aspect_ratio") == "anyres" and (vocabulary or 0) >= _YI_VOCABULARY:
         return (
             "chatml_direct",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from llava.conversation.render import Conversation
-from llava.conversation.styles import Llama2Style, quoted, style_of
+from llava.conversation.styles import quoted, style_of
 
 
 def chat_template(conversation: Conversation, image_token: str) -> str:
@@ -17,22 +17,18 @@ def chat_template(conversation: Conversation, image_token: str) -> str:
     tokenizer.
     """
     style = style_of(conversation.sep_style)
+    if own := style.own_jinja(image_token):
+        return own
     names = {"user": conversation.roles[0], "assistant": conversation.roles[1]}
-    before, system, after = style.jinja_head(conversation)
+    _, system, _ = style.jinja_head(conversation)
     lines = [
         "{% if messages and messages[0]['role'] == 'system' %}",
         "{% set system = messages[0]['content'] if messages[0]['content'] is string"
         " else messages[0]['content'][0]['text'] %}{% set turns = messages[1:] %}",
         f"{{% else %}}{{% set system = {quoted(system)} %}}{{% set turns = messages %}}{{% endif %}}",
         f"{{% set names = {json.dumps(names)} %}}",
+        style.jinja_opening(conversation, conversation.get_prompt()),
     ]
-    if not isinstance(style, Llama2Style):
-        examples = conversation.get_prompt().removeprefix(conversation.system + after)
-        if style.sep_after_system is None:  # the separator only behind a system text
-            after = f"({quoted(conversation.sep)} if system else '') + {quoted(examples)}"
-        else:
-            after = quoted(after + examples)
-        lines.append(f"{{{{ {quoted(before)} + system + {after} }}}}")
     lines += [
         "{% for message in turns %}",
         "{% if message['role'] not in names %}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation.jinja import chat_template
@@ -12,7 +13,18 @@ from llava.conversation.render import Conversation
 from llava.conversation.styles import SeparatorStyle, Style, style_of
 from llava.utils import UserError
 
-__all__ = ["TEMPLATES", "Template", "conv_templates", "find_template", "register_template", "template_of"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TEMPLATES",
+    "Template",
+    "conv_templates",
+    "conversation_for",
+    "find_template",
+    "register_template",
+    "template_of",
+]
 
 OUTSIDERS_RANK = 100
 V0_SEPARATOR = "###"
@@ -137,6 +149,18 @@ def register_template(template: Template) -> Template:
     for name in names:
         TEMPLATES[name], conv_templates[name] = template, template.conversation
     return template
+
+
+def conversation_for(template: str | Conversation, tokenizer: PreTrainedTokenizerBase) -> Conversation:
+    """Return the empty dialog of a template (or its key), for a model with this tokenizer.
+
+    Only `chat_template` differs from the one in conv_templates: it renders with the tokenizer's own template.
+    Raises UserError where the tokenizer has none, or one that cannot be used.
+    """
+    conversation = conv_templates[template] if isinstance(template, str) else template
+    style = style_of(conversation.sep_style)
+    bound = style.bind(tokenizer)
+    return conversation if bound is style else replace(conversation.copy(), sep_style=bound)
 
 
 def template_of(conversation: Conversation) -> Template:

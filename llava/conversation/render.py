@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation.styles import SeparatorStyle, Span, Style, Turn, style_of
+from llava.conversation.styles import Piece, SeparatorStyle, Span, Style, Turn, style_of
 from llava.images import expand2square
 from llava.utils import UserError
 
@@ -46,6 +46,10 @@ class Conversation:
         """
         return [span for span in style_of(self.sep_style).spans(self, self._turns()) if span.text]
 
+    def pieces(self) -> list[Piece]:
+        """Render the dialog as pieces of template and of what was said, for styles that are `in_pieces`."""
+        return [one for one in style_of(self.sep_style).pieces(self, self._turns()) if one.text]
+
     def _turns(self) -> list[Turn]:
         """List the turns as text; the image of the first moves to its front, or into an exchange of its own.
 
@@ -77,9 +81,9 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> Image.Image | str:
-        """Prepare a picture for sending: as PIL, or as base64 text of a file in `image_format`.
+        """Prepare an image for sending: as PIL, or as base64 text of a file in `image_format`.
 
-        Modes: "Pad" to a square, "Resize" to 336 x 336, "Default" and "Crop" leave the shape. A picture
+        Modes: "Pad" to a square, "Resize" to 336 x 336, "Default" and "Crop" leave the shape. An image
         longer than max_len is shrunk, its short side to at most min_len. Raises UserError for another mode.
         """
         if image_process_mode == "Pad":
@@ -106,7 +110,7 @@ class Conversation:
         return base64.b64encode(buffer.getvalue()).decode("ascii")
 
     def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
-        """List the pictures of the user's turns, each prepared by its mode: PIL, or base64 of a PNG file."""
+        """List the images of the user's turns, each prepared by its mode: PIL, or base64 of a PNG file."""
         return [
             self.process_image(message[1], message[2], return_pil=return_pil)
             for _, message in self.messages[self.offset :: 2]
@@ -114,7 +118,7 @@ class Conversation:
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """List the turns as [question, answer] rows for gradio, pictures as inline JPEG."""
+        """List the turns as [question, answer] rows for gradio, images as inline JPEG."""
         rows: list[list[str | None]] = []
         for index, (_, message) in enumerate(self.messages[self.offset :]):
             if index % 2:
@@ -133,7 +137,7 @@ class Conversation:
         return dataclasses.replace(self, messages=[list(turn) for turn in self.messages], skip_next=False)
 
     def dict(self) -> dict[str, Any]:
-        """Return what is sent and logged: texts without pictures, without sep_style and version."""
+        """Return what is sent and logged: texts without images, without sep_style and version."""
         return {
             "system": self.system,
             "roles": self.roles,

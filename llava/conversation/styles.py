@@ -6,12 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llava.utils import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # What finds the answers in training; the code of each stands in llava.train.labels.
-LABEL_RULES = ("v0", "v1", "llama_2", "mpt", "plain", "spans")
+LABEL_RULES = ("v0", "v1", "llama_2", "mpt", "plain", "spans", "pieces")
+
+
+# What stands before the system text in templates of the reference's form that mark it.
+SYSTEM_HEADS = ("<|im_start|>system\n", "<|system|>\n")
 
 
 class SeparatorStyle(Enum):
@@ -39,6 +46,14 @@ class Span(NamedTuple):
     supervised: bool
 
 
+class Piece(NamedTuple):
+    """A piece of a rendered dialog as it is tokenized; control tokens in what somebody `said` stay text."""
+
+    text: str
+    supervised: bool
+    said: bool
+
+
 class Frame(Protocol):
     """What a style reads of a conversation: everything but its turns."""
 
@@ -55,7 +70,8 @@ class Style:
     after_role: what follows the name of a role; None omits the names, too. sep_after_system: whether `sep`
     ends the system text, None where there is one. two_ends: answers end with `sep2` (if it is set), not with
     `sep`. stop: what ends an answer while it is written, where that is not its end in training. labels: the
-    rule of llava.train.labels.preprocess that finds the answers; "spans" takes them from this rendering.
+    rule of llava.train.labels.preprocess that finds the answers; "spans" takes them from this rendering,
+    "pieces" also tokenizes them by themselves, as ChatStyle needs it.
     """
 
     name: str
@@ -97,12 +113,45 @@ class Style:
                 pieces.append(Span(name + colon.rstrip(" "), False))
         return pieces
 
+    # ---- what tokenizes a dialog piece by piece (labels "pieces") ----
+
+    @property
+    def in_pieces(self) -> bool:
+        """Tell whether dialogs are tokenized piece by piece, in training and while asking."""
+        return self.labels == "pieces"
+
+    @property
+    def start_token(self) -> bool:
+        """Tell whether the tokenizer's start token is put in front; False where the rendering has it."""
+        return True
+
+    def pieces(self, frame: Frame, turns: Sequence[Turn]) -> list[Piece]:
+        """Render a dialog as pieces of template and of what was said; some may be empty."""
+        raise UserError(f'the style {self.name} has labels="pieces", which needs a ChatStyle; use "spans"')
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Style:
+        """Return the style for a model's tokenizer; only a style that renders with it becomes another."""
+        return self
+
     # ---- jinja ----
+
+    def own_jinja(self, image_token: str) -> str:
+        """Return the template in jinja of a style that has one already; "" to make it of the parts below."""
+        return ""
+
+    def jinja_opening(self, frame: Frame, prompt: str) -> str:
+        """Return in jinja what stands in front of the first turn. prompt: of the empty dialog."""
+        before, _, after = self.jinja_head(frame)
+        examples = prompt.removeprefix(frame.system + after)
+        if self.sep_after_system is None:  # the separator only behind a system text
+            after = f"({quoted(frame.sep)} if system else '') + {quoted(examples)}"
+        else:
+            after = quoted(after + examples)
+        return f"{{{{ {quoted(before)} + system + {after} }}}}"
 
     def jinja_head(self, frame: Frame) -> tuple[str, str, str]:
         """Cut what stands in front of the first turn into (before, system text, after)."""
-        mark = "<|im_start|>system\n"
-        before = mark if frame.system.startswith(mark) else ""
+        before = next((head for head in SYSTEM_HEADS if frame.system.startswith(head)), "")
         return before, frame.system.removeprefix(before), self.after_system(frame)
 
     def jinja_turn(self, frame: Frame, first: int) -> str:
@@ -151,6 +200,10 @@ class Llama2Style(Style):
             else:
                 pieces += [Span(" ", False), Span(f"{text} {end}", supervised)]
         return pieces
+
+    def jinja_opening(self, frame: Frame, prompt: str) -> str:
+        """Return nothing: the system text is part of the first turn."""
+        return ""
 
     def jinja_head(self, frame: Frame) -> tuple[str, str, str]:
         """Return the system text alone: it is part of the first turn."""

@@ -99,7 +99,14 @@ register_template(Template("v0", conv_vicuna_v0, aliases=("default",)))
 register_template(Template("vicuna_v1", conv_vicuna_v1, aliases=("v1",)))
 register_template(Template("llama_2", conv_llama_2))
 register_template(
-    Template("mistral_instruct", conv_mistral_instruct, ("llava_mistral",), name_parts=("mistral",), rank=1)
+    Template(
+        "mistral_instruct",
+        conv_mistral_instruct,
+        ("llava_mistral",),
+        aliases=("llava_mistral_instruct",),
+        name_parts=("mistral",),
+        rank=1,
+    )
 )
 register_template(
     Template(

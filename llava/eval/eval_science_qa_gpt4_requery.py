@@ -33,9 +33,9 @@ def main() -> None:
     print(share_line(counts, "gpt4", "GPT-4-Correct"))
     print(share_line(counts, "gpt4_failed", "GPT-4 NO-ANS (RANDOM)", "Percentage"))
     print(share_line(counts, "gpt4_ours", "GPT-4-OursVisual-Correct"))
-    print(share_line(counts, "upper", "Correct (upper)"))
-    print(share_line(counts, "requeried", "Requeried", "Percentage"))
     print(share_line(counts, "requery", "Requery-Correct"))
+    print(share_line(counts, "upper", "Correct upper"))
+    print(share_line(counts, "requeried", "Requeried", "Percentage"))  # not in the reference
     write_result(args.output_result, result)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
-from llava.utils import accept_any_text, run_program
+from llava.eval.run.doors import door_parser, get_chunk, split_list
+from llava.utils import accept_any_text, lazy_names, run_program
 
 __all__ = ["all_options", "get_chunk", "get_options", "is_none", "main", "split_list"]
 
@@ -30,6 +30,9 @@ def get_options(row: Mapping[str, object], options: Sequence[str]) -> list[objec
     return found
 
 
+__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.vqa_mmbench"})
+
+
 def main() -> None:
     """Run the program."""
     accept_any_text()
@@ -42,14 +45,9 @@ def main() -> None:
         "--lang", choices=("en", "cn"), default="en", help="language of that line (default: en)"
     )
     args = parser.parse_args()
-    check_chunk(args)
-    from llava.eval.run.asking_files import MMBenchRows, answer_file  # loads torch
+    from llava.eval.doors.vqa_mmbench import eval_model  # loads torch
 
-    options = {
-        "all-rounds": "yes" if args.all_rounds else "no",
-        "letter": args.lang if args.single_pred_prompt else "none",
-    }
-    sys.exit(answer_file(args, max_new_tokens=1024, task=MMBenchRows(), options=options))
+    sys.exit(eval_model(args))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from llava.eval.run.doors import check_chunk, door_parser, get_chunk, split_list
-from llava.utils import accept_any_text, run_program
+from llava.eval.run.doors import door_parser, get_chunk, split_list
+from llava.utils import accept_any_text, lazy_names, run_program
 
 __all__ = ["get_chunk", "main", "split_list"]
+
+
+__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.vqa_science"})
 
 
 def main() -> None:
@@ -20,13 +23,9 @@ def main() -> None:
     )
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter alone")
     args = parser.parse_args()
-    check_chunk(args)
-    if args.answer_prompter:
-        print("--answer-prompter has no effect, as in the reference", file=sys.stderr)
-    from llava.eval.run.asking_files import ScienceDialogs, answer_file  # loads torch
+    from llava.eval.doors.vqa_science import eval_model  # loads torch
 
-    options = {"letter": "en" if args.single_pred_prompt else "none"}
-    sys.exit(answer_file(args, max_new_tokens=1024, task=ScienceDialogs(), options=options))
+    sys.exit(eval_model(args))
 
 
 if __name__ == "__main__":

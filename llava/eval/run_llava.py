@@ -14,22 +14,23 @@ from PIL import Image
 
 from llava.arguments import ProgramParser, any_path, local_path
 from llava.images import load_image
+from llava.protocols import QuestionArguments
 from llava.utils import UserError, accept_any_text, run_program
 
 __all__ = ["build_parser", "eval_model", "image_parser", "load_image", "load_images"]
 
 
-def image_parser(args: Any) -> list[str]:
+def image_parser(args: QuestionArguments) -> list[str]:
     """Split args.image_file at args.sep (default ","); empty parts are kept."""
     return args.image_file.split(getattr(args, "sep", ","))
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:
-    """Load pictures from paths or URLs as RGB. Raises ImageError for the first unreadable one."""
+    """Load images from paths or URLs as RGB. Raises ImageError for the first unreadable one."""
     return [load_image(one) for one in image_files]
 
 
-def eval_model(args: Any, model: tuple[Any, Any, Any, int] | None = None) -> str:
+def eval_model(args: QuestionArguments, model: tuple[Any, Any, Any, int] | None = None) -> str:
     """Print and return the answer to args.query about the images of args.image_file.
 
     args: any object with the fields model_path, query and image_file, and as wanted model_base, model_name,
@@ -42,7 +43,7 @@ def eval_model(args: Any, model: tuple[Any, Any, Any, int] | None = None) -> str
     return _answer(args, model, quiet=False)
 
 
-def _answer(args: Any, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) -> str:
+def _answer(args: QuestionArguments, model: tuple[Any, Any, Any, int] | None, *, quiet: bool) -> str:
     """Print and return the answer; `quiet` silences other libraries, which only a program may do."""
     if model is None and not args.model_path:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from llava.arguments import ProgramParser, local_path
 from llava.eval.judges.replies import PAIR, value_of
 from llava.eval.tasks.files import read_lines
+from llava.eval.tasks.grading import some_of
 from llava.utils import UserError, accept_any_text, run_program
 
 PREFIXES = ("gpt4_text_", "reviews_", "review_")
@@ -18,7 +19,7 @@ def build_parser() -> ProgramParser:
     parser = ProgramParser(
         prog="python -m llava.eval.summarize_gpt_review",
         description="Print, of each file of reviews, the score of the second answers relative to the first "
-        "ones, and both, by category. Reviews without scores are counted and left out.",
+        "ones, and both, by category. Reviews without scores are named and left out.",
     )
     parser.add_argument("--dir", "-d", type=local_path, default=None, help="folder of files of reviews")
     parser.add_argument(
@@ -50,16 +51,23 @@ def review_files(folder: str | None, files: Sequence[str]) -> list[Path]:
     return found
 
 
-def summarize(path: Path, ignore: Sequence[int]) -> tuple[dict[str, tuple[float, float, float]], int]:
-    """Return category -> relative score in percent and both scores of 100, and how many reviews have none."""
+def summarize(
+    path: Path, ignore: Sequence[int]
+) -> tuple[dict[str, tuple[float, float, float]], dict[str, list[str]]]:
+    """Return category -> relative score in percent and both scores of 100; and what is amiss -> questions."""
     scores: dict[str, list[tuple[float, float]]] = {}
-    unread = 0
-    for review in read_lines(path, {}):
+    seen: set[str] = set()
+    amiss: dict[str, list[str]] = {}
+    for number, review in enumerate(read_lines(path, {}), start=1):
         if review.get("question_id") in ignore:
             continue
+        name = str(review.get("question_id", f"of line {number}"))
+        if name in seen:  # all count, as in the reference
+            amiss.setdefault("are of a question that has one already, and count as well", []).append(name)
+        seen.add(name)
         pair = value_of(review, PAIR)
         if not isinstance(pair, list) or len(pair) != 2:
-            unread += 1
+            amiss.setdefault("have no scores and are left out", []).append(name)
             continue
         for name in ["all", *([str(review["category"])] if "category" in review else [])]:
             scores.setdefault(name, []).append((pair[0], pair[1]))
@@ -68,26 +76,36 @@ def summarize(path: Path, ignore: Sequence[int]) -> tuple[dict[str, tuple[float,
         first, second = (round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True))
         relative = round(second / first * 100, 1) if first else float("nan")
         table[name] = (relative, round(first * 10, 1), round(second * 10, 1))
-    return table, unread
+    return table, amiss
 
 
 def main() -> None:
     """Run the program."""
     accept_any_text()
     args = build_parser().parse_args()
-    for path in review_files(args.dir, args.files or ()):
+    files = review_files(args.dir, args.files or ())
+    shown = 0
+    for path in files:
         config = path.stem.replace("gpt4_text_", "")
         if args.select is not None and any(one not in config for one in args.select):
             continue
         if args.version is not None and args.version != ("0613" if "0613" in config else "0314"):
             continue
-        table, unread = summarize(path, args.ignore or ())
+        shown += 1
+        table, amiss = summarize(path, args.ignore or ())
         print(config)
         for name, row in table.items():
             print(name, *row)
-        if unread:
-            print(f"{unread} reviews have no scores and are left out")
+        for what, names in amiss.items():
+            print(f"{len(names)} reviews {what}: {some_of(names)}")
+        if not table:
+            print("no review has scores; there is nothing to summarise")
         print("=================================")
+    if not shown:
+        raise UserError(
+            f"none of the {len(files)} files of reviews is of the wanted judge (-v) or has all words of -s "
+            f"in its name; there are {some_of([one.stem for one in files])}"
+        )
 
 
 if __name__ == "__main__":

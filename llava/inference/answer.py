@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -14,10 +14,13 @@ from llava.inference.model_inputs import context_of, device_of, end_ids, pixels_
 from llava.inference.sampling import NextToken, SamplingParams
 from llava.inference.streaming import TextStream
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def stream_answer(
     decoder: Decoder,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
     images: Sequence[Image.Image],
     params: SamplingParams,
@@ -69,7 +72,7 @@ def _tokens(
 
 def beam_search(
     decoder: Decoder,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
     images: Sequence[Image.Image],
     params: SamplingParams,

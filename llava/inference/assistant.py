@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
-from llava.images import as_picture
+from llava.conversation import Conversation, conversation_for
+from llava.images import as_image
 from llava.inference.batch import DEFAULT_BATCH_SIZE, Reader, answer_all
 from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder
@@ -61,14 +61,14 @@ def load(
     )
     chosen, _ = pick_conv_mode(template, name, loaded.model.config)
     decoder = CompiledDecoder(loaded.model, loaded.image_processor) if compile else None
-    return Assistant(loaded, conv_templates[chosen], decoder)
+    return Assistant(loaded, conversation_for(chosen, loaded.tokenizer), decoder)
 
 
 class Assistant:
     """A loaded model that answers. Each call is a dialog of its own; `session` gives one that goes on.
 
     Settings of an answer (temperature, top_p, top_k, num_beams, max_new_tokens, seed, stop) are keywords; see
-    SamplingParams for their ranges and defaults. A second question about the picture before costs only its
+    SamplingParams for their ranges and defaults. A second question about the image before costs only its
     own tokens. `decoder`: one that serves all questions and sessions, an answer at a time (default: as many
     as there are answers at a time).
     """
@@ -76,7 +76,7 @@ class Assistant:
     def __init__(self, loaded: LoadedModel, template: Conversation, decoder: Decoder | None = None) -> None:
         self.loaded = loaded
         self.tokenizer, self.model, self.image_processor, self.context_len = loaded
-        self.template = template
+        self.template = conversation_for(template, loaded.tokenizer)
         self._shared = decoder
         self._pool = DecoderPool(loaded.decoder)
 
@@ -102,7 +102,7 @@ class Assistant:
         *,
         image: Images | None = None,
         system: str | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer to one question.
 
@@ -121,11 +121,11 @@ class Assistant:
         return pieces if self._shared is not None else self._lend_decoder(session, pieces)
 
     def _last_question(
-        self, messages: Any, given: Images, system: str | None
+        self, messages: Sequence[Message], given: Images, system: str | None
     ) -> tuple[ChatSession, str, Sequence[ImageSource]]:
         """Return a session with all but the last of the messages, and the last one's text and images."""
         if given or system is not None:
-            raise UserError("images and system belong into the messages; leave the arguments away")
+            raise UserError("images and system belong into the messages; omit the arguments")
         dialog = self._read(messages)
         dialog.conversation.messages.pop()
         question = dialog.conversation.messages.pop()[1]
@@ -140,7 +140,7 @@ class Assistant:
         """Return a session that begins with these turns and images."""
         session = self.session()
         session.conversation = conversation
-        session.images = [as_picture(one) for one in images]
+        session.images = [as_image(one) for one in images]
         return session
 
     def _lend_decoder(
@@ -157,7 +157,7 @@ class Assistant:
         """
         if messages is not None:
             if system is not None:
-                raise UserError("system belongs into the messages; leave the argument away")
+                raise UserError("system belongs into the messages; omit the argument")
             conversation, images = history_of(
                 messages, self.template, self.model.config, has_tower=self.loaded.has_tower
             )
@@ -173,7 +173,7 @@ class Assistant:
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> list[str]:
         """Return the answers to many questions.
 
@@ -191,7 +191,7 @@ class Assistant:
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         sharded: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> list[Answer]:
         """Return what `batch` returns, with token ids and why each answer ended."""
         if isinstance(questions, (str, bytes, Dialog)):

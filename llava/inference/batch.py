@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
@@ -17,7 +17,11 @@ from llava.inference.model import LoadedModel
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
 from llava.inference.turns import OnFailure, Turns
+from llava.protocols import ImageProcessor
 from llava.utils import UserError, check_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Answer", "Dialog", "generate_batch"]
 
@@ -77,9 +81,9 @@ def generate_batch(
 
 @overload
 def generate_batch(
-    tokenizer: Any,
-    model: Any,
-    image_processor: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    image_processor: ImageProcessor,
     dialogs: Iterable[Dialog],
     params: SamplingParams | None = None,
     /,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, conversation_for
 from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
 from llava.inference.model import LoadedModel
 from llava.inference.prompt import Images, encode_prompt, one_or_many, read_question, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.inference.streaming import TextStream
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ChatSession:
@@ -31,16 +35,16 @@ class ChatSession:
 
     def __init__(
         self,
-        tokenizer: Any,
-        model: Any = None,
-        image_processor: Any = None,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | None = None,
+        image_processor: ImageProcessor | None = None,
         *,
         template: str | Conversation,
         decoder: Decoder | None = None,
     ) -> None:
         self.loaded = LoadedModel.of(tokenizer, model, image_processor)
         self.tokenizer, self.model, self.image_processor, _ = self.loaded
-        self.template = conv_templates[template] if isinstance(template, str) else template
+        self.template = conversation_for(template, self.tokenizer)
         self.decoder = self.loaded.decoder() if decoder is None else decoder
         self._answering = False
         self.reset()
@@ -76,7 +80,7 @@ class ChatSession:
         params: SamplingParams | None = None,
         *,
         image: Images | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Generator[str, None, None]:
         """Return a generator of the pieces of the answer; closing it, or Ctrl-C meanwhile, ends the answer.
 
@@ -86,16 +90,16 @@ class ChatSession:
         and on the first piece for a prompt that does not fit the context, or while another answer is running.
         """
         params = SamplingParams.of(params, **settings)
-        question, pictures = read_question(
+        question, opened = read_question(
             text,
             one_or_many(image, images),
             self.model.config,
             has_tower=self.image_processor is not None,
         )
-        return self._turn(question, pictures, params)
+        return self._turn(question, opened, params)
 
     def _turn(
-        self, question: str, pictures: list[Image.Image], params: SamplingParams
+        self, question: str, images: list[Image.Image], params: SamplingParams
     ) -> Generator[str, None, None]:
         """Append a question, yield the answer's pieces, and leave the dialog in order however it ends."""
         if self._answering:
@@ -106,7 +110,7 @@ class ChatSession:
         stream = TextStream(self.tokenizer, stop_strings(dialog) + params.stop)
         dialog.append_message(dialog.roles[0], question)
         dialog.append_message(dialog.roles[1], None)
-        self.images.extend(pictures)
+        self.images.extend(images)
         self.finish_reason = "interrupted"
         answered = False
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache
@@ -13,7 +13,11 @@ from transformers.cache_utils import StaticLayer
 from llava._compat import can_compile_fullgraph, hook_of
 from llava.inference.decoder import Decoder
 from llava.inference.model_inputs import context_of
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,8 @@ class CompiledDecoder(Decoder):
 
     def __init__(
         self,
-        model: Any,
-        image_processor: Any = None,
+        model: PreTrainedModel,
+        image_processor: ImageProcessor | None = None,
         *,
         backend: str | None = "inductor",
         smallest_cache: int = SMALLEST_CACHE,
@@ -55,7 +59,7 @@ class CompiledDecoder(Decoder):
         mode = "reduce-overhead" if uses_graphs else None
         return torch.compile(_one_token, backend=backend, mode=mode, dynamic=False)
 
-    def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:
+    def _run(self, inputs: dict[str, torch.Tensor], cache: Cache, start: int) -> tuple[torch.Tensor, Any]:
         """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
         n_new = next(iter(inputs.values())).shape[1]
         # tensors of the cache live on between runs: they must not be made in inference mode
@@ -84,7 +88,7 @@ class CompiledDecoder(Decoder):
                 raise
             raise UserError(
                 f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); it needs a C++ "
-                f"compiler, on CUDA also triton. Leave compile away to go on without it."
+                f"compiler, on CUDA also triton. Omit compile to run without it."
             ) from error
         if not self._compiled and self._step is not _one_token:
             logger.info("compiled the decoding step in %.0f s", time.monotonic() - begin)
@@ -117,16 +121,16 @@ class CompiledDecoder(Decoder):
         """Do nothing: `_run` sets how much of the cache counts."""
 
 
-def _one_token(model: Any, ids: torch.Tensor, static: Cache) -> torch.Tensor:
+def _one_token(model: PreTrainedModel, ids: torch.Tensor, static: Cache) -> torch.Tensor:
     return _last_logits(model, static, {"input_ids": ids})
 
 
-def _last_logits(model: Any, static: Cache, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def _last_logits(model: PreTrainedModel, static: Cache, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on top of a cache; return the last logits (1, vocab)."""
     return model(**inputs, past_key_values=static, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-def check_compilable(model: Any) -> None:
+def check_compilable(model: PreTrainedModel) -> None:
     """Raise UserError for a model that cannot decode compiled, with what to do instead."""
     check_compile_device(model.device.type)
     reason = None
@@ -135,10 +139,10 @@ def check_compilable(model: Any) -> None:
     elif hook_of(model) is not None:
         reason = "a model that is spread over several devices cannot be compiled"
     if reason:
-        raise UserError(f"{reason}; leave compile away")
+        raise UserError(f"{reason}; omit compile")
 
 
 def check_compile_device(device: str) -> None:
     """Raise UserError for a device that compiled decoding is not made for."""
     if device.partition(":")[0] not in ("cuda", "cpu"):
-        raise UserError(f"compile is for CUDA (and works on CPUs); on {device} leave it away")
+        raise UserError(f"compile is for CUDA (and works on CPUs); on {device} omit it")

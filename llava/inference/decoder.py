@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,7 +19,11 @@ from llava.inference.model_inputs import (
     encode_images,
     splice_prompts,
 )
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 # What a prompt is made of: a token id, or the digest of an image.
 Key = int | bytes
@@ -33,7 +37,7 @@ class Decoder:
     is kept over a change of the model (weights, dtype, device, adapters, mode); see freshness.state_of.
     """
 
-    def __init__(self, model: Any, image_processor: Any = None) -> None:
+    def __init__(self, model: PreTrainedModel, image_processor: ImageProcessor | None = None) -> None:
         self.model = model
         self.image_processor = image_processor
         self.n_prompts = 0  # by which an answer sees that another one has begun
@@ -47,7 +51,7 @@ class Decoder:
         self._empty()
 
     def _empty(self) -> None:
-        self._cache: Any = None
+        self._cache: Cache | None = None  # None while nothing is kept
         self._keys: list[Key] = []  # what the cache holds
         self._ends: list[int] = []  # how many positions are filled after each of them
 
@@ -154,13 +158,14 @@ class Decoder:
         (row,) = splice_prompts(self.model, [ids], images)
         return {"inputs_embeds": row.embeds[None]}
 
-    def _run(self, inputs: dict[str, torch.Tensor], cache: Any, start: int) -> tuple[torch.Tensor, Any]:
+    def _run(self, inputs: dict[str, torch.Tensor], cache: Cache, start: int) -> tuple[torch.Tensor, Any]:
         """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
         out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
 
     def _crop(self, n_positions: int) -> None:
         """Cut the cache to its first positions."""
+        assert self._cache is not None
         self._cache.crop(n_positions - self._filled)  # a negative number is cut from the end
 
 

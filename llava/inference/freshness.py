@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,11 +11,14 @@ from torch import nn
 from llava._compat import version_of
 from llava.model.multimodal.config import MultimodalConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # What PEFT's layers say of themselves: which adapters act, with what weight, and which are merged.
 _ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 
 
-def state_of(model: Any) -> Hashable:
+def state_of(model: PreTrainedModel) -> Hashable:
     """Return a value that differs once anything that answers depend on has changed.
 
     Each parameter counts with its place in memory, version, dtype and one of its values: writing through

@@ -59,9 +59,7 @@ def check_device(device: str | None) -> str:
     else:
         present = wanted.type == "cpu" or (wanted.type == "mps" and torch.backends.mps.is_available())
     if not present:
-        raise UserError(
-            f"device {device!r} is not usable here; use --device {best_device()} or leave it away"
-        )
+        raise UserError(f"device {device!r} is not usable here; use --device {best_device()} or omit it")
     return device
 
 

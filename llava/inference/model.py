@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import as_picture, image_size
+from llava.images import as_image, image_size
 from llava.inference.decoder import Decoder
 from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawPrompt
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
 from llava.inference.prompt import check_image_count, encode_prompt, stop_strings
 from llava.mm_utils import tokenizer_image_token
+from llava.protocols import ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The size that an image counts with before it is there (a URL that is not fetched yet).
 NOMINAL_SIZE = (1024, 768)
@@ -23,13 +27,15 @@ NOMINAL_SIZE = (1024, 768)
 class LoadedModel(NamedTuple):
     """What load_pretrained_model returns, by name; unpacks in the reference's order."""
 
-    tokenizer: Any
-    model: Any
-    image_processor: Any
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    image_processor: ImageProcessor | None  # None: a model of text alone
     context_len: int
 
     @classmethod
-    def of(cls, first: Any, model: Any = None, image_processor: Any = None) -> LoadedModel:
+    def of(
+        cls, first: Any, model: PreTrainedModel | None = None, image_processor: ImageProcessor | None = None
+    ) -> LoadedModel:
         """Return the model that a caller named: by one LoadedModel (or such a tuple), or by its parts."""
         if isinstance(first, cls):
             return first
@@ -84,9 +90,9 @@ class LoadedModel(NamedTuple):
 
     def open(self, prompt: Prompt) -> OpenPrompt:
         """Return the prompt with its images opened; raises what `read` raises, and for damaged images."""
-        pictures = [as_picture(one) for one in prompt.images]
-        n_positions = self._count(prompt.ids, [one.size for one in pictures])
-        return OpenPrompt(prompt.ids, pictures, prompt.stop, n_positions)
+        images = [as_image(one) for one in prompt.images]
+        n_positions = self._count(prompt.ids, [one.size for one in images])
+        return OpenPrompt(prompt.ids, images, prompt.stop, n_positions)
 
     def _count(self, ids: Sequence[int], sizes: Sequence[tuple[int, int]]) -> int:
         """Return the positions of a prompt with images of these sizes; raises PromptTooLong."""
@@ -116,4 +122,4 @@ class LoadedModel(NamedTuple):
 
 def _checked(source: ImageSource) -> ImageSource:
     """Return an image that is given as a path as it is, another one decoded; raises ImageError."""
-    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_picture(source)
+    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_image(source)

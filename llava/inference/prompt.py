@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -20,22 +20,25 @@ from llava.conversation import (
     Conversation,
     SeparatorStyle,
     choose_template,
+    encode_pieces,
     find_template,
+    style_of,
     template_of,
     warn_of_unknown_template,
 )
-from llava.images import as_picture
+from llava.conversation.styles import SYSTEM_HEADS
+from llava.images import as_image
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError, text_fault
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
-# What stands before the system text in templates that mark it.
-SYSTEM_HEAD = "<|im_start|>system\n"
-
-# Pictures of a question: Pillow images, paths or URLs; one alone needs no list.
+# Images of a question: Pillow images, paths or URLs; one alone needs no list.
 Images = Sequence[ImageSource] | ImageSource
 
 
@@ -72,7 +75,7 @@ def read_question(
 ) -> tuple[str, list[Image.Image]]:
     """Return a question with its image tokens in place, and its images opened; see place_question."""
     question, sources = place_question(text, images, config, has_tower=has_tower)
-    return question, [as_picture(one) for one in sources]
+    return question, [as_image(one) for one in sources]
 
 
 def place_question(
@@ -80,7 +83,7 @@ def place_question(
 ) -> tuple[str, list[ImageSource]]:
     """Return a question with its image tokens in place, and its images as they were given.
 
-    images: pictures, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
+    images: Pillow images, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
     """
     if isinstance(images, (str, Path, Image.Image)):
@@ -106,7 +109,7 @@ def with_system(template: Conversation, system: str) -> Conversation:
         raise UserError(f"system {fault}")
     if template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("this template has no place for a system text; leave system out")
-    head = SYSTEM_HEAD if template.system.startswith(SYSTEM_HEAD) else ""
+    head = next((one for one in SYSTEM_HEADS if template.system.startswith(one)), "")
     changed = template.copy()
     changed.system = head + system
     return changed
@@ -151,12 +154,16 @@ def pick_conv_mode(given: str | None, model_name: str, config: object | None = N
     return given, f"given as --conv-mode; the checkpoint agrees: {reason}"
 
 
-def encode_prompt(tokenizer: Any, conversation: Conversation, n_images: int) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, n_images: int) -> list[int]:
     """Return the ids of a dialog's prompt, IMAGE_TOKEN_INDEX for each image.
 
     Raises UserError when the prompt does not have one image token for each image.
     """
-    ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    style = style_of(conversation.sep_style)
+    if style.in_pieces:
+        ids = encode_pieces(conversation.pieces(), tokenizer, start_token=style.start_token).ids
+    else:
+        ids = list(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
     check_image_count(ids, n_images)
     return ids
 

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -21,6 +21,9 @@ from transformers import (
 )
 
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 # Below this, logits divided by the temperature overflow float32.
 MIN_TEMPERATURE = 1e-5
@@ -84,7 +87,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
 
     @classmethod
-    def of(cls, base: SamplingParams | None = None, **settings: Any) -> SamplingParams:
+    def of(cls, base: SamplingParams | None = None, /, **settings: object) -> SamplingParams:
         """Build from keywords, on top of `base`; `max_tokens` is another name of `max_new_tokens`.
 
         Raises UserError for an unknown keyword, with the known ones and the nearest.
@@ -142,7 +145,7 @@ class NextToken:
     def __init__(
         self,
         params: SamplingParams,
-        generation_config: Any,
+        generation_config: GenerationConfig,
         device: torch.device,
         *,
         logit_bias: Mapping[int, float] | None = None,
@@ -211,7 +214,7 @@ def _checked(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _processors(params: SamplingParams, generation_config: Any) -> LogitsProcessorList:
+def _processors(params: SamplingParams, generation_config: GenerationConfig) -> LogitsProcessorList:
     """Return the steps that change the scores, in the order of transformers' generate."""
 
     def configured(name: str, default: float) -> float:

@@ -90,7 +90,7 @@ def load_pretrained_model(
     customized_config: PreTrainedConfig | None = None,
     multimodal: bool = True,
     exempt: Exempt | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Any, Any, Any, int]:
     """Load a checkpoint of any layout: whole, sharded, projector only, LoRA, delta-applied, or a plain text
     model.

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument(
         "--image-aspect-ratio",
         choices=("pad", "square"),
-        help="how LLaVA brings pictures to a square; default: as the processor of SRC does",
+        help="how LLaVA brings images to a square; default: as the processor of SRC does",
     )
     gguf = commands.add_parser(
         "mmproj",

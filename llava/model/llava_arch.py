@@ -20,14 +20,17 @@ from llava.model.checkpoints.gather import gathered
 from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import add_image_tokens, average_new_rows
 from llava.model.multimodal import splice
-from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.config import MultimodalConfig, VisionSettings
+from llava.model.multimodal.features import merge_tiles, unpad_image
 from llava.model.multimodal.inputs import checked_beside, checked_ids, checked_images
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
-from llava.model.multimodal.splice import Row, unpad_image
+from llava.model.multimodal.splice import SplicedRow
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.protocols import Tokenizer
+from llava.model.multimodal_projector.registry import check_widths, projected_tile
+from llava.protocols import ImageTokenArguments, Tokenizer, VisionArguments
 
 if TYPE_CHECKING:  # what the mixins are mixed into
     from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -56,7 +59,7 @@ Prepared = tuple[Maybe, Maybe, Maybe, Any, Maybe, Maybe]
 class LlavaMetaModel(_LLM):
     """Adds `vision_tower`, `mm_projector` and `image_newline` to the LLM's model, the part without head."""
 
-    vision_tower: Any  # the tower, or a list that hides it from FSDP
+    vision_tower: VisionTower | list[VisionTower]  # the tower, or a list that hides it from FSDP
     # positions, counted through (B, L), that go on to the head, as one row; None: all, as rows
     positions_for_head: torch.Tensor | None = None
 
@@ -71,13 +74,14 @@ class LlavaMetaModel(_LLM):
             self.vision_tower = build_vision_tower(config, delay_load=True)
             # device_map="auto" puts a tower on one device; the head's class collects the names from here
             set_no_split_modules(self, [*no_split_modules(self), *tower_class_names()])
+            check_widths(config)
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
                 with torch.no_grad():  # for a model built from scratch
                     self.image_newline.normal_(std=config.hidden_size**-0.5)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Run the LLM's model; while a loss is computed, only labelled positions (1, n, C) leave it.
 
         So the LLM's own head, with its scalings, caps and biases, computes no logits for the others.
@@ -93,7 +97,7 @@ class LlavaMetaModel(_LLM):
         tower = getattr(self, "vision_tower", None)
         return tower[0] if isinstance(tower, list) else tower  # FSDP callers hide it in a list
 
-    def initialize_vision_modules(self, model_args: Any, fsdp: object = None) -> None:
+    def initialize_vision_modules(self, model_args: VisionArguments, fsdp: object = None) -> None:
         """Give the model its tower and projector for training, as `model_args` says; writes them to the
         config.
 
@@ -102,28 +106,29 @@ class LlavaMetaModel(_LLM):
         projector starts from torch's default initialisation, `image_newline` from N(0, 1/C). Raises
         CheckpointError when the projector file does not fit.
         """
+        wanted = VisionSettings.of(model_args)
         tower = self.get_vision_tower()
         if tower is None:
             tower = build_vision_tower(model_args)
-            trains = getattr(model_args, "unfreeze_mm_vision_tower", False)
-            self.vision_tower = [tower] if fsdp and not trains else tower
+            self.vision_tower = [tower] if fsdp and not wanted.unfreeze_mm_vision_tower else tower
         else:
             tower.load_model()
             tower.requires_grad_(False)  # from_pretrained makes weights of the checkpoint trainable
         config = self.config
-        config.mm_vision_tower = model_args.vision_tower
+        config.mm_vision_tower = wanted.vision_tower
         config.use_mm_proj = True
-        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        config.mm_projector_type = wanted.mm_projector_type
         config.mm_hidden_size = tower.hidden_size
-        config.mm_vision_select_layer = model_args.mm_vision_select_layer
-        config.mm_vision_select_feature = model_args.mm_vision_select_feature
-        config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+        config.mm_vision_select_layer = wanted.mm_vision_select_layer
+        config.mm_vision_select_feature = wanted.mm_vision_select_feature
+        config.mm_patch_merge_type = wanted.mm_patch_merge_type
         if tower.resolution is not None:
             config.mm_vision_resolution = tower.resolution
         tower.select_layer = config.mm_vision_select_layer
         tower.select_feature = config.mm_vision_select_feature
 
         if getattr(self, "mm_projector", None) is None:
+            check_widths(config)
             self.mm_projector = build_vision_projector(config)
         self.mm_projector.requires_grad_(True)  # LoRA and earlier stages may have frozen it
         if "unpad" not in config.mm_patch_merge_type and getattr(self, "image_newline", None) is not None:
@@ -133,10 +138,8 @@ class LlavaMetaModel(_LLM):
             self.image_newline = nn.Parameter(
                 torch.randn(config.hidden_size, dtype=self.dtype) * config.hidden_size**-0.5
             )
-        if getattr(model_args, "pretrain_mm_mlp_adapter", None):
-            self.load_projector(
-                read_tensors(model_args.pretrain_mm_mlp_adapter), model_args.pretrain_mm_mlp_adapter
-            )
+        if wanted.pretrain_mm_mlp_adapter:
+            self.load_projector(read_tensors(wanted.pretrain_mm_mlp_adapter), wanted.pretrain_mm_mlp_adapter)
 
     def load_projector(self, weights: dict[str, torch.Tensor], source: str) -> None:
         """Fill the projector from weights named `...mm_projector.*`; `source` is named in errors."""
@@ -196,28 +199,27 @@ class LlavaMetaForCausalLM(_LLM):
     def image_features(
         self, images: Images, image_sizes: Sequence[Sequence[int]] | None
     ) -> list[torch.Tensor]:
-        """Return one feature sequence (length, C) a picture, its tiles merged as the config says.
+        """Return one feature sequence (length, C) an image, its tiles merged as the config says.
 
         images: (N, 3, H, W), or a list of (3, H, W) or (tiles, 3, H, W), or (N, tiles, 3, H, W). image_sizes:
-        the pictures' (width, height), needed for spatial merges.
+        the images' (width, height), needed for spatial merges.
         """
         if torch.is_tensor(images) and images.ndim == 4:
             return list(self.encode_images(images))
         tiles = splice.per_image(images)
         encoded = self.encode_images(torch.cat(tiles)).split([len(one) for one in tiles])  # tower runs once
-        tower = self.get_vision_tower()
-        model = self.get_model()
-        settings = MultimodalConfig.of(self.config)
+        tower, settings = self.get_vision_tower(), MultimodalConfig.of(self.config)
+        tile = projected_tile(settings, tower.tile_features)
         if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
-            raise CheckpointError(f"{len(tiles)} pictures came with {len(image_sizes)} image_sizes.")
+            raise CheckpointError(f"{len(tiles)} images came with {len(image_sizes)} image_sizes.")
         return [
-            splice.merge_tiles(
+            merge_tiles(
                 features,
                 image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
                 settings=settings,
-                patches_per_side=tower.num_patches_per_side,
+                patches_per_side=tile.side,
                 tile_size=tower.tile_size,
-                image_newline=getattr(model, "image_newline", None),
+                image_newline=getattr(self.get_model(), "image_newline", None),
                 grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
                 unpad=unpad_image,
             )
@@ -265,7 +267,7 @@ class LlavaMetaForCausalLM(_LLM):
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sequence[Sequence[int]] | None,
-    ) -> list[Row]:
+    ) -> list[SplicedRow]:
         """Embed each row without its padding, images in their places, cut to the longest length."""
         settings = MultimodalConfig.of(self.config)
         if settings.tune_projector and settings.use_im_start_end:
@@ -284,9 +286,8 @@ class LlavaMetaForCausalLM(_LLM):
             features,
             self.get_input_embeddings(),
         )
-        if settings.max_length is None:
-            return rows
-        return [Row(row.embeds[: settings.max_length], row.labels[: settings.max_length]) for row in rows]
+        end = settings.max_length  # None: rows stay whole
+        return [SplicedRow(row.embeds[:end], row.labels[:end]) for row in rows]
 
     def forward(
         self,
@@ -303,7 +304,7 @@ class LlavaMetaForCausalLM(_LLM):
         image_sizes: Sequence[Sequence[int]] | None = None,
         return_dict: bool | None = None,
         skip_logits: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Run the LLM on input_ids (B, T) whose image tokens stand for `images` (shapes: `image_features`).
 
@@ -382,7 +383,7 @@ class LlavaMetaForCausalLM(_LLM):
         inputs: torch.Tensor | Sequence[int] | None = None,
         images: Images | Image.Image | Sequence[Image.Image] | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Generate from token ids (B, T) or (T,) and images; returns the new ids only (B, new).
 
@@ -417,7 +418,7 @@ class LlavaMetaForCausalLM(_LLM):
         kwargs["input_ids" if with_prompt else "inputs_embeds"] = embeds
         return super().generate(attention_mask=mask, **kwargs)
 
-    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Tokenizer) -> None:
+    def initialize_vision_tokenizer(self, model_args: ImageTokenArguments, tokenizer: Tokenizer) -> None:
         """Add the image tokens that `model_args` asks for to the tokenizer, and rows for them to the
         embeddings.
 
@@ -440,12 +441,12 @@ class LlavaMetaForCausalLM(_LLM):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: object, **kwargs: object
     ) -> Any:
         """Load as transformers does; see checkpoints.class_loading for what is added."""
         load = super().from_pretrained
         return load_class(load, cls.base_model_prefix, pretrained_model_name_or_path, args, kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save as transformers does, under the reference's key names; see checkpoints.saving."""
         save_whole_model(self, super().save_pretrained, save_directory, kwargs)

@@ -9,7 +9,7 @@ from llava.model.checkpoints.files import CONFIG_FILE, CheckpointError
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower, check_layer
 from llava.model.multimodal_encoder.registry import describe_tower
-from llava.model.multimodal_projector.builder import find_projector
+from llava.model.multimodal_projector.registry import find_projector, projected_tile
 from llava.utils import UserError
 
 
@@ -43,3 +43,4 @@ def check_against_tower(settings: MultimodalConfig, tower: VisionTower) -> None:
             f"{tower.hidden_size} wide; is mm_vision_tower the tower that this model was trained with?"
         )
     settings.check_tiles(tower.tile_size)
+    projected_tile(settings, tower.tile_features)

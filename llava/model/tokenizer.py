@@ -39,7 +39,7 @@ _NEOX_CLASSES = ("GPTNeoXTokenizer", "GPTNeoXTokenizerFast")
 _HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "proxies")
 
 
-def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> Any:
+def load_tokenizer(path: str | Path, use_fast: bool = False, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint folder or hub repository.
 
     Llama-type folders (with tokenizer.model) give the ids of the reference's slow tokenizer and GPT-NeoX
@@ -171,7 +171,7 @@ class LlamaTokenizer(SentencePieceBackend):
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         legacy: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
         super().__init__(
@@ -187,7 +187,7 @@ class LlamaTokenizer(SentencePieceBackend):
         self._piece_ids = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.get_piece_size())}
         self._model_bytes = Path(vocab_file).read_bytes()
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(self, text: str, **kwargs: object) -> list[str]:
         """Cut a text into pieces; unless legacy, one space goes in front of the text and none inside it."""
         if self.legacy or not text:
             return super().tokenize(text, **kwargs)
@@ -249,7 +249,7 @@ class LlamaTokenizer(SentencePieceBackend):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> str:
         """Turn ids into text; added tokens stand apart from the text around them by spaces."""
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)

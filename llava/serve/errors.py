@@ -66,6 +66,13 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return ServeError(400, message, code=code, param=param)
 
 
+def internal_error() -> ServeError:
+    """Return the error 500 for what nobody expected; whoever makes it logs what it was."""
+    return ServeError(
+        500, "the server failed; its log says why, under the request's id", code="internal_error"
+    )
+
+
 async def send_json(
     send: Send, status: int, content: Mapping[str, Any], headers: Mapping[str, str], *, close: bool = False
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from llava.serve.auth import ApiKey, LocalHosts
-from llava.serve.errors import App, Scope
+from llava.serve.errors import App, Scope, ServeError, internal_error
 from llava.serve.limits import BodyLimit, HeaderLimit, Limits, RateLimit, RequestIds
 from llava.serve.logs import AccessLog
 from llava.serve.web.guard import BrowserKey, PageHeaders, SameOrigin
@@ -62,3 +66,33 @@ def guard(
     for one in reversed(guards(api_key=api_key, limits=limits, page=page)):
         app = one.cls(app, *one.args, **one.kwargs)
     return app
+
+
+def error_handlers() -> dict[Any, Callable[[Request, Exception], Any]]:
+    """Return what gives every failure of a Starlette application the form of OpenAI's errors.
+
+    What nobody expected is answered here, and logged by the server that runs the application.
+    """
+    return {ServeError: _known, HTTPException: _of_http, Exception: _unexpected}
+
+
+def respond(error: ServeError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as a response; headers: that go with its own."""
+    return JSONResponse(error.body, error.status, {**error.headers, **(headers or {})})
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServeError)
+    return respond(error)
+
+
+async def _of_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: "there is no such path", 405: "the path does not take this method"}
+    code = "not_found" if error.status_code == 404 else "http_error"
+    message = words.get(error.status_code, str(error.detail))
+    return respond(ServeError(error.status_code, message, code=code), error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return respond(internal_error())

@@ -18,6 +18,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
+def new_request_id() -> str:
+    """Return an id that no other request has."""
+    return f"req_{uuid.uuid4().hex}"
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much a client may send, and how fast. per_minute: requests of one client; None is no limit."""
@@ -40,7 +45,7 @@ class RequestIds:
             return await self.app(scope, receive, send)
         given = header_values(scope, "x-request-id")
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        chosen = given[0] if known else f"req_{uuid.uuid4().hex}"
+        chosen = given[0] if known else new_request_id()
         token = request_id.set(chosen)
         scope.setdefault("state", {})["request_id"] = chosen
 

@@ -15,8 +15,8 @@ from llava.conversation import Conversation
 from llava.images import load_image
 from llava.inference.chat import ChatSession
 from llava.inference.compiled import CompiledDecoder, check_compile_device
-from llava.inference.loading import check_device, open_model
-from llava.inference.program import quiet_libraries
+from llava.inference.loading import check_device
+from llava.inference.program import open_from_flags, quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
@@ -56,15 +56,7 @@ def open_chat(args: argparse.Namespace, image: Image.Image | None) -> TerminalCh
         check_compile_device(device)
     name = get_model_name_from_path(args.model_path)
     _note(f"loading {args.model_path} on {device}{'' if args.device else ' (the best device present)'} ...")
-    loaded = open_model(
-        args.model_path,
-        args.model_base,
-        name,
-        device=device,
-        dtype=args.dtype,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-    )
+    loaded = open_from_flags(args)
     if image is not None and not loaded.has_tower:
         raise UserError(
             f"{args.model_path} is a text model without a vision tower; --image-file needs a LLaVA model"
@@ -215,7 +207,7 @@ def _lines(prompt: str, *, at_terminal: bool) -> Iterator[str]:
 
 def display_roles(conversation: Conversation) -> tuple[str, str]:
     """Return the names to show: the template's roles without markup (`<|im_start|>user` is "user")."""
-    user, assistant = (role.replace("<|im_start|>", "").strip() for role in conversation.roles)
+    user, assistant = (re.sub("<[^<>]*>", "", role).strip() for role in conversation.roles)
     return user or "USER", assistant or "ASSISTANT"
 
 

@@ -1,17 +1,22 @@
-"""Running an ASGI application: sockets, deadlines for heads of requests, a shutdown that lets answers end."""
+"""Running an ASGI application: deadlines, errors for what does not reach it, a shutdown that waits."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
+import sys
+from http import HTTPStatus
+from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llava.serve.errors import App
+from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, internal_error, send_error
 from llava.serve.guard import guard
+from llava.serve.limits import new_request_id
 from llava.serve.sockets import url_of
 
 logger = logging.getLogger(__name__)
@@ -23,13 +28,67 @@ MAX_CONNECTIONS = 1024
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP with a deadline: a connection whose request has no whole head by then is closed.
+    """uvicorn's HTTP with a deadline, and with errors in the form of the API where uvicorn's are plain text.
 
-    Without one, a client that opens connections and says nothing keeps them for ever.
+    A connection whose request has no whole head within the deadline is closed. Without one, a client that
+    opens connections and says nothing keeps them for ever.
     """
 
     head_timeout_s = HEAD_TIMEOUT_S
+    max_connections = MAX_CONNECTIONS
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._application: App = self.app  # type: ignore[assignment]
+        self.app = self._answer  # type: ignore[assignment]
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; what the application does not answer is answered here."""
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        told = None
+        try:
+            if max(len(self.connections), len(self.tasks)) > self.max_connections:
+                told = _too_many()
+            else:
+                await self._application(scope, receive, watch)
+        except asyncio.CancelledError:
+            if begun:
+                raise
+            told = _shutting_down()
+        except Exception as error:
+            logger.error("request %s failed", _id_of(scope), exc_info=error)
+            told = internal_error()
+        else:
+            if not begun and told is None and not self.transport.is_closing():
+                logger.error("request %s was not answered by the application", _id_of(scope))
+                told = internal_error()
+        if told is not None and not begun:
+            await _send(send, told, _id_of(scope))
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP with the status that h11 names; called where its error was caught."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()  # an answer is on its way, or was sent; no other one can follow
+            return
+        told, name = _no_http(sys.exc_info()[1] or msg), new_request_id()
+        logger.info("%s: refused with %d, %s", (self.client or ("-",))[0], told.status, name)
+        data = json.dumps(told.body).encode()
+        fields = {**told.headers, "content-type": "application/json", "content-length": str(len(data))}
+        fields |= {"x-request-id": name, "connection": "close"}
+        status = HTTPStatus(told.status)
+        head = h11.Response(
+            status_code=status.value, reason=status.phrase.encode(), headers=list(fields.items())
+        )
+        for event in (head, h11.Data(data=data), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
@@ -59,6 +118,41 @@ class GuardedProtocol(H11Protocol):
             self._deadline = None
 
 
+def _no_http(error: BaseException | str) -> ServeError:
+    """Return the error for what h11 could not read."""
+    status = getattr(error, "error_status_hint", 400)  # of h11's RemoteProtocolError
+    if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        message = f"the head of the request is longer than {MAX_HEAD_BYTES:,} bytes"
+        return ServeError(status, message, code="headers_too_large")
+    return ServeError(status, f"this is no request of HTTP/1.1: {str(error)[:200]}", code="invalid_http")
+
+
+def _too_many() -> ServeError:
+    message = "too many connections are open; come again"
+    return ServeError(503, message, code="too_many_connections", retry_after_s=1)
+
+
+def _shutting_down() -> ServeError:
+    message = "the server is being shut down, and the answer took longer than it waits"
+    return ServeError(503, message, code="shutting_down", retry_after_s=5)
+
+
+def _id_of(scope: Scope) -> str:
+    """Return the id of a request; one that never reached the guards gets it here."""
+    return str(scope.setdefault("state", {}).setdefault("request_id", new_request_id()))
+
+
+async def _send(send: Send, error: ServeError, name: str) -> None:
+    """Send an error from outside of the guards, which name the request otherwise."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+        await send(message)
+
+    await send_error(send_with_id, error, close=True)
+
+
 def make_server(
     app: App, *, drain_seconds: float, protocol: type[GuardedProtocol] = GuardedProtocol
 ) -> uvicorn.Server:
@@ -79,7 +173,6 @@ def make_server(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
-        limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     return uvicorn.Server(config)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 import transformers
@@ -20,12 +19,18 @@ from transformers.utils import is_torch_tf32_available
 from llava._compat import parser_actions
 from llava.arguments import ProgramParser, take_paths
 from llava.model.language_model.family import KERNELS
-from llava.model.multimodal.config import ASPECT_RATIOS, MERGE_TYPES, SELECT_FEATURES
+from llava.model.multimodal.config import SELECT_FEATURES, check_cap, check_merge_type
 from llava.train.callbacks.tasks import EvalTaskArguments
-from llava.train.checks import check_grids, check_json, check_numbers, check_output_dir
-from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
+from llava.train.checks import (
+    check_choice,
+    check_flag,
+    check_grids,
+    check_json,
+    check_numbers,
+    check_output_dir,
+)
+from llava.train.data_args import DataArguments, explained
 from llava.train.inherited import given_flags, inherit_settings
-from llava.train.labels import LABEL_MASKS
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
@@ -48,88 +53,40 @@ PATHS = (
 )
 
 
-def _explained(default: object, text: str) -> Any:
-    """A dataclass field with a default and a line for --help."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class ModelArguments:
     """Which model is trained, and how its vision parts are built."""
 
-    model_name_or_path: str = _explained("facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to go on from")
-    version: str = _explained("v0", "Conversation template; v0 also adds a [PAD] token")
-    freeze_backbone: bool = _explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
-    tune_mm_mlp_adapter: bool = _explained(False, "Stage 1: train the projector only")
-    vision_tower: str | None = _explained(None, "Folder or hub name, several joined by +; none: text only")
-    mm_vision_select_layer: int | None = _explained(-1, "Hidden layer of the tower whose features are used")
-    pretrain_mm_mlp_adapter: str | None = _explained(None, "mm_projector.bin of stage 1")
-    mm_projector_type: str | None = _explained("linear", "linear, mlpNx_gelu or identity")
-    mm_use_im_start_end: bool = _explained(False, "Put <im_start> and <im_end> round each image")
-    mm_use_im_patch_token: bool = _explained(True, "Add <im_patch> to the vocabulary")
-    mm_patch_merge_type: str | None = _explained("flat", "flat, spatial or spatial_unpad")
-    mm_vision_select_feature: str | None = _explained("patch", "patch, or cls_patch to keep the class token")
-    mm_vision_resolution: int | None = _explained(None, "Pixels that the tower gets, its config's by default")
-    unfreeze_mm_vision_tower: bool = _explained(False, "Train the vision tower as well")
+    model_name_or_path: str = explained(
+        "facebook/opt-125m", "Base LLM, or a LLaVA checkpoint to continue from"
+    )
+    version: str = explained("v0", "Conversation template; v0 also adds a [PAD] token")
+    freeze_backbone: bool = explained(False, "Keep the layers of the LLM as they are (its lm_head trains)")
+    tune_mm_mlp_adapter: bool = explained(False, "Stage 1: train the projector only")
+    vision_tower: str | None = explained(None, "Folder or hub name, several joined by +; none: text only")
+    mm_vision_select_layer: int | None = explained(-1, "Hidden layer of the tower whose features are used")
+    pretrain_mm_mlp_adapter: str | None = explained(None, "mm_projector.bin of stage 1")
+    mm_projector_type: str | None = explained("linear", "linear, mlpNx_gelu or another: docs/projectors.md")
+    mm_use_im_start_end: bool = explained(False, "Put <im_start> and <im_end> round each image")
+    mm_use_im_patch_token: bool = explained(True, "Add <im_patch> to the vocabulary")
+    mm_patch_merge_type: str | None = explained(
+        "flat", "flat, spatial or spatial_unpad, the latter two also with _nobase or _maxpool2x2"
+    )
+    mm_vision_select_feature: str | None = explained("patch", "patch, or cls_patch to keep the class token")
+    mm_vision_resolution: int | None = explained(None, "Pixels that the tower gets, its config's by default")
+    unfreeze_mm_vision_tower: bool = explained(False, "Train the vision tower as well")
 
     def __post_init__(self) -> None:
-        _one_of("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
-        _one_of("mm_patch_merge_type", self.mm_patch_merge_type, MERGE_TYPES)
-
-
-@dataclass
-class DataArguments:
-    """Where the samples are, and how pictures are brought to the tower's size."""
-
-    data_path: str | None = _explained(
-        None,
-        "Records: .json, .jsonl (or .gz of either), .parquet, a folder or pattern, or a .yaml mixture",
-    )
-    lazy_preprocess: bool = _explained(False, "Accepted; samples are always prepared when they are read")
-    is_multimodal: bool = _explained(False, "Accepted; true whenever --vision_tower is given")
-    eval_data_path: str | None = _explained(None, "Records to evaluate on, in the formats of --data_path")
-    eval_split: float = _explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
-    image_folder: str | None = _explained(None, "Folder that image names of the data are relative to")
-    allow_images_outside_folder: bool = _explained(
-        False, "Read images whose names lead out of --image_folder: ../x.png, or absolute elsewhere"
-    )
-    image_aspect_ratio: str = _explained("square", "square (crop), pad, or anyres (tiles)")
-    image_grid_pinpoints: str | None = _explained(
-        None, 'Tile grids of anyres in pixels, "[[336,672],[672,336]]"; by default those of the model'
-    )
-    data_cache_dir: str | None = _explained(
-        None, "Folder for the tables that large data is converted to, once; by default beside the data"
-    )
-    on_bad_sample: str = _explained(
-        "error",
-        "error: stop at a sample that cannot be used; skip: take the next good one and tell at the end",
-    )
-    streaming: bool = _explained(
-        False, "Read samples with their images from .tar or .parquet shards as a stream; needs --max_steps"
-    )
-    shuffle_buffer: int = _explained(1000, "Samples among which a stream is shuffled")
-    label_masks: str | None = _explained(
-        None,
-        "How answers are found: reference counts tokens, and loses a conversation that confuses it; spans "
-        "does not; by default reference where it works",
-    )
-
-    # set by train() from the model, read by the dataset
-    image_processor: Any = field(default=None, init=False)
-    mm_use_im_start_end: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        _one_of("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
-        _one_of("on_bad_sample", self.on_bad_sample, BAD_SAMPLE_POLICIES)
-        _one_of("label_masks", self.label_masks, (None, *LABEL_MASKS))
+        check_choice("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
+        check_flag(check_merge_type, self.mm_patch_merge_type)
 
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
     """Training arguments of transformers and of the reference, and names that transformers has dropped."""
 
-    cache_dir: str | None = _explained(None, "Where files from the hub are kept")
-    optim: str = _explained("adamw_torch", "Optimizer")
+    cache_dir: str | None = explained(None, "Where files from the hub are kept")
+    optim: str = explained("adamw_torch", "Optimizer")
     # the parser of transformers takes true and false only, though the field knows these
     include_num_input_tokens_seen: str = field(
         default="no",
@@ -139,68 +96,66 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
             "const": "all",
         },
     )
-    remove_unused_columns: bool = _explained(False, "Keep false: the collator needs every column")
-    freeze_mm_mlp_adapter: bool = _explained(False, "Do not train the projector")
-    mpt_attn_impl: str | None = _explained("triton", "Accepted; today's MPT chooses its attention itself")
-    attn: str = _explained(
+    remove_unused_columns: bool = explained(False, "Keep false: the collator needs every column")
+    freeze_mm_mlp_adapter: bool = explained(False, "Do not train the projector")
+    mpt_attn_impl: str | None = explained("triton", "Accepted; today's MPT chooses its attention itself")
+    attn: str = explained(
         "auto",
         f"Attention kernel: auto takes what the program asks for and what works; else {', '.join(KERNELS)}",
     )
-    model_max_length: int = _explained(512, "Tokens of a sample after which it is cut")
-    double_quant: bool = _explained(True, "Quantise the quantisation constants as well (--bits 4)")
-    quant_type: str = _explained("nf4", "nf4 or fp4 (--bits 4)")
-    bits: int = _explained(16, "Bits of a weight of the frozen LLM: 16, or 8 or 4 through bitsandbytes")
-    lora_enable: bool = _explained(False, "Train low-rank adapters instead of the LLM's weights")
-    lora_r: int = _explained(64, "Rank of the adapters")
-    lora_alpha: int = _explained(16, "Scale of the adapters, divided by their rank")
-    lora_dropout: float = _explained(0.05, "Dropout in front of the adapters")
-    lora_weight_path: str = _explained("", "Accepted; unused in the reference as well")
-    lora_bias: str = _explained("none", "Which biases train with the adapters: none, all or lora_only")
-    mm_projector_lr: float | None = _explained(None, "Learning rate of the projector, if it has its own")
-    mm_vision_tower_lr: float | None = _explained(
+    model_max_length: int = explained(512, "Tokens of a sample after which it is cut")
+    double_quant: bool = explained(True, "Quantise the quantisation constants as well (--bits 4)")
+    quant_type: str = explained("nf4", "nf4 or fp4 (--bits 4)")
+    bits: int = explained(16, "Bits of a weight of the frozen LLM: 16, or 8 or 4 through bitsandbytes")
+    lora_enable: bool = explained(False, "Train low-rank adapters instead of the LLM's weights")
+    lora_r: int = explained(64, "Rank of the adapters")
+    lora_alpha: int = explained(16, "Scale of the adapters, divided by their rank")
+    lora_dropout: float = explained(0.05, "Dropout in front of the adapters")
+    lora_weight_path: str = explained("", "Accepted; unused in the reference as well")
+    lora_bias: str = explained("none", "Which biases train with the adapters: none, all or lora_only")
+    mm_projector_lr: float | None = explained(None, "Learning rate of the projector, if it has its own")
+    mm_vision_tower_lr: float | None = explained(
         None, "Learning rate of the vision tower, if it has its own (--unfreeze_mm_vision_tower)"
     )
-    group_by_modality_length: bool = _explained(False, "Batches of one modality and like lengths")
-    packing: bool = _explained(False, "Put the samples of a batch one after the other, without padding")
+    group_by_modality_length: bool = explained(False, "Batches of one modality and like lengths")
+    packing: bool = explained(False, "Put the samples of a batch one after the other, without padding")
 
-    resume: str = _explained(
-        "auto", "auto: go on from the newest checkpoint of --output_dir; never: start anew; or a checkpoint"
+    resume: str = explained(
+        "auto", "auto: resume from the newest checkpoint of --output_dir; never: start over; or a checkpoint"
     )
-    on_nonfinite: str = _explained("error", "A loss that is not finite: error stops, skip drops that step")
-    deterministic: bool = _explained(False, "Only algorithms that give the same result every time")
-    max_lost_samples: float = _explained(
+    on_nonfinite: str = explained("error", "A loss that is not finite: error stops, skip drops that step")
+    deterministic: bool = explained(False, "Only algorithms that give the same result every time")
+    max_lost_samples: float = explained(
         0.01, "Share of samples without anything to train on above which the run stops; 1 never stops"
     )
-    verbose_libraries: bool = _explained(
+    verbose_libraries: bool = explained(
         False,
         "Show warnings and other messages of transformers, DeepSpeed and torch (--debug is another flag)",
     )
-    dry_run: bool = _explained(False, "Load everything, show samples, what trains and the memory; then exit")
+    dry_run: bool = explained(False, "Load everything, show samples, what trains and the memory; then exit")
 
     # Flags of transformers 4.37 that version 5 renamed or dropped.
-    evaluation_strategy: str | None = _explained(None, "Old name of --eval_strategy")
-    warmup_ratio: float | None = _explained(
-        None, "Warmup as a part of all steps; --warmup_steps takes it now"
-    )
-    group_by_length: bool = _explained(False, "Batches of like lengths")
-    save_safetensors: bool = _explained(True, "Accepted when true: weights are always written as safetensors")
-    overwrite_output_dir: bool = _explained(False, "Start anew even if the output folder has checkpoints")
-    no_cuda: bool = _explained(False, "Old name of --use_cpu")
-    logging_dir: str | None = _explained(None, "Folder of the tensorboard files")
+    evaluation_strategy: str | None = explained(None, "Old name of --eval_strategy")
+    warmup_ratio: float | None = explained(None, "Warmup as a part of all steps; --warmup_steps takes it now")
+    group_by_length: bool = explained(False, "Batches of like lengths")
+    save_safetensors: bool = explained(True, "Accepted when true: weights are always written as safetensors")
+    overwrite_output_dir: bool = explained(False, "Start over even if the output folder has checkpoints")
+    no_cuda: bool = explained(False, "Old name of --use_cpu")
+    logging_dir: str | None = explained(None, "Folder of the tensorboard files")
 
     def __post_init__(self) -> None:
-        _one_of("attn", self.attn, ATTENTION_CHOICES)
-        _one_of("bits", self.bits, BITS)
-        _one_of("lora_bias", self.lora_bias, LORA_BIASES)
-        _one_of("quant_type", self.quant_type, QUANT_TYPES)
-        _one_of("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
+        check_choice("attn", self.attn, ATTENTION_CHOICES)
+        check_choice("bits", self.bits, BITS)
+        check_choice("lora_bias", self.lora_bias, LORA_BIASES)
+        check_choice("quant_type", self.quant_type, QUANT_TYPES)
+        check_choice("on_nonfinite", self.on_nonfinite, NONFINITE_POLICIES)
         seen = str(self.include_num_input_tokens_seen).lower()
         seen = "all" if seen in TRUE else "no" if seen in FALSE else seen
-        _one_of("include_num_input_tokens_seen", seen, TOKENS_SEEN)
+        check_choice("include_num_input_tokens_seen", seen, TOKENS_SEEN)
         self.include_num_input_tokens_seen = seen
         self._take_old_names()
         self._fit_to_device()
-        inherited: Any = self
+        inherited: transformers.TrainingArguments = self
         if inherited.disable_tqdm is None:
             inherited.disable_tqdm = False  # else it would follow how much transformers says
         if inherited.ddp_find_unused_parameters is None and not inherited.gradient_checkpointing_kwargs:
@@ -215,7 +170,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
 
     def _take_old_names(self) -> None:
         """Translate what transformers 5 renamed, and refuse what it can no longer do."""
-        inherited: Any = (
+        inherited: transformers.TrainingArguments = (
             self  # fields of the parent class, whose types differ between versions of transformers
         )
         if self.evaluation_strategy is not None:
@@ -251,7 +206,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
 
     def _fit_to_device(self) -> None:
         """Fit number formats to the machine, so that flags written for a GPU also run on a CPU."""
-        inherited: Any = self
+        inherited: transformers.TrainingArguments = self
         if not torch.accelerator.is_available():
             inherited.use_cpu = True
         if inherited.fp16 and inherited.use_cpu:
@@ -261,11 +216,6 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
                 "--tf32 True has no effect: it needs an NVIDIA GPU of the Ampere generation or newer"
             )
             inherited.tf32 = None
-
-
-def _one_of(flag: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
 class _Parser(ProgramParser, transformers.HfArgumentParser):
@@ -325,7 +275,7 @@ def make_data_settings(
 
 def for_trainer(training_args: TrainingArguments) -> TrainingArguments:
     """Return the arguments that a Trainer gets: it must not put Liger's kernels, and loss, in again."""
-    arguments: Any = copy(training_args)
+    arguments: transformers.TrainingArguments = copy(training_args)
     arguments.use_liger_kernel = False
     return arguments
 
@@ -352,6 +302,8 @@ def check_args(
     if data_args.data_path is None:
         raise UserError("--data_path is missing; name the JSON file with the training records")
     check_grids(data_args.image_grid_pinpoints)
+    if model_args.vision_tower is not None:
+        check_flag(check_cap, data_args.image_aspect_ratio, model_args.mm_patch_merge_type)
     if model_args.tune_mm_mlp_adapter and model_args.mm_projector_type == "identity":
         raise UserError(
             "--tune_mm_mlp_adapter trains the projector alone, and "
@@ -402,7 +354,7 @@ def _choose_evaluation(data_args: DataArguments, training_args: TrainingArgument
     if data_args.eval_split and data_args.streaming:
         raise UserError("--eval_split cannot hold out a part of a stream; give --eval_data_path")
     has_data = bool(data_args.eval_split or data_args.eval_data_path)
-    arguments: Any = training_args
+    arguments: transformers.TrainingArguments = training_args
     evaluates = word_of(arguments.eval_strategy) != "no"
     if evaluates and not has_data:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
@@ -15,6 +15,8 @@ from llava.model.checkpoints.files import load_weights, read_config
 from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
 from llava.train.args import ModelArguments, TrainingArguments
@@ -25,6 +27,9 @@ from llava.train.setup.attention import select_attention
 from llava.train.setup.liger import use_liger
 from llava.train.setup.packing import use_packing
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +142,7 @@ def _compare_with_checkpoint(config: dict[str, Any], model_args: ModelArguments)
             )
 
 
-def choose_trained_parts(model: Any, plan: RunPlan) -> Any:
+def choose_trained_parts(model: PreTrainedModel, plan: RunPlan) -> Any:
     """Freeze, quantise and wrap the LLM as the flags say; returns the model to train."""
     if plan.freeze_backbone:
         model.base_model.requires_grad_(False)
@@ -151,8 +156,8 @@ def choose_trained_parts(model: Any, plan: RunPlan) -> Any:
 
 
 def attach_vision(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     plan: RunPlan,
     settings: DataSettings,
@@ -195,11 +200,15 @@ def attach_vision(
     config.mm_projector_lr = plan.mm_projector_lr
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    return replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+    settings = replace(settings, image_processor=tower.image_processor, image_grid_pinpoints=grids)
+    tile = projected_tile(MultimodalConfig.of(config), tower.tile_features)
+    if tile.count != tower.tokens_per_tile:  # the reference's number is about projectors that keep them all
+        settings = replace(settings, image_length=tile.count)
+    return settings
 
 
 def smart_tokenizer_and_embedding_resize(
-    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+    special_tokens_dict: dict[str, str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
     """Add special tokens to tokenizer and model; their embeddings start from the mean of the others."""
     new = tokenizer.add_special_tokens(special_tokens_dict)
@@ -213,7 +222,7 @@ def build_model(
     training_args: TrainingArguments,
     plan: RunPlan,
     settings: DataSettings,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     template: str,
     *,
     attention: str | None,

@@ -50,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=local_path,
         help="CLIP folder or hub name; without one an image counts as one token",
     )
-    add("--image_aspect_ratio", default="square", choices=("square", "pad", "anyres"))
-    add("--image_grid_pinpoints", help="tile grids of anyres, [[336,672],[672,336]]; by default the model's")
-    add("--mm_patch_merge_type", default="flat", choices=("flat", "spatial", "spatial_unpad"))
+    add("--image_aspect_ratio", default="square", help="square, pad, anyres or anyres_max_N")
+    add(
+        "--image_grid_pinpoints",
+        help="tile grids of anyres, [[336,672],[672,336]] or (1x1),...,(6x6); by default the model's",
+    )
+    add("--mm_patch_merge_type", default="flat", help="flat, spatial, spatial_unpad ..., as in training")
     add("--mm_vision_select_feature", default="patch", choices=("patch", "cls_patch"))
     add(
         "--mm_vision_select_layer",
@@ -60,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="hidden layer of the tower; by default the model's",
     )
     add("--mm_vision_resolution", type=int, help="pixels that the tower is given; by default the model's")
+    add("--mm_projector_type", help="kind of projector, which may make fewer tokens; by default the model's")
     add("--label_masks", choices=LABEL_MASKS, help="how answers are found; by default as training chooses")
     add("--mm_use_im_start_end", type=_boolean, default=False, metavar="True|False")
     add("--workers", type=int, help="processes (default: one for each core, if there is enough to do)")

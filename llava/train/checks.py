@@ -6,14 +6,16 @@ import base64
 import binascii
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.files import part_of, read_tensors
-from llava.model.multimodal_encoder.registry import read_tower_config, split_name, tower_class
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import describe_tower, read_tower_config, split_name, tower_class
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.old_flags import read_json_flag
 from llava.utils import UserError, shortened
 
@@ -143,6 +145,20 @@ def check_output_dir(output_dir: str | None, *, writes: bool) -> None:
         )
 
 
+def check_choice(flag: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is none of those that a flag knows."""
+    if value not in allowed:
+        raise UserError(f"--{flag} is {value!r}; expected one of {', '.join(map(str, allowed))}")
+
+
+def check_flag(check: Callable[..., object], *values: object) -> None:
+    """Call a check of settings on values of flags, which are named as the settings are."""
+    try:
+        check(*values)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+
+
 def check_grids(grids: str | None) -> None:
     """Refuse tile grids that cannot be read, or that are not pairs of positive numbers."""
     if grids is None:
@@ -183,3 +199,14 @@ def check_vision_tower(tower: str | None) -> None:
             tower_class(read_tower_config(one), one)
     except UserError as error:
         raise UserError(f"--vision_tower: {error}") from error
+
+
+def check_projector(model_args: object) -> None:
+    """Refuse a projector that is unknown, or that cannot take what the tower gives or the merge needs."""
+    settings = MultimodalConfig.of(model_args)
+    if settings.vision_tower is None:
+        return
+    try:
+        projected_tile(settings, describe_tower(settings).tile_features)
+    except UserError as error:
+        raise UserError(f"--{error}" if str(error).startswith("mm_") else str(error)) from error

@@ -2,7 +2,7 @@
 
 Two thirds of the flags belong to transformers' TrainingArguments, whose import takes ten seconds. help.json
 holds the flags as the parser of llava.train.args has them with one release of transformers; with any other
-release that parser itself is asked. `python -m llava.train.help` records them anew.
+release that parser itself is asked. `python -m llava.train.help` records them again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def recorded_parser(record: Path = RECORD) -> argparse.ArgumentParser | None:
 class _Shown(argparse.Action):
     """A flag that is shown and never read."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, *args: object, **kwargs: object) -> None:
         """Never called: nothing is parsed."""
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Sampler
@@ -16,8 +17,8 @@ from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
 from llava.train.callbacks.progress import Progress
-from llava.train.callbacks.unsupervised import LostMarks, LostSamples
-from llava.train.checkpointing.resume import RunMemory, explained_state, flag_settings, put_back
+from llava.train.callbacks.unsupervised import LostSampleNames, LostSamples
+from llava.train.checkpointing.resume import RunState, explained_state, flag_settings, put_back
 from llava.train.checkpointing.saving import (
     get_mm_adapter_state_maybe_zero_3,
     leave_out_frozen,
@@ -37,6 +38,10 @@ from llava.train.data.sampler import (
 from llava.train.data.streaming import StreamingDataset, stream_loader
 from llava.train.plan import RATE_FLAGS
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 __all__ = [
     "LLaVATrainer",
@@ -60,18 +65,18 @@ class LLaVATrainer(LossByModality):
     manifest: dict[str, Any] | None = None  # what the run was started with; kept in each checkpoint
     staging: Path | None = None  # where checkpoints are written to at the moment
     train_dataset: Any
-    data_collator: Any
+    data_collator: Callable[..., Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "tokenizer" in kwargs:  # its name in transformers 4, which other projects pass
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
         self.guard = NonFiniteGuard(self.plan.on_nonfinite, self.train_dataset)
-        self.memory = RunMemory(self)
+        self.run_state = RunState(self)
         self.lost = LostSamples(self.plan.max_lost_samples, self.train_dataset)
         self.add_callback(self.guard)
         self.add_callback(self.lost)
-        self.add_callback(self.memory)
+        self.add_callback(self.run_state)
         self.progress: Progress | None = None
         # a notebook has a display of its own, which stays
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
@@ -83,7 +88,7 @@ class LLaVATrainer(LossByModality):
         """The tokenizer; subclasses of other projects call it so."""
         return self.processing_class
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: object, **kwargs: object) -> Any:
         """Train, as Trainer.train does. Raises UserError for a combination that the model cannot train."""
         if self.trains_projector_only and self.plan.use_im_start_end:
             raise UserError(
@@ -91,7 +96,7 @@ class LLaVATrainer(LossByModality):
                 "train stage 1 with --mm_use_im_start_end False"
             )
         if isinstance(resume_from_checkpoint, str):
-            self.memory.load(Path(resume_from_checkpoint))
+            self.run_state.load(Path(resume_from_checkpoint))
             if self.trains_projector_only and self.is_deepspeed_enabled:
                 load_projector(self.model, Path(resume_from_checkpoint))  # DeepSpeed keeps what trains only
         try:
@@ -106,10 +111,10 @@ class LLaVATrainer(LossByModality):
         return self.plan.stage == "projector"
 
     def get_train_dataloader(self) -> Any:
-        """Build the loader of the training data; a stream is dealt out to the ranks by itself."""
+        """Build the loader of the training data; a stream shards itself over the ranks."""
         dataset, collator = self.train_dataset, self.data_collator
         limit = getattr(self.processing_class, "model_max_length", None)
-        named = LostMarks(NamedBatches(collator), limit)
+        named = LostSampleNames(NamedBatches(collator), limit)
         if isinstance(dataset, StreamingDataset):
             return stream_loader(dataset, self.args, train_batch_size(self), named)
         self.train_dataset, self.data_collator = NamedSamples(dataset), named
@@ -130,14 +135,16 @@ class LLaVATrainer(LossByModality):
             group_by_modality=by_modality,
         )
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, *args: object, **kwargs: object) -> Any:
         """Read the batches of the next step; none after the last, which a resumed run may have behind it."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: PreTrainedModel, inputs: dict[str, Any], *args: object, **kwargs: object
+    ) -> torch.Tensor:
         """Run a micro-batch forward and backward. Raises UserError for a loss that is not finite."""
         names = inputs.pop(BATCH_KEY, [])
         self.lost.note(inputs)
@@ -149,7 +156,7 @@ class LLaVATrainer(LossByModality):
             self.guard.check(loss, inputs, names, self.state.global_step + 1)
         return loss
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; parts with a learning rate of their own (`own_rate`) form groups."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
@@ -170,7 +177,7 @@ class LLaVATrainer(LossByModality):
                     optimizer.add_param_group({**settings, "params": own, "lr": rate})
         return optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """Create the scheduler; at this point DeepSpeed's engine exists and has loaded nothing yet.
 
         With an optimizer from DeepSpeed's config the engine asks for the scheduler while it is built: the
@@ -200,10 +207,12 @@ class LLaVATrainer(LossByModality):
         else:
             super().save_model(output_dir, _internal_call)
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         return str(self.staging) if self.staging is not None else super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(
+        self, model: PreTrainedModel, trial: object, *args: object, **kwargs: object
+    ) -> None:
         def write() -> None:
             super(LLaVATrainer, self)._save_checkpoint(model, trial, *args, **kwargs)
 
@@ -218,7 +227,9 @@ class LLaVATrainer(LossByModality):
             folder = output_dir or self.args.output_dir
             save_beside_lora(self.model, folder, should_save=self.args.should_save)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
+    ) -> None:
         target = self.model if model is None else model
         if not self.trains_projector_only:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

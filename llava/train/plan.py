@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 
 from llava.protocols import ImageProcessor
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +58,17 @@ class RunPlan:
     quant_type: str = "nf4"
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     world_size: int = 1
-    deepspeed: Any = None  # a file, a dict, or nothing
-    hf_deepspeed_config: Any = None  # as transformers has read it
-    fsdp: Any = None
-    fsdp_plugin_args: Any = None
+    deepspeed: str | dict[str, Any] | None = None  # a file, a dict, or nothing
+    hf_deepspeed_config: HfTrainerDeepSpeedConfig | None = None  # as transformers has read it
+    fsdp: object = None
+    fsdp_plugin_args: dict[str, Any] | None = None
     # how a step goes
     seed: int = 42
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
-    gradient_checkpointing_kwargs: Any = None
+    gradient_checkpointing_kwargs: dict[str, Any] | None = None
     activation_checkpointing: bool | None = False  # its name in newer transformers
-    activation_checkpointing_kwargs: Any = None
+    activation_checkpointing_kwargs: dict[str, Any] | None = None
     packing: bool = False
     group_by_modality_length: bool = False
     group_by_length: bool = False
@@ -150,6 +154,9 @@ class DataSettings:
     shuffle_buffer: int = 1
     eval_data_path: str | None = None
     eval_split: float = 0.0
+    # what an image adds to a sample's length when samples are grouped: the reference's number, or the tokens
+    # that a projector makes of a tile where it makes fewer
+    image_length: int = 128
 
     @property
     def skips_bad_samples(self) -> bool:
@@ -180,7 +187,7 @@ def adapted(kind: type[Settings], *arguments: object, **known: object) -> Settin
     return kind(**values)
 
 
-def plan_of(trainer: Any) -> RunPlan:
+def plan_of(trainer: Trainer) -> RunPlan:
     """Return the plan of a trainer; for another Trainer than ours, what its arguments say."""
     return trainer.plan if hasattr(trainer, "plan") else adapted(RunPlan, trainer.args)
 

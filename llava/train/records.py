@@ -172,7 +172,7 @@ def _has_characters_only(text: str) -> bool:
 
 
 def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fault]:
-    """Yield faults of `image`; its marks are counted when the turns are without fault."""
+    """Yield faults of `image`; its image tokens are counted when the turns are without fault."""
     names = image_paths(record)
     if not all(isinstance(name, str) and name and "\0" not in name for name in names):
         empty = [name for name in names if name is None or (isinstance(name, float) and math.isnan(name))]
@@ -190,24 +190,30 @@ def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fa
         )
         return
     if not names or turns is None:
-        return  # without an image, a text may talk about <image>; `stray_marks` finds those
+        return  # without an image, a text may talk about <image>; `stray_image_tokens` finds those
     first = 0 if turns[0]["from"] == "human" else 1  # a leading answer is dropped
     counts = [turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in turns[first:]]
-    # with one image, all marks of a turn become one mark in front of it
-    marks = sum(counts) if len(names) > 1 else sum(count > 0 for count in counts)
-    if marks != len(names):
+    # with one image, all image tokens of a turn become one in front of it
+    n_tokens = sum(counts) if len(names) > 1 else sum(count > 0 for count in counts)
+    if n_tokens != len(names):
         reason = (
-            f"it has {len(names)} image(s) but {marks} {DEFAULT_IMAGE_TOKEN} mark(s) in its turns; "
-            "expected one mark for each image"
+            f"it has {len(names)} image(s) but {n_tokens} {DEFAULT_IMAGE_TOKEN} token(s) in its turns; "
+            "expected one for each image"
         )
         yield Fault("image_count", reason)
 
 
-def stray_marks(record: Record) -> bool:
-    """Tell whether a faultless record without an image holds the image mark, which is read as text then."""
+def stray_image_tokens(record: Record) -> bool:
+    """Tell whether a faultless record without an image holds the image token, which is read as text then."""
     return not has_images(record) and any(
         DEFAULT_IMAGE_TOKEN in turn["value"] for turn in record["conversations"]
     )
+
+
+def sample_name(dataset: object, key: object) -> str:
+    """Name a sample of a dataset: by its number as the dataset's table of records does, if it has one."""
+    name = getattr(getattr(dataset, "list_data_dict", None), "name", None)
+    return str(name(key) if isinstance(key, int) and callable(name) else key)
 
 
 def kind_of(value: object) -> str:

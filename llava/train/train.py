@@ -57,7 +57,7 @@ from llava.train.checkpointing.saving import (
     safe_save_model_for_hf_trainer,
     save_trained_model,
 )
-from llava.train.checks import check_projector_file, check_vision_tower
+from llava.train.checks import check_projector, check_projector_file, check_vision_tower
 from llava.train.data.dataset import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -83,7 +83,7 @@ from llava.train.labels.preprocess import (
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.setup import distributed
 from llava.train.setup.determinism import seed_everything
-from llava.train.setup.noise import quiet_libraries
+from llava.train.setup.noise import quiet_unless_verbose
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.train.setup.trainable import find_all_linear_names
 from llava.utils import run_program
@@ -159,10 +159,11 @@ def train(attn_implementation: str | None = None) -> None:
     model in the reference's layout to --output_dir. Raises UserError for flags and data that cannot be used.
     """
     # the command line, and what is wrong with it
-    quiet_libraries(sys.argv)
+    quiet_unless_verbose(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)
+    check_projector(model_args)
     check_projector_file(model_args.pretrain_mm_mlp_adapter)
     check_start(model_args.model_name_or_path)
     distributed.start(training_args)
@@ -179,7 +180,7 @@ def train(attn_implementation: str | None = None) -> None:
         model_max_length=training_args.model_max_length,
         cache_dir=training_args.cache_dir,
     )
-    conv = conversation_lib.conv_templates[template]
+    conv = conversation_lib.conversation_for(template, tokenizer)
     masks = choose_label_masks(data_args.label_masks, conv, tokenizer)
     settings = make_data_settings(model_args, data_args, label_masks=masks)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)

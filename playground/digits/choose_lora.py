@@ -3,7 +3,7 @@
 python -m playground.digits.choose_lora [--output runs/choose_lora]
 
 The test half plays no part. The last fifth of the training half is held out from the tower, from stage 1 and
-from stage 2; the language model never sees a picture anyway.
+from stage 2; the language model never sees an image anyway.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from llava.utils import run_program
 from playground.digits import evaluate as exam
 from playground.digits.data import make_data
+from playground.digits.images import Digits, load_halves
 from playground.digits.language import make_language_model
-from playground.digits.pictures import Digits, load_halves
 from playground.digits.questions import ONE_IMAGE, TWO_IMAGES, is_right
 from playground.digits.tower import make_tower
 from playground.digits.training import ROOT, train
 
 HELD_OUT = 0.2  # of the training half
-KINDS = (*ONE_IMAGE, *TWO_IMAGES)  # the text questions ask nothing about pictures
+KINDS = (*ONE_IMAGE, *TWO_IMAGES)  # the text questions ask nothing about images
 # rank, alpha, rate of the adapters, rate of the projector. The first are those of the reference's script.
 CANDIDATES = (
     ("128", "256", "2e-4", "2e-5"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from playground.digits.pictures import Digits, distort, load_halves, render, write_pictures
+from playground.digits.images import Digits, distort, load_halves, render, write_images
 from playground.digits.questions import (
     ONE_IMAGE,
     TWO_IMAGES,
@@ -23,7 +23,7 @@ from playground.digits.questions import (
 )
 
 SEED = 2023
-VARIANTS = 4  # distorted copies of each training picture, beside the picture itself
+VARIANTS = 4  # distorted copies of each training image, beside the image itself
 PAIRS = 5000  # two-image records for training
 
 Record = dict[str, Any]
@@ -37,9 +37,9 @@ def make_data(folder: Path, halves: tuple[Digits, Digits] | None = None) -> dict
     (folder / "images" / "train").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "test").mkdir(parents=True, exist_ok=True)
     train, test = halves or load_halves()
-    shown = _write_training_pictures(folder, train)
+    shown = _write_training_images(folder, train)
     test_names = [f"test/{test.first + index:04d}.png" for index in range(len(test.labels))]
-    write_pictures(render(test.ink), [folder / "images" / name for name in test_names])
+    write_images(render(test.ink), [folder / "images" / name for name in test_names])
     rng = random.Random(SEED)
     text_train, text_test = split_text_questions()
     sets = {
@@ -55,22 +55,22 @@ def make_data(folder: Path, halves: tuple[Digits, Digits] | None = None) -> dict
     }
 
 
-def _write_training_pictures(folder: Path, train: Digits) -> list[tuple[str, int]]:
-    """Write each picture of the training half and its distorted copies; returns (name, digit) of each."""
+def _write_training_images(folder: Path, train: Digits) -> list[tuple[str, int]]:
+    """Write each image of the training half and its distorted copies; returns (name, digit) of each."""
     generator = torch.Generator().manual_seed(SEED)
     plain = render(train.ink)
     shown: list[tuple[str, int]] = []
     for variant in range(VARIANTS + 1):
         mark = f"_{variant}" if variant else ""
         names = [f"train/{index:04d}{mark}.png" for index in range(len(train.labels))]
-        pictures = distort(plain, generator) if variant else plain
-        write_pictures(pictures, [folder / "images" / name for name in names])
+        images = distort(plain, generator) if variant else plain
+        write_images(images, [folder / "images" / name for name in names])
         shown += zip(names, map(int, train.labels), strict=True)
     return shown
 
 
 def caption_records(shown: list[tuple[str, int]], rng: random.Random) -> list[Record]:
-    """Make stage 1 records: a picture and what it shows, in words."""
+    """Make stage 1 records: an image and what it shows, in words."""
     return [
         {
             "id": f"caption-{name}",
@@ -87,7 +87,7 @@ def caption_records(shown: list[tuple[str, int]], rng: random.Random) -> list[Re
 def question_records(
     shown: list[tuple[str, int]], text_train: list[Question], rng: random.Random
 ) -> list[Record]:
-    """Make stage 2 records: dialogs about one picture, about two pictures, and without any."""
+    """Make stage 2 records: dialogs about one image, about two images, and without any."""
     records = [
         dialog_record(f"one-{name}", one_image_dialog(digit, rng), image=name) for name, digit in shown
     ]
@@ -114,7 +114,7 @@ def dialog_record(name: str, turns: list[Question], *, image: str | list[str] | 
 def exam_questions(
     shown: list[tuple[str, int]], text_test: list[Question], rng: random.Random
 ) -> list[Record]:
-    """Make the test: every kind about every held-out picture, pairs of held-out pictures, held-out text."""
+    """Make the test: every kind about every held-out image, pairs of held-out images, held-out text."""
     asked: list[tuple[list[str], Question]] = []
     for kind in ONE_IMAGE:
         asked += [([name], ask_one(kind, digit, i)) for i, (name, digit) in enumerate(shown)]

@@ -18,7 +18,7 @@ from llava.eval.tasks.digits import Digits, asks_of, is_right, read_questions
 from llava.inference.model import LoadedModel
 from llava.inference.sampling import SamplingParams
 from llava.model.builder import best_dtype, load_pretrained_model
-from playground.digits.pictures import load_halves
+from playground.digits.images import load_halves
 from playground.digits.questions import KINDS
 
 BATCH_SIZE = 128

@@ -57,7 +57,7 @@ class LanguageRecipe:
 
 @dataclass(frozen=True)
 class Text:
-    """A dialog for the language model: turns as in training data, and words in place of its pictures."""
+    """A dialog for the language model: turns as in training data, and words in place of its images."""
 
     turns: list[dict[str, str]]
     shown: list[str]
@@ -65,7 +65,7 @@ class Text:
 
 
 def make_texts(rng: random.Random, size: int) -> list[Text]:
-    """Make dialogs in which captions stand where pictures would be, and text questions."""
+    """Make dialogs in which captions stand where images would be, and text questions."""
     text_train, _ = split_text_questions()
     return [_make_text(rng, text_train) for _ in range(size)]
 
@@ -134,7 +134,7 @@ def make_tokenizer(folder: Path, recipe: LanguageRecipe) -> None:
 
 
 def encode(text: Text, tokenizer: Any, *, with_system: bool = True) -> Encoded:
-    """Encode a text as training data, ids and labels; the words of its pictures are not trained on."""
+    """Encode a text as training data, ids and labels; the words of its images are not trained on."""
     conv = conv_templates[text.template].copy()
     if not with_system:
         conv.system = ""
@@ -178,7 +178,7 @@ def batches(tokenizer: Any, recipe: LanguageRecipe) -> Iterator[list[Encoded]]:
 
 
 def train_language_model(tokenizer: Any, recipe: LanguageRecipe) -> LlamaForCausalLM:
-    """Train a small Llama on dialogs without pictures."""
+    """Train a small Llama on dialogs without images."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,4 +1,4 @@
-"""Captions, questions and answers about digits: pure text, nothing here sees a picture."""
+"""Captions, questions and answers about digits: pure text, nothing here sees an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPTIONS = (
     "someone wrote the digit {word}",
 )
 
-# Wordings of each kind of question. The two-image kinds hold two image marks, in the order of the pictures.
+# Wordings of each kind of question. The two-image kinds hold two image tokens, in the order of the images.
 ONE_IMAGE = {
     "which_digit": (
         "Which digit is this?",
@@ -71,7 +71,7 @@ class Question:
 
 
 def caption(digit: int, wording: int) -> str:
-    """Describe a picture of `digit` in words."""
+    """Describe an image of `digit` in words."""
     return CAPTIONS[wording % len(CAPTIONS)].format(word=WORDS[digit])
 
 
@@ -85,7 +85,7 @@ def answer_one(kind: str, digit: int) -> str:
 
 
 def answer_two(kind: str, first: int, second: int) -> str:
-    """Answer a question about two pictures."""
+    """Answer a question about two images."""
     if kind == "sum":
         return str(first + second)
     if first == second:
@@ -94,19 +94,19 @@ def answer_two(kind: str, first: int, second: int) -> str:
 
 
 def ask_one(kind: str, digit: int, wording: int) -> Question:
-    """Ask about one picture; the image mark is added by the caller, once for a dialog."""
+    """Ask about one image; the image token is added by the caller, once for a dialog."""
     wordings = ONE_IMAGE[kind]
     return Question(kind, wordings[wording % len(wordings)], answer_one(kind, digit))
 
 
 def ask_two(kind: str, first: int, second: int, wording: int) -> Question:
-    """Ask about two pictures; the marks stand in the text."""
+    """Ask about two images; the image tokens stand in the text."""
     wordings = TWO_IMAGES[kind]
     return Question(kind, wordings[wording % len(wordings)], answer_two(kind, first, second))
 
 
 def text_questions() -> list[Question]:
-    """List every question that needs no picture: each fact about one or two digits in each wording."""
+    """List every question that needs no image: each fact about one or two digits in each wording."""
     questions = [
         Question("text", wording.format(a=a), answer_one(kind, a))
         for kind, wordings in TEXT_ONE.items()
@@ -137,13 +137,13 @@ def split_text_questions() -> tuple[list[Question], list[Question]]:
 
 
 def one_image_dialog(digit: int, rng: random.Random, kinds: int = len(ONE_IMAGE)) -> list[Question]:
-    """Ask several kinds of questions about one picture; the image mark stands in the first."""
+    """Ask several kinds of questions about one image; the image token stands in the first."""
     turns = [ask_one(kind, digit, rng.randrange(99)) for kind in rng.sample(sorted(ONE_IMAGE), k=kinds)]
     return [replace(turns[0], text=f"{DEFAULT_IMAGE_TOKEN}\n{turns[0].text}"), *turns[1:]]
 
 
 def two_image_dialog(first: int, second: int, rng: random.Random) -> list[Question]:
-    """Ask both kinds of questions about two pictures; the image marks stand in the first."""
+    """Ask both kinds of questions about two images; the image tokens stand in the first."""
     turns = [ask_two(kind, first, second, rng.randrange(99)) for kind in rng.sample(sorted(TWO_IMAGES), k=2)]
     second_text = turns[1].text.rpartition("\n")[2]
     return [turns[0], replace(turns[1], text=second_text)]

@@ -24,7 +24,7 @@ from playground.digits.training import ROOT, train
 HERE = Path(__file__).resolve().parent
 # Which files each step depends on, beside the steps before it.
 SOURCES = {
-    "data": ("questions.py", "pictures.py", "data.py", "tower.py", "language.py"),
+    "data": ("questions.py", "images.py", "data.py", "tower.py", "language.py"),
     "pretrain": ("training.py",),
     "finetune": ("training.py",),
     "evaluate": ("evaluate.py", "report.py", "quickstart.py"),
@@ -165,7 +165,7 @@ def evaluate(work: Path, device: str, variant: Variant) -> dict[str, Any]:
     """
     from playground.digits import evaluate as exam
     from playground.digits.merged import compare, merge
-    from playground.digits.report import picture_sheet
+    from playground.digits.report import image_sheet
 
     base = None if variant.base is None else work / variant.base
     as_merged = base is not None
@@ -173,7 +173,7 @@ def evaluate(work: Path, device: str, variant: Variant) -> dict[str, Any]:
     (work / variant.file("answers.json")).write_text(json.dumps(answered, indent=1) + "\n")
     accuracy, counts = exam.score(answered)
     svc = exam.svc_accuracy()
-    picture_sheet(answered, work / "data" / "images", work / variant.file("sheet.png"))
+    image_sheet(answered, work / "data" / "images", work / variant.file("sheet.png"))
     outcome: dict[str, Any] = {
         "accuracy": {kind: round(value, 4) for kind, value in accuracy.items()},
         "n": counts,

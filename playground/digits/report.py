@@ -1,4 +1,4 @@
-"""The picture sheet of the quickstart: test digits with the model's answers."""
+"""The image sheet of the quickstart: test digits with the model's answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def choose_examples(answered: list[dict[str, Any]]) -> dict[str, list[dict[str, 
     return {**chosen, "mistakes": wrong[:COLUMNS]}
 
 
-def picture_sheet(answered: list[dict[str, Any]], images: Path, path: Path) -> None:
+def image_sheet(answered: list[dict[str, Any]], images: Path, path: Path) -> None:
     """Draw test digits with question and answer by kind; wrong answers are red and name the right one."""
     sections = {title: examples for title, examples in choose_examples(answered).items() if examples}
     rows = -(-sum(map(len, sections.values())) // COLUMNS)

@@ -10,8 +10,8 @@ TITLES = {
     "which_digit": "which digit",
     "odd_even": "odd or even",
     "larger_than_five": "larger than five",
-    "which_larger": "two pictures: which is larger",
-    "sum": "two pictures: the sum",
+    "which_larger": "two images: which is larger",
+    "sum": "two images: the sum",
     "text": "text only",
 }
 

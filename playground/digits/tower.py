@@ -1,4 +1,4 @@
-"""A small CLIP vision tower made from scratch: training pictures against the words of their captions."""
+"""A small CLIP vision tower made from scratch: training images against the words of their captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from playground.digits.pictures import Digits, distort, load_halves, render
+from playground.digits.images import Digits, distort, load_halves, render
 from playground.digits.progress import Progress
 from playground.digits.questions import WORDS
 
@@ -46,7 +46,7 @@ class Contrast(nn.Module):
     """A vision tower and the text side that it is trained against, which is thrown away afterwards.
 
     The text side is a vector for the one word in which the captions of two digits differ; the words that all
-    captions share cannot tell pictures apart.
+    captions share cannot tell images apart.
     """
 
     def __init__(self, recipe: TowerRecipe) -> None:
@@ -65,26 +65,26 @@ class Contrast(nn.Module):
         self.words = nn.Embedding(len(WORDS), 64)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Score pictures (n, side, side) against the words of the ten digits: (2, n, 10).
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Score images (n, side, side) against the words of the ten digits: (2, n, 10).
 
         The first scores come from the class token, as in CLIP, the second from the mean of the patches in the
-        layer that LLaVA reads: so both say what the picture shows.
+        layer that LLaVA reads: so both say what the image shows.
         """
-        output = self.tower(normalise(pictures), output_hidden_states=True)
+        output = self.tower(normalise(images), output_hidden_states=True)
         patches = output.hidden_states[SELECT_LAYER][:, 1:].mean(dim=1)  # (n, hidden_size)
         both = torch.stack([self.project(output.pooler_output), self.project_patches(patches)])
         words = F.normalize(self.words.weight, dim=-1)  # (10, 64)
         return F.normalize(both, dim=-1) @ words.T * self.scale.exp().clamp(max=100)
 
 
-def normalise(pictures: torch.Tensor) -> torch.Tensor:
-    """Turn grey pictures (n, side, side) from 0 to 1 into the tower's input (n, 3, side, side)."""
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """Turn grey images (n, side, side) from 0 to 1 into the tower's input (n, 3, side, side)."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (pictures[:, None] - mean) / std
+    return (images[:, None] - mean) / std
 
 
-def tower_pictures(digits: Digits) -> torch.Tensor:
+def tower_images(digits: Digits) -> torch.Tensor:
     """Render digits at the tower's size: (n, 32, 32)."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     small = F.interpolate(
@@ -94,7 +94,7 @@ def tower_pictures(digits: Digits) -> torch.Tensor:
 
 
 def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
-    """Train on freshly distorted pictures of `digits` only; returns the averaged weights."""
+    """Train on freshly distorted images of `digits` only; returns the averaged weights."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     model = Contrast(recipe)
@@ -109,11 +109,11 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
             min(1.0, (step + 1) / recipe.warmup_steps) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
         ),
     )
-    pictures, labels = tower_pictures(digits), torch.from_numpy(digits.labels)
+    images, labels = tower_images(digits), torch.from_numpy(digits.labels)
     progress = Progress("vision tower", recipe.steps)
     for _ in range(recipe.steps):
         rows = torch.randint(len(labels), (recipe.batch_size,), generator=generator)
-        scores = model(distort(pictures[rows], generator))
+        scores = model(distort(images[rows], generator))
         loss = F.cross_entropy(scores.flatten(0, 1), labels[rows].repeat(2))
         optimizer.zero_grad()
         loss.backward()
@@ -129,8 +129,8 @@ def train_tower(digits: Digits, recipe: TowerRecipe) -> Contrast:
 
 @torch.no_grad()
 def accuracy(model: Contrast, digits: Digits) -> float:
-    """Measure how many pictures score highest, by their patches, with the word of their own digit."""
-    guesses = model(tower_pictures(digits))[1].argmax(dim=-1)
+    """Measure how many images score highest, by their patches, with the word of their own digit."""
+    guesses = model(tower_images(digits))[1].argmax(dim=-1)
     return (guesses == torch.from_numpy(digits.labels)).float().mean().item()
 
 
@@ -147,9 +147,7 @@ def make_tower(folder: Path, recipe: TowerRecipe | None = None, train: Digits | 
     """Train a tower on the training half, or on other digits, and write it to a folder."""
     train = train or load_halves()[0]
     model = train_tower(train, recipe or TowerRecipe())
-    print(
-        f"  vision tower: {accuracy(model, train):.1%} of the training pictures find their word", flush=True
-    )
+    print(f"  vision tower: {accuracy(model, train):.1%} of the training images find their word", flush=True)
     save_tower(model, folder)
 
 

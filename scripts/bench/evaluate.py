@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inference import make_assistant, picture
+from inference import image_of, make_assistant
 
 from llava.eval.run.answering import answer_plan
 from llava.eval.run.local import LocalModel
@@ -38,7 +38,7 @@ def write_questions(folder: Path, count: int, size: tuple[int, int]) -> TaskData
     (folder / "images").mkdir(parents=True)
     questions = []
     for number in range(count):
-        picture(number).resize(size).save(folder / "images" / f"{number}.jpg", quality=90)
+        image_of(number).resize(size).save(folder / "images" / f"{number}.jpg", quality=90)
         text = "What is shown here? " * (1 + number % 3)
         questions.append(
             {"id": number, "kind": "k", "images": [f"{number}.jpg"], "question": text, "answer": "yes"}

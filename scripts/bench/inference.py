@@ -8,7 +8,7 @@ python scripts/bench/inference.py [--hidden 512] [--layers 8] [--device cpu] [--
 - second_turn: another question about the image with the kept cache, against a session that has nothing
 - batch: short answers at batch 8, against one by one, of a small model and of one with --hidden and --layers,
   with an image in each question and without; speedup of batch 8
-- checkpoint: the same batch comparison with a real checkpoint (--checkpoint, --images: a folder of pictures)
+- checkpoint: the same batch comparison with a real checkpoint (--checkpoint, --images: a folder of images)
 Models are random. Seconds are those of the processor on a CPU, so that other load does not count.
 """
 
@@ -46,8 +46,8 @@ def make_assistant(folder: Path, hidden: int, layers: int, device: str) -> Assis
     return Assistant(LoadedModel(tokenizer, model.to(device), processor, 4096), conv_templates["llava_v1"])
 
 
-def picture(number: int) -> Image.Image:
-    """Return one of many pictures."""
+def image_of(number: int) -> Image.Image:
+    """Return one of many images."""
     return Image.linear_gradient("L").rotate(7 * number).resize((320, 240)).convert("RGB")
 
 
@@ -58,7 +58,7 @@ def bench_prefill(assistant: Assistant, repeats: int, device: str) -> Result:
     clip = model.get_vision_tower().vision_tower.vision_model
     text = torch.randint(300, len(assistant.tokenizer), (128,)).tolist()
     ids = [*text[:20], IMAGE_TOKEN_INDEX, *text[20:]]
-    image = picture(1)
+    image = image_of(1)
     pixels = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     n_patches = model.get_vision_tower().num_patches
     positions = torch.randn(1, 128 + n_patches, model.config.hidden_size, device=device)
@@ -98,7 +98,7 @@ def bench_second_turn(assistant: Assistant, repeats: int, device: str) -> Result
     """Compare the first piece of a second answer with and without what the first turn left."""
     params = SamplingParams(temperature=0, max_new_tokens=8)
     session = assistant.session()
-    session.ask("What is this?", [picture(1)], params)
+    session.ask("What is this?", [image_of(1)], params)
     messages = [list(one) for one in session.conversation.messages]
 
     def first_piece(decoder: Decoder) -> None:
@@ -116,14 +116,14 @@ def bench_second_turn(assistant: Assistant, repeats: int, device: str) -> Result
 def bench_batch(assistant: Assistant, images: list[Image.Image] | None, repeats: int, device: str) -> Result:
     """Compare short answers at batch 8 with one by one; images: one for each question, or none."""
     texts = [f"What is the {number}th thing here? Answer with a word." for number in range(QUESTIONS)]
-    pictures = [] if images is None else [images[number % len(images)] for number in range(QUESTIONS)]
-    questions: Any = list(zip(texts, pictures, strict=True)) if pictures else texts
+    shown = [] if images is None else [images[number % len(images)] for number in range(QUESTIONS)]
+    questions: Any = list(zip(texts, shown, strict=True)) if shown else texts
     settings = {"temperature": 0, "max_new_tokens": SHORT_ANSWER}
 
     def one_by_one() -> None:
         for question in questions:
-            text, image = question if pictures else (question, ())
-            assistant.session().ask(text, [image] if pictures else (), SamplingParams(**settings))
+            text, image = question if shown else (question, ())
+            assistant.session().ask(text, [image] if shown else (), SamplingParams(**settings))
 
     def batched() -> None:
         assistant.batch(questions, batch_size=8, **settings)
@@ -136,7 +136,7 @@ def bench_random_models(args: argparse.Namespace, folder: Path) -> Result:
     """Run everything that needs no checkpoint."""
     small = make_assistant(folder / "small", 64, 2, args.device)
     assistant = make_assistant(folder / "given", args.hidden, args.layers, args.device)
-    images = [picture(number) for number in range(QUESTIONS)]
+    images = [image_of(number) for number in range(QUESTIONS)]
     batch = {}
     for name, one in (("small", small), ("given", assistant)):
         for kind, given in (("text", None), ("images", images)):
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where the models run")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each function")
     parser.add_argument("--checkpoint", default=None, help="a checkpoint for the batch comparison")
-    parser.add_argument("--images", default=None, help="folder of pictures for --checkpoint")
+    parser.add_argument("--images", default=None, help="folder of images for --checkpoint")
     args = parser.parse_args()
     result: Result = {"threads": torch.get_num_threads(), "torch": torch.__version__, **vars(args)}
     with tempfile.TemporaryDirectory() as name:

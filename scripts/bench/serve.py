@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inference import make_assistant, picture
+from inference import image_of, make_assistant
 from models import clock
 
 from llava.inference import Assistant, ChatSession, Dialog, SamplingParams
@@ -47,7 +47,7 @@ WORDS = ("the", "sea", "is", "wide", "and", "old", "ships", "sail", "on", "it", 
 def questions(kind: str, with_images: bool, seed: int) -> list[Question]:
     """Return one question for each client."""
     lengths = [110] * CLIENTS if kind == "equal" else [5, 80, 160, 240, 320, 400, 480, 560]
-    images = [[picture(seed * CLIENTS + number)] if with_images else [] for number in range(CLIENTS)]
+    images = [[image_of(seed * CLIENTS + number)] if with_images else [] for number in range(CLIENTS)]
     return [(words(length, seed + 31 * number), images[number]) for number, length in enumerate(lengths)]
 
 
@@ -101,7 +101,7 @@ def bench_second_turn(assistant: Assistant, args: argparse.Namespace) -> Result:
         "full": Engine(assistant.loaded, memory_bytes=2**33, cache_bytes=0),
     }
     for repeat in range(args.repeats + 1):
-        first = dialog_of(assistant, (words(200, repeat), [picture(repeat)]))
+        first = dialog_of(assistant, (words(200, repeat), [image_of(repeat)]))
         for name, engine in engines.items():
             dialog = Dialog(first.conversation.copy(), first.images)
             dialog.conversation.messages[-1][1] = engine.submit(first, params).result().text

@@ -6,11 +6,13 @@ python scripts/bench/serve_load.py --model-path runs/quickstart/llava-digits [--
 Starts a controller, workers and `llava.serve.openai_api --controller-address` on this machine. Clients ask
 one request after another: valid ones (streamed and whole, with and without an image), invalid ones, and some
 that go away in the middle of an answer or before it. The last worker is killed with -9 and started again
-`--kills` times. Afterwards:
+`--kills` times, each time after an answer; on a slow machine the load lasts longer than `--seconds`, until
+requests of each kind have ended, and a valid one after the last kill. Afterwards:
 
 - lost: requests that ended neither in an answer nor in a typed error (has to be 0), with what was seen
 - errors: typed errors of valid requests by code; each comes from a worker that died or a full queue
-- memory: MiB of each process that lived through, after a third of the time and at the end; growth in percent
+- memory: MiB of each process that lived through, after a third of the time since the first answer and at the
+  end; growth in percent
 - left: what runs or waits when everybody has gone (has to be 0), and whether the killed worker answers again
 - first_token_seconds, tokens_per_second: valid requests under load, and the model asked directly, one
   question after another in this process before (`direct`); ratio: the first against the second
@@ -67,6 +69,10 @@ class Seen:
     lost: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)  # seconds to the first token of a stream
+
+    def has_all(self, answers: int) -> bool:
+        """Return whether each kind of request has ended once, and this many of them in an answer."""
+        return self.answers >= answers and self.refused > 0 and self.vanished > 0
 
 
 # ---- what is asked ----
@@ -212,13 +218,17 @@ async def run_load(servers: Servers, load: Load, args: argparse.Namespace) -> di
         began = time.monotonic()
         kills = [args.seconds * (one + 1) / (args.kills + 1) for one in range(args.kills)]
         last = len(servers.worker_ports) - 1
-        while time.monotonic() - began < args.seconds:
-            if kills and time.monotonic() - began >= kills[0]:
+        wanted = 1  # answers that must have come before the next kill, or the end
+        while time.monotonic() - began < args.seconds + args.patience:
+            if time.monotonic() - began >= args.seconds and not kills and load.seen.has_all(wanted):
+                break
+            if kills and time.monotonic() - began >= kills[0] and load.seen.has_all(wanted):
                 kills.pop(0)
                 servers.kill_worker(last)
                 servers.start_worker(last)
+                wanted = load.seen.answers + 1
             for name, process in servers.processes.items():
-                if name != f"worker-{last}" or not args.kills:
+                if load.seen.answers and (name != f"worker-{last}" or not args.kills):
                     memory.setdefault(name, []).append(psutil.Process(process.pid).memory_info().rss / MIB)
             await asyncio.sleep(0.5)
         load.end = True
@@ -348,6 +358,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where the model runs")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument(
+        "--patience", type=float, default=180, help="seconds more than --seconds that the load may last"
+    )
     parser.add_argument("--direct-seconds", type=float, default=15)
     parser.add_argument("--workers", type=int, default=2, help="workers; the last of them is killed")
     parser.add_argument("--running", type=int, default=8, help="answers at a time of a worker")
@@ -364,6 +377,7 @@ def main() -> None:
         if result["faults"]:
             for log in sorted(logs.glob("*.log")):
                 sys.stderr.write(f"---- {log.name}\n{log.read_text(errors='replace')[-3000:]}\n")
+            sys.stderr.write("\n".join(result["faults"]) + "\n")
     json.dump(result, sys.stdout, indent=1)
     print()
     sys.exit(1 if result["faults"] else 0)

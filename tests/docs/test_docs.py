@@ -23,6 +23,7 @@ from unittest import mock
 
 import pytest
 from pages import MARKS, PAGES, README, ROOT, Block, anchors, blocks, links, prose, shell_commands
+from warming import python
 
 from llava.train.args import parse_args
 from llava.train.old_flags import OLD_FLAGS
@@ -315,11 +316,12 @@ def test_marked_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
     for name in ("llava", "scripts", "playground"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "tests/data/checkpoints", tmp_path / "tests/data/checkpoints")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    interpreters = (str(Path(one).parent) for one in (python(), sys.executable))
+    path = os.pathsep.join([*interpreters, os.environ["PATH"]])
     for block in blocks(page):
         if block.mark != "run":
             continue
-        runner = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+        runner = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [python(), "-c"]
         result = subprocess.run(
             [*runner, block.text],
             cwd=tmp_path,

@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from warming import python
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "docs" / "notebooks" / "llava.ipynb"
@@ -41,7 +41,7 @@ def quickstart(checkpoints, tmp_path):
 def test_its_code_runs(quickstart):
     script = "\n\n".join("".join(cell["source"]) for cell in code_cells())
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [python(), "-c", script],
         env={**os.environ, "LLAVA_NOTEBOOK_ROOT": str(quickstart), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from fake_judge import fake_judge
 
+from llava.eval.run.answers import read_answers
+from llava.eval.run.results import score
+from llava.eval.summarize_gpt_review import summarize
 from llava.eval.tasks.base import Ask, Record, Said, Task, TaskData
 from llava.eval.tasks.registry import TASKS, task_named
+from llava.eval.webpage.data import compared
 from llava.utils import UserError
 
 CAPTION = {"image": "001.jpg", "caption": "A red bus."}
@@ -154,6 +158,36 @@ def test_without_a_judge_the_file_for_one_is_written(case: Case, tmp_path: Path)
 
 
 @each_pair
+def test_reviews_go_from_command_to_command(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judged score writes reviews: summarised, shown on the page, and counted again without a judge."""
+    with fake_judge(lambda text, before: "8 4\nAssistant 1 is better.") as fake:
+        data = case.place(tmp_path, judge_model="judge-1", judge_base_url=fake.base_url)
+        task = task_named(case.task)
+        rows = [row | {"question_id": str(row["question_id"])} for row in answered(task, data)]
+        path = tmp_path / "ours.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report, result = score(task, data, read_answers(path))
+    assert report.scores[0].value == 50.0 and report.scores[0].n == 3
+    assert isinstance(result["judge"], dict) and result["judge"]["model"] == "judge-1-2026"
+    (reviews,) = (tmp_path / "reviews").glob("*.jsonl")
+    table, amiss = summarize(reviews, [])
+    assert table["all"] == (50.0, 80.0, 40.0) and not amiss
+    questions = next(tmp_path / name for name in case.files if "question" in name)
+    theirs = next(tmp_path / name for name in case.files if "answer" in name)
+    page = compared(questions, [theirs, path], [reviews])
+    assert [one["scores"] for one in page.questions] == [{"llava-x/7b": [8.0, 4.0]}] * 3
+    assert page.questions[0]["evaluations"] == {"llava-x/7b": "**Assistant 1** is better."}
+    text = reviews.read_text().replace('"question_id": 0', '"question_id": "0"')
+    (tmp_path / "of-others.jsonl").write_text(text)
+    offline = TaskData(tmp_path, options={"reviews": str(tmp_path / "of-others.jsonl")})
+    again, told = score(task, offline, read_answers(path))
+    assert again.scores == report.scores and isinstance(told["judge"], dict)
+    assert (told["judge"]["model"], told["judge"]["kept"]) == ("judge-1-2026", 3)
+
+
+@each_pair
 def test_pairs_are_scored_and_failures_are_never_averaged_in(case: Case, tmp_path: Path) -> None:
     replies = {0: "8 4\nx", 1: "refusal", 2: "10 9"}
     with fake_judge(lambda text, before: replies[int(text.partition("ours ")[2][0])]) as fake:
@@ -169,6 +203,8 @@ def test_pairs_are_scored_and_failures_are_never_averaged_in(case: Case, tmp_pat
         assert "judged by judge-1-2026: a judged number depends on its judge, and is not comparable" in notes
         assert "1 of 3 questions have no judgement" in notes and "I will not judge" in notes
         assert [one.credit for one in report.graded] == [0.4, None, 0.9]
+        judge = report.judge
+        assert (judge["model"], judge["asked_for"], judge["judged"]) == ("judge-1-2026", ["judge-1"], 2)
         fake.script = lambda text, before: "5 5"
         n_before = len(fake.requests)
         again = task.report(answered(task, data), data)

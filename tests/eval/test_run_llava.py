@@ -4,13 +4,13 @@ import functools
 import http.server
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from warming import python
 
 from llava.conversation import conv_templates
 from llava.eval import run_llava
@@ -175,7 +175,7 @@ def test_command_line_flags_and_defaults_are_the_references():
 @pytest.mark.slow
 def test_program_prints_the_answer_and_nothing_else(checkpoints, image_file, model):
     command = [
-        sys.executable,
+        python(),
         "-m",
         "llava.eval.run_llava",
         "--model-path",

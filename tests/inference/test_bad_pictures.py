@@ -43,8 +43,8 @@ def huge_png(edge: int) -> bytes:
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "missing": (None, "cannot be read"),
     "zero bytes": (b"", "is empty"),
-    "a text": (b"just some text, no picture\n", "not in a picture format"),
-    "a page": (b"<html><body>404</body></html>", "not in a picture format"),
+    "a text": (b"just some text, no picture\n", "not in an image format"),
+    "a page": (b"<html><body>404</body></html>", "not in an image format"),
     "truncated png": (encoded(NOISE)[:4000], "damaged"),
     "truncated jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
     "20000 x 20000": (huge_png(20000), "too large|at most"),
@@ -153,7 +153,7 @@ def test_what_is_no_picture_is_one_sentence(given, assistant):
 @pytest.mark.parametrize(
     ("question", "count"), [("<image> <image> Compare.", 1), ("<image> What?", 2), ("<image>", 0)]
 )
-def test_image_marks_and_images_that_differ_in_number(question, count, assistant):
+def test_image_tokens_and_images_that_differ_in_number(question, count, assistant):
     for ask in (
         lambda: assistant.chat(question, images=[NOISE] * count, **SHORT),
         lambda: assistant.batch([(question, [NOISE] * count)], **SHORT),

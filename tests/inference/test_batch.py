@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.images import as_picture
+from llava.images import as_image
 from llava.inference.answer import stream_answer
 from llava.inference.batch import Dialog, Reader, answer_all, generate_batch, same
 from llava.inference.decoder import Decoder
@@ -264,9 +264,9 @@ def test_images_are_opened_when_their_turn_comes(llama, tmp_path, monkeypatch):
     def open_one(source):
         opened.append(source)
         assert len(opened) - len(answered) <= 4
-        return as_picture(source)
+        return as_image(source)
 
-    monkeypatch.setattr("llava.inference.model.as_picture", open_one)
+    monkeypatch.setattr("llava.inference.model.as_image", open_one)
     generate_batch(
         llama, files_of(tmp_path, 12), GREEDY, batch_size=2, on_answer=lambda *one: answered.append(one)
     )

@@ -9,6 +9,7 @@ from watching import forwards, tower_calls
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.chat import ChatSession
+from llava.inference.model_inputs import pixels_for
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.utils import UserError
@@ -80,7 +81,7 @@ def test_second_turn_computes_only_its_own_tokens(family, picture):
     first_answer = session.conversation.messages[-3][1]
     assert answer == generated(loaded, reopened(session), [picture], GREEDY)
     assert not calls
-    # at most the first answer (whose text may be tokenized anew) and what follows it
+    # at most the first answer (whose text may be tokenized again) and what follows it
     assert lengths[0] <= len(loaded.tokenizer(prompt[prompt.rindex(first_answer) :]).input_ids)
 
 
@@ -309,6 +310,11 @@ def test_a_model_without_tower_refuses_images(llama, picture):
     session = ChatSession(llama.tokenizer, llama.model, None, template="llava_v1")
     with pytest.raises(UserError, match="no vision tower"):
         session.ask("What is this?", [picture], GREEDY)
+
+
+def test_pixels_need_an_image_processor(llama, picture):
+    with pytest.raises(TypeError, match="expected an image processor, got None"):
+        pixels_for(llama.model, None, [picture])
 
 
 def test_an_image_token_in_an_answer_does_not_ask_for_an_image(llama, monkeypatch):

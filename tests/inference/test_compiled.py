@@ -156,12 +156,12 @@ def test_cuda_graphs(dtype: str, checkpoints: Path, picture: Image.Image) -> Non
 
 
 def test_mpt_cannot_be_compiled(load_family: Any) -> None:
-    with pytest.raises(UserError, match="llava_mpt cannot be compiled.*leave compile away"):
+    with pytest.raises(UserError, match="llava_mpt cannot be compiled.*omit compile"):
         CompiledDecoder(load_family("mpt")[0].model)
 
 
 def test_mps() -> None:
-    with pytest.raises(UserError, match="compile is for CUDA.* on mps leave it away"):
+    with pytest.raises(UserError, match="compile is for CUDA.* on mps omit it"):
         compiled.check_compile_device("mps")
 
 

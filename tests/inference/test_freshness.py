@@ -102,7 +102,7 @@ def prompt_of(model, picture, kind):
 
 @pytest.mark.parametrize("kind", ["text", "image"])
 @pytest.mark.parametrize("change", [*CHANGES, *ADAPTER_CHANGES])
-def test_a_changed_model_is_asked_anew(family, picture, change, kind):
+def test_a_changed_model_is_asked_again(family, picture, change, kind):
     loaded, _ = family
     model = copy.deepcopy(loaded.model)
     if change in ADAPTER_CHANGES:

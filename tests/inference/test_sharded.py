@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warming import python
 
 from llava.conversation import conv_templates
 from llava.inference import Assistant
@@ -45,7 +45,7 @@ def free_port():
 def launch(tmp_path, *arguments):
     script = tmp_path / "ask.py"
     script.write_text(f"QUESTIONS = {QUESTIONS!r}\n{SCRIPT}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), str(script), *map(str, arguments)]
     return subprocess.run(
         command,

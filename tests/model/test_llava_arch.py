@@ -47,7 +47,7 @@ def test_a_text_batch_may_come_with_a_dummy_image_or_none(build):
 def test_too_few_image_sizes(build):
     model = build(**ANYRES)
     images = [tiny.pixels(3, 3, 28, 28)] * 2
-    with pytest.raises(UserError, match="2 pictures came with 1 image_sizes"):
+    with pytest.raises(UserError, match="2 images came with 1 image_sizes"):
         model(input_ids=tiny.prompt(2, "image", "image"), images=images, image_sizes=[(56, 28)])
 
 

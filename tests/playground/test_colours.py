@@ -17,9 +17,9 @@ def test_records_and_shards(tmp_path: Path) -> None:
         records = load_records(tmp_path / name)
         assert len(records) == 16
         for record in records:
-            pictures = record.get("image", [])
-            for picture in pictures if isinstance(pictures, list) else [pictures]:
-                assert (tmp_path / "images" / picture).is_file()
+            images = record.get("image", [])
+            for image in images if isinstance(images, list) else [images]:
+                assert (tmp_path / "images" / image).is_file()
     streamed = [one for shard in find_shards(str(tmp_path / "shards")) for one in read_shard(shard)]
     assert all(find_fault(one.record) == "" for one in streamed)
     dialogs = {one["id"]: one for one in json.loads((tmp_path / "finetune.json").read_text())}

@@ -34,7 +34,7 @@ from playground.digits import (
     tower,
     training,
 )
-from playground.digits.pictures import distort, load_halves, render
+from playground.digits.images import distort, load_halves, render
 from playground.digits.questions import (
     KINDS,
     answer_two,
@@ -53,7 +53,7 @@ TINY_TOWER = tower.TowerRecipe(hidden_size=32, num_layers=2, num_heads=2, steps=
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's data with one distorted copy of each picture and few pairs."""
+    """The quickstart's data with one distorted copy of each image and few pairs."""
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "VARIANTS", 1)
@@ -99,7 +99,7 @@ def test_halves_are_those_of_scikit_learns_example() -> None:
     assert test.first == len(y_train)
 
 
-def test_no_picture_of_the_test_half_is_used_for_training(made: Path) -> None:
+def test_no_image_of_the_test_half_is_used_for_training(made: Path) -> None:
     first_test = load_halves()[1].first
     for name in ("pretrain", "finetune"):
         used = {image for record in _records(made, name) for image in _images(record)}
@@ -109,7 +109,7 @@ def test_no_picture_of_the_test_half_is_used_for_training(made: Path) -> None:
     assert asked and all(image.startswith("test/") for image in asked)
 
 
-def test_training_pictures_hold_only_the_training_half(made: Path) -> None:
+def test_training_images_hold_only_the_training_half(made: Path) -> None:
     expected = (render(load_halves()[0].ink) * 255).round().to(torch.uint8).numpy()
     for index in (0, 1, 450, 897):
         assert np.array_equal(np.asarray(Image.open(made / f"images/train/{index:04d}.png")), expected[index])
@@ -142,7 +142,7 @@ def test_records_are_valid_and_answered_rightly(made: Path) -> None:
                 assert answer["value"] == str(digits[0])
 
 
-def test_the_test_asks_every_kind_about_every_picture(made: Path) -> None:
+def test_the_test_asks_every_kind_about_every_image(made: Path) -> None:
     questions = _records(made, "test")
     counts = {kind: sum(one["kind"] == kind for one in questions) for kind in KINDS}
     assert all(counts[kind] == 899 for kind in KINDS if kind != "text")
@@ -162,12 +162,12 @@ def test_answers_are_compared_whole() -> None:
 
 
 def test_distortion_is_seeded_small_and_keeps_the_paper_white() -> None:
-    pictures = render(load_halves()[0].ink[:32])
-    one = distort(pictures, torch.Generator().manual_seed(1))
-    again = distort(pictures, torch.Generator().manual_seed(1))
-    assert torch.equal(one, again) and one.shape == pictures.shape
+    images = render(load_halves()[0].ink[:32])
+    one = distort(images, torch.Generator().manual_seed(1))
+    again = distort(images, torch.Generator().manual_seed(1))
+    assert torch.equal(one, again) and one.shape == images.shape
     assert one.min() >= 0 and one.max() <= 1
-    change = (one - pictures).abs().mean()
+    change = (one - images).abs().mean()
     assert 0.01 < change < 0.3
 
 
@@ -186,7 +186,7 @@ def test_every_answer_of_a_dialog_is_trained_on(tokenizer: Any) -> None:
         assert kept.replace(" ", "") == "".join(f"{turn.answer}</s>" for turn in turns).replace(" ", "")
 
 
-def test_words_take_the_place_of_pictures(tokenizer: Any) -> None:
+def test_words_take_the_place_of_images(tokenizer: Any) -> None:
     for text in language.make_texts(random.Random(0), 50):
         ids, labels = language.encode(text, tokenizer)
         assert len(ids) == len(labels) and min(ids) >= 0
@@ -213,15 +213,12 @@ def test_tower_folder_is_read_by_the_library_and_is_the_same_each_time(tmp_path:
     tower.save_tower(first, tmp_path)
     settings = type("Settings", (), {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"})()
     loaded = CLIPVisionTower(str(tmp_path), settings)
-    pictures = tower.tower_pictures(small)[:2]
-    png = [
-        Image.fromarray((picture * 255).round().to(torch.uint8).numpy()).convert("RGB")
-        for picture in pictures
-    ]
+    images = tower.tower_images(small)[:2]
+    png = [Image.fromarray((image * 255).round().to(torch.uint8).numpy()).convert("RGB") for image in images]
     pixels = torch.stack(
         [loaded.image_processor.preprocess(one, return_tensors="pt")["pixel_values"][0] for one in png]
     )
-    assert torch.allclose(pixels, tower.normalise(pictures), atol=0.02)
+    assert torch.allclose(pixels, tower.normalise(images), atol=0.02)
     with torch.no_grad():
         expected = first.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     assert torch.allclose(loaded(pixels), expected, atol=1e-5)
@@ -275,7 +272,7 @@ def test_scores_table_and_sheet(made: Path, tmp_path: Path) -> None:
     assert [len(examples) for examples in chosen.values()] == [8, 4, 4, 4, 4, 8]
     shown = [one for examples in chosen.values() for one in examples]
     assert sum(one["said"] == "?" for one in shown) == 9 and len({one["id"] for one in shown}) == len(shown)
-    report.picture_sheet(answered, made / "images", tmp_path / "sheet.png")
+    report.image_sheet(answered, made / "images", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").width > 800
 
 

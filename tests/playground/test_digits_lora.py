@@ -16,7 +16,7 @@ from PIL import Image
 from llava.train.args import parse_args
 from playground.digits import choose_lora, evaluate, merged, quickstart, table, training
 from playground.digits import data as data_module
-from playground.digits.pictures import load_halves
+from playground.digits.images import load_halves
 from playground.digits.questions import KINDS
 
 COUNTS = {kind: 899 for kind in KINDS}
@@ -176,7 +176,7 @@ def test_evaluation_takes_the_base_and_asks_the_merged_model(
 
     monkeypatch.setattr(evaluate, "evaluate", answers)
     monkeypatch.setattr(evaluate, "svc_accuracy", lambda: 0.969)
-    monkeypatch.setattr("playground.digits.report.picture_sheet", lambda *more: None)
+    monkeypatch.setattr("playground.digits.report.image_sheet", lambda *more: None)
     monkeypatch.setattr(subprocess, "run", run)
     outcome = quickstart.evaluate(tmp_path, "cpu", quickstart.LORA)
     base = tmp_path / "models/llm"

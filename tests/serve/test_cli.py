@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from warming import python
 
 from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
@@ -174,7 +175,7 @@ def test_bad_settings_are_one_sentence(checkpoints, image_file, monkeypatch, fla
 @pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\x00\x00"])
 def test_unreadable_image_is_said_before_the_model_is_loaded(checkpoints, tmp_path, monkeypatch, content):
     (tmp_path / "bad.png").write_bytes(content)
-    monkeypatch.setattr(terminal, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
+    monkeypatch.setattr(terminal, "open_from_flags", lambda *args, **kwargs: pytest.fail("loaded first"))
     with pytest.raises(UserError, match="bad.png"):
         chat(monkeypatch, "Hi\n", checkpoints / "llava-tiny-v1.5", tmp_path / "bad.png")
 
@@ -281,7 +282,7 @@ def test_shown_roles_have_no_markup():
 
 
 def program(*args):
-    return [sys.executable, "-m", "llava.serve.cli", *args]
+    return [python(), "-m", "llava.serve.cli", *args]
 
 
 @pytest.mark.slow

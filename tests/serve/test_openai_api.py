@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from asking import client_over, data_url, error_of, text, user
 from asking import image as image_part
 from PIL import Image
 from running import running, wait_until
+from warming import python
 
 from llava.inference.chat import ChatSession
 from llava.inference.engine import Engine
@@ -219,7 +219,7 @@ def test_other_programs_find_the_application() -> None:
 
 @pytest.mark.slow
 def test_the_program_serves_under_its_names_and_ends_when_told(checkpoints: Path) -> None:
-    command = [sys.executable, "-m", "llava.serve.openai_api", "--model-path"]
+    command = [python(), "-m", "llava.serve.openai_api", "--model-path"]
     command += [str(checkpoints / "llava-tiny-v1.5"), "--port", "0", "--device", "cpu", "--dtype", "float32"]
     command += ["--served-model-name", "one", "two"]
     environment = {**os.environ, "LLAVA_API_KEY": "correct-horse-battery", "PYTHONUNBUFFERED": "1"}

@@ -265,8 +265,8 @@ def test_a_head_that_never_ends_is_refused(url: str) -> None:
                 client.sendall(b"y" * 10_000)
             reply = client.recv(65536)
         except (BrokenPipeError, ConnectionResetError):
-            reply = b"HTTP/1.1 400"
-    assert reply.startswith(b"HTTP/1.1 400")
+            reply = b"HTTP/1.1 431"
+    assert reply.startswith(b"HTTP/1.1 431")
 
 
 def test_a_body_of_200_mb_hears_why(engine: FakeEngine) -> None:

@@ -18,6 +18,7 @@ import openai
 import pytest
 from asking import image, text, user
 from running import free_port, wait_until
+from warming import python
 
 PAGE = Path(__file__).parents[2] / "docs" / "beyond_one_machine.md"
 PROGRAMS = {"vllm-router": "vllm-router", "sglang-router": "smg"}
@@ -78,7 +79,7 @@ def test_requests_go_on_behind_a_router_when_a_server_is_killed(
 ) -> None:
     servers = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
     command = [
-        sys.executable,
+        python(),
         "-m",
         "llava.serve.openai_api",
         "--model-path",

@@ -319,7 +319,7 @@ def test_a_server_that_drips_meets_the_deadline(part: str, site: Site) -> None:
 @pytest.mark.parametrize(
     "write, words",
     [
-        (answer(b"secret text of a page"), "not in a picture format"),
+        (answer(b"secret text of a page"), "not in an image format"),
         (answer(b"", 404), "HTTP status 404"),
         (answer(b"x", Content_Encoding="gzip"), "compressed"),
         (answer(b"", Content_Length="ten"), "could not be fetched"),

@@ -189,7 +189,7 @@ def test_cve_2026_24779_and_25960_parsers_cannot_be_played_against_each_other(
 def test_ghsa_3f6c_and_llamafactory_10646_rebinding_and_redirects_lead_nowhere() -> None:
     """Shown with servers in test_safe_fetch; here that the application fetches in that one way alone."""
     source = Path(safe_fetch.__file__).parent
-    loaders = {"load_image", "urlopen", "requests", "as_picture"}
+    loaders = {"load_image", "urlopen", "requests", "as_image"}
     for path in [*(source / "openai").glob("*.py"), source / "safe_fetch.py"]:
         names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
         assert not names & loaders, path.name

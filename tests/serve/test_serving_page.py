@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine, settings
 from PIL import Image
 from running import running
+from warming import python
 
 from llava.serve.openai.app import create_app
 from llava.serve.openai.settings import ServedModel, ServerSettings
@@ -36,7 +36,7 @@ def test_a_documented_request_is_answered(language: str, code: str, tmp_path: Pa
     named = ServedModel(("llava-digits",), model.template, model.tokenizer, model.context, model.vocabulary)
     engine = FakeEngine()
     with running(create_app(engine, ServerSettings(named))) as url:
-        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [python(), "-c"]
         done = subprocess.run(
             [*command, code.replace(ADDRESS, url)], cwd=tmp_path, capture_output=True, text=True, timeout=60
         )

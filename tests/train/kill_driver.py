@@ -63,7 +63,7 @@ def start(argv: list[str], out: Path, *, die_at: int = 0) -> int:
         return process
     code = 1
     try:
-        # torch makes its thread pool anew after a fork, at the first call that needs it; when several threads
+        # torch makes a new thread pool after a fork, at the first call that needs it; when several threads
         # of the loader come at once, some find none ("Invalid thread pool!"). Here it is one thread.
         torch.set_num_threads(torch.get_num_threads())
         log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -155,7 +155,7 @@ def _check_checkpoints(whole: Path, out: Path) -> list[str]:
             wrong.append(f"{one.path.name}: {one.reason}")
         elif not _same(_tensors(one.path), _tensors(other)):
             wrong.append(f"{one.path.name}: other weights")
-        elif one.state == "whole" and not all((one.path / name).stat().st_size for name in STATES):
+        elif one.state == "complete" and not all((one.path / name).stat().st_size for name in STATES):
             wrong.append(f"{one.path.name}: no training state")
     return wrong
 

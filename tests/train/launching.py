@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from warming import python
+
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 BIN = Path(sys.executable).parent
@@ -87,7 +89,7 @@ def launch(folder: Path, trainings: Sequence[Training], *, processes: int, limit
     spec = folder / f"spec-{trainings[0].name}.json"
     runs = [{"name": one.name, "argv": one.argv} for one in trainings]
     spec.write_text(json.dumps({"folder": str(folder), "limit_s": limit_s, "runs": runs}))
-    launcher = [sys.executable]
+    launcher = [python()]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         launcher += ["--master_port", str(free_port())]

@@ -76,7 +76,7 @@ def test_old_names_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--bits 3", "--bits is 3; expected one of 4, 8, 16"),
         ("--bits 4", "--bits 4 freezes the LLM"),
         ("--lora_bias some", "expected one of none, all, lora_only"),
-        ("--image_aspect_ratio wide", "expected one of square, pad, anyres"),
+        ("--image_aspect_ratio wide", "known values: square, pad, anyres"),
         ("--mm_vision_select_feature cls", "expected one of patch, cls_patch"),
         ("--tune_mm_mlp_adapter True", "exists only with --vision_tower"),
         ("--mm_projector_lr 1e-5", "exists only with --vision_tower"),

@@ -123,7 +123,7 @@ class Place:
 
 
 def _mixed_records() -> list[dict[str, Any]]:
-    """Make records so that, in batches of 2, one process has texts only while the other has pictures."""
+    """Make records so that, in batches of 2, one process has texts only while the other has images."""
     number_of_pictures = [0, 0, 1, 1, 1, 0, 2, 1, 3, 0, 0, 0, 0]
     records = []
     for k, count in enumerate(number_of_pictures):

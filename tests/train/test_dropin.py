@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
+from warming import python
 
 from llava.model.builder import load_pretrained_model
 from llava.train.llava_trainer import LLaVATrainer
@@ -121,7 +121,7 @@ def test_a_program_of_a_fork(tmp_path: Path) -> None:
         "from llava.train.train import *\nprint(train.__name__, LazySupervisedDataset.__name__)\n"
     )
     done = subprocess.run(
-        [sys.executable, str(program)],
+        [python(), str(program)],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,

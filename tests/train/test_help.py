@@ -36,7 +36,7 @@ def test_the_recorded_help_is_that_of_the_parser(monkeypatch: pytest.MonkeyPatch
         pytest.skip("the flags are recorded for another release of transformers")
     found, expected = parser.format_help(), build_parser().format_help()
     assert "--mm_projector_lr" in found and "--learning_rate" in found
-    assert found == expected, "run `python -m llava.train.help` to record the flags anew"
+    assert found == expected, "run `python -m llava.train.help` to record the flags again"
 
 
 @pytest.mark.parametrize(

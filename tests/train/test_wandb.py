@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from launching import ROOT, run_group
 from recorded_training import flags
+from warming import python
 
 from llava.train.args import parse_args
 from llava.utils import MissingPackageError
@@ -60,7 +61,7 @@ def test_an_offline_run_writes_its_files_and_calls_nobody(
     with _listener() as (address, calls):
         proxies = {name: address for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
         output = run_group(
-            [sys.executable, str(ROOT / "llava/train/train_mem.py"), *argv],
+            [python(), str(ROOT / "llava/train/train_mem.py"), *argv],
             240,
             WANDB_MODE="offline",
             WANDB_DIR=str(tmp_path),

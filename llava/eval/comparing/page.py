@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.eval.comparing.pairs import Comparison, Pair, comparison_text
 from llava.eval.tasks.base import Ask
-from llava.images import as_picture
+from llava.images import as_image
 from llava.utils import UserError
 
 EDGE = 448  # pixels of the longer edge of an image on the page
@@ -83,7 +83,7 @@ def _images(ask: Ask | None) -> Iterator[str]:
         return
     try:
         for source in ask.sources():
-            yield f'<img alt="" src="{thumbnail(as_picture(source))}">'
+            yield f'<img alt="" src="{thumbnail(as_image(source))}">'
     except UserError as error:
         yield f'<p class="note">{escape(str(error))}</p>'
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from llava.eval.comparing.statistics import Paired, compare_credits
 from llava.eval.run.results import Result
-from llava.eval.tasks.base import Ask, Graded, TaskData
+from llava.eval.tasks.base import Ask, Graded, JsonValue, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.utils import UserError, shortened
 
-_SAME = ("task", "split", "options")
+_NEEDED = ("task", "split", "options")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_scored(path: Path) -> Scored:
         content = json.loads(result.read_text(encoding="utf-8"))
         graded = graded_path(result).read_text(encoding="utf-8").splitlines()
         rows = tuple(Graded(**json.loads(line)) for line in graded)
-        if not all(name in content for name in _SAME):
+        if not all(name in content for name in _NEEDED):
             raise TypeError("it lacks task, split or options")
     except OSError as error:
         raise UserError(
@@ -98,11 +98,12 @@ def _file_name(result: Path) -> str:
 def compare(first: Path, second: Path) -> Comparison:
     """Pair the questions of two results. Raises UserError for results of other tasks."""
     one, two = read_scored(first), read_scored(second)
-    for name in _SAME:
-        if one.result[name] != two.result[name]:
+    mine, theirs = _same(one.result), _same(two.result)
+    for name in mine:
+        if mine[name] != theirs[name]:
             raise UserError(
-                f"{name} is {one.result[name]} in {shortened(one.path)} and {two.result[name]} in "
-                f"{shortened(two.path)}; only results of the same questions can be compared"
+                f"{name} is {mine[name]} in {shortened(one.path)} and {theirs[name]} in "
+                f"{shortened(two.path)}; only results of the same questions, judged alike, can be compared"
             )
     if one.name == two.name:  # one model with other settings
         one, two = (replace(each, name=f"{each.name} ({_file_name(each.path)})") for each in (one, two))
@@ -120,6 +121,32 @@ def compare(first: Path, second: Path) -> Comparison:
         [place if one.first.group is None else f"group {one.first.group}" for place, one in enumerate(pairs)],
     )
     return Comparison(one, two, pairs, len(left) - len(pairs), len(right) - len(pairs), numbers)
+
+
+def _same(result: Result) -> dict[str, JsonValue]:
+    """Return what two results must have in common: task, split, who judged, options that matter."""
+    options = result["options"]
+    assert isinstance(options, Mapping)
+    try:
+        free = {one.key for one in task_named(str(result["task"])).options if not one.compared}
+    except UserError:  # of a task that is not in the table
+        free = set()
+    judge = result.get("judge")
+    who = judge.get("models") if isinstance(judge, Mapping) else options.get("judge-model")
+    kept = {key: value for key, value in options.items() if key not in free}
+    return {"task": result["task"], "split": result["split"], "judge": who, "options": kept}
+
+
+def _other_data(one: Result, two: Result) -> list[str]:
+    """Return the keys of data files that both results were made of, and that differ."""
+    mine, theirs = (each.get("data") for each in (one, two))
+    if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):
+        return []
+    return sorted(key for key in mine if key in theirs and _hash(mine[key]) != _hash(theirs[key]))
+
+
+def _hash(file: JsonValue) -> JsonValue:
+    return file.get("sha256") if isinstance(file, Mapping) else None
 
 
 Key = tuple[str, str, int]  # id, expected answer, and how many such there were before
@@ -181,6 +208,8 @@ def comparison_text(found: Comparison) -> list[str]:
             f"not compared: {found.only_first:,} questions of the first alone, "
             f"{found.only_second:,} of the second"
         )
+    if other := _other_data(found.first.result, found.second.result):
+        lines.append(f"the two were scored with other versions of: {', '.join(other)}")
     return lines
 
 
@@ -193,5 +222,6 @@ def comparison_result(found: Comparison) -> Result:
         **asdict(found.numbers),
         "only_first": found.only_first,
         "only_second": found.only_second,
+        "other_data": _other_data(found.first.result, found.second.result),
         "flipped": [one.first.id for one in found.flips],
     }

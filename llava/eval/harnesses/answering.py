@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from llava.constants import IGNORE_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import conversation_for
 from llava.inference.batch import DEFAULT_BATCH_SIZE, generate_batch
 from llava.inference.dialog import Dialog
 from llava.inference.loading import open_model
+from llava.inference.model_inputs import pixels_for
 from llava.inference.prompt import encode_prompt, new_dialog, pick_conv_mode
 from llava.inference.sampling import SamplingParams
-from llava.mm_utils import get_model_name_from_path, process_images
+from llava.mm_utils import get_model_name_from_path
 from llava.utils import UserError
 
 MAX_NEW_TOKENS = 1024  # what the harness's own model of LLaVA generates at most
@@ -30,6 +31,13 @@ class Request(Protocol):
         ...
 
 
+class CacheHook(Protocol):
+    """Where lmms-eval keeps answers, to resume an evaluation that was cut off."""
+
+    def add_partial(self, kind: str, request: tuple[str, Any], answer: str) -> None:
+        """Keep an answer."""
+
+
 class HarnessModel:
     """The methods that lmms-eval calls; to be joined with its base class, which has `task_dict`.
 
@@ -38,7 +46,7 @@ class HarnessModel:
     """
 
     task_dict: dict[str, Any]
-    cache_hook: Any
+    cache_hook: CacheHook
 
     def __init__(
         self,
@@ -70,7 +78,7 @@ class HarnessModel:
             pretrained, model_base, name, device=device, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit
         )
         chosen, _ = pick_conv_mode(conv_template, name, self.loaded.model.config)
-        self.template = conv_templates[chosen]
+        self.template = conversation_for(chosen, self.loaded.tokenizer)
 
     # ---- what the harness calls ----
 
@@ -101,7 +109,9 @@ class HarnessModel:
 
     # ---- its parts ----
 
-    def images(self, visuals: Any, row: int, task: str, split: str) -> list[Any]:
+    def images(
+        self, visuals: Callable[[Any], Sequence[Any] | None], row: int, task: str, split: str
+    ) -> list[Any]:
         """Return the images of a row of a task; they may come in lists."""
         found = visuals(self.task_dict[task][split][row])
         flat = [one for part in found or () for one in (part if isinstance(part, list) else [part])]
@@ -120,7 +130,8 @@ class HarnessModel:
         conversation = dialog.conversation.copy()
         conversation.messages[-1] = [conversation.roles[1], str(continuation)]
         ids = encode_prompt(self.loaded.tokenizer, conversation, len(prompt.images))
-        model, device = self.loaded.model, self.loaded.device
+        model, processor, device = self.loaded.model, self.loaded.image_processor, self.loaded.device
+        pixels = pixels_for(model, processor, prompt.images) if prompt.images else None
         input_ids = torch.tensor([ids], device=device)  # (1, n)
         labels = input_ids.clone()
         labels[0, : len(prompt.ids)] = IGNORE_INDEX
@@ -128,7 +139,7 @@ class HarnessModel:
             outputs = model(
                 input_ids=input_ids,
                 labels=labels,
-                images=self._pixels(prompt.images),
+                images=pixels,
                 image_sizes=[one.size for one in prompt.images],
                 use_cache=False,
             )
@@ -136,15 +147,6 @@ class HarnessModel:
         # the last position predicts what would follow the answer
         greedy = outputs["logits"][0, -n_answer - 1 : -1].argmax(dim=-1)  # (n_answer,)
         return float(outputs["loss"]), bool((greedy == input_ids[0, len(prompt.ids) :]).all())
-
-    def _pixels(self, images: Sequence[Any]) -> Any:
-        if not images:
-            return None
-        model = self.loaded.model
-        pixels = process_images(list(images), self.loaded.image_processor, model.config)
-        parts = pixels if isinstance(pixels, list) else list(pixels)
-        moved = [one.to(device=self.loaded.device, dtype=model.dtype) for one in parts]
-        return moved if isinstance(pixels, list) else torch.stack(moved)
 
 
 def params_of(settings: Mapping[str, Any]) -> SamplingParams:

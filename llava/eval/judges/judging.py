@@ -161,11 +161,11 @@ def kept_lines(
         return
     with LineFile(output) as file:
         file.mend()
-    by_id = {one.id: one for one in items}
+    by_id = {str(one.id): one for one in items}  # 1 and "1" are one question
     for line in read_lines(output, {"question_id": (int, str)}):
         key = line["question_id"]
         assert isinstance(key, str | int)
-        item = by_id.get(key)
+        item = by_id.get(str(key))
         if item is None:
             raise UserError(
                 f"{output} holds a judgement of question {shortened(key, 60)}, which is not among those "
@@ -174,14 +174,14 @@ def kept_lines(
             )
         _check_same(item, line, model, output)
         if value_of(line, scale) is not None:
-            yield key, line
+            yield item.id, line
 
 
 def _check_same(item: Item, line: Record, model: str | None, output: Path) -> None:
     """Raise UserError where a kept line is about another answer, or of another judge."""
     names = [name for name in item.row if name.endswith("_id") and name in line]
     prompt = line.get("judge_prompt", prompt_key(item.messages))
-    if any(line[name] != item.row[name] for name in names) or prompt != prompt_key(item.messages):
+    if any(str(line[name]) != str(item.row[name]) for name in names) or prompt != prompt_key(item.messages):
         raise UserError(
             f"{output} holds a judgement of question {shortened(item.id, 60)} that was made of other "
             "answers, or by "

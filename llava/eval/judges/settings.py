@@ -35,7 +35,11 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
 )
 JUDGE_OPTIONS = tuple(
     Option(
-        key, f"{what} (default: {default})" if default else what, scoring=True, is_path=key == "judge-cache"
+        key,
+        f"{what} (default: {default})" if default else what,
+        scoring=True,
+        is_path=key == "judge-cache",
+        compared=False,  # a result says who judged
     )
     for key, default, what in _FLAGS
 )

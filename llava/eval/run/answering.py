@@ -15,6 +15,7 @@ from llava.eval.run.plan import Plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.progress import Progress
 from llava.eval.tasks.base import JsonValue, Record, Said
+from llava.eval.tasks.grading import some_of
 from llava.lines import LineFile
 from llava.utils import UserError, shortened
 
@@ -38,6 +39,7 @@ class Answered:
 
     already: answers that the file had. asked: questions that were asked now. endings: how many of the new
     answers ended how. first_prompt: as the model gets it. repaired: what was wrong with lines of the file.
+    repeated: ids of questions that stand in the data more than once, prompt and all; each is asked.
     """
 
     records: tuple[Record, ...]
@@ -48,6 +50,7 @@ class Answered:
     seconds: float
     first_prompt: str
     repaired: tuple[str, ...] = ()
+    repeated: tuple[str | int, ...] = ()
 
 
 def note_path(answers: Path) -> Path:
@@ -106,6 +109,7 @@ def answer_plan(
         records = _matched(matcher, file).records
     if processes.is_first:
         _tell(failed)
+        _tell_repeated(matcher.repeated(), plan)
     return Answered(
         records,
         already=len(set(plan.chosen) & before),
@@ -115,6 +119,7 @@ def answer_plan(
         seconds=progress.seconds,
         first_prompt=first_prompt,
         repaired=repaired,
+        repeated=tuple(matcher.repeated()),
     )
 
 
@@ -282,3 +287,12 @@ def _tell(failed: list[Failure]) -> None:
         logger.warning("question %s has no answer: %s", one.id, one.reason)
     if len(failed) > TOLD:
         logger.warning("%d more questions have no answer", len(failed) - TOLD)
+
+
+def _tell_repeated(repeated: list[str | int], plan: Plan) -> None:
+    """Name questions that stand in the data more than once."""
+    if repeated:
+        logger.warning(
+            "%s: %d questions stand in the data more than once and were asked as often: %s",
+            plan.task.name, len(repeated), some_of(repeated),
+        )  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.tasks.base import Ask, Record, Said, Task
+from llava.lines import whole_objects
 from llava.utils import UserError, shortened
 
 # Two answers that have nothing in common: what differs between their records depends on the answer.
@@ -30,7 +31,8 @@ class AnswersFile:
 def read_answers(path: Path) -> AnswersFile:
     """Read an answers file: a JSON object a line, or several on one (as one program of the reference writes).
 
-    Lines that are no JSON objects are told in `broken`. Raises UserError for a file that cannot be read.
+    Lines that are no JSON objects are told in `broken`; whole objects in front of a fault count. Raises
+    UserError for a file that cannot be read.
     """
     if path.is_dir():
         raise UserError(f"{shortened(path)} is a folder; expected a file of answers, one JSON object a line")
@@ -44,46 +46,39 @@ def read_answers(path: Path) -> AnswersFile:
         if not line.strip():
             continue
         try:
-            records += _objects(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            broken.append(f"line {number} is no JSON object ({' '.join(str(error).split())[:120]})")
+            objects, _, fault = whole_objects(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            objects, fault = [], str(error)
+        records += objects
+        if fault:
+            broken.append(f"line {number} is no JSON object ({' '.join(fault.split())[:120]})")
     return AnswersFile(path, tuple(records), tuple(broken))
-
-
-def _objects(line: str) -> Iterator[Record]:
-    """Yield the JSON objects of a line; raises ValueError for anything else."""
-    decoder, place = json.JSONDecoder(), 0
-    found: list[Record] = []
-    line = line.strip()
-    while place < len(line):
-        value, place = decoder.raw_decode(line, place)
-        if not isinstance(value, dict):
-            raise ValueError(f"it is a {type(value).__name__}")
-        found.append(value)
-        while place < len(line) and line[place].isspace():
-            place += 1
-    yield from found
 
 
 class Identity:
     """Recognises whose question a record answers: by all its fields that do not depend on the answer.
 
     So a question counts as answered when its id and its prompt are the same, and an id that several questions
-    share is no trouble.
+    share is no trouble. Fields that the records of this task have not are passed over: others write more.
     """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._varying: set[str] = set()
+        self._fields: set[str] = set()
 
     def of_ask(self, ask: Ask) -> str:
         """Return what the record of a question is known by."""
         one, two = (_plain(self._task.record(ask, said)) for said in _PROBES)
         self._varying |= {name for name in one if one[name] != two.get(name)}
-        return self.of_record(one)
+        self._fields |= set(one)
+        return self._name(one)
 
     def of_record(self, record: Record) -> str:
-        """Return what a record is known by; after the first question was seen."""
+        """Return what a record is known by; after all questions were seen."""
+        return self._name({name: value for name, value in record.items() if name in self._fields})
+
+    def _name(self, record: Record) -> str:
         return json.dumps({name: record[name] for name in sorted(record) if name not in self._varying})
 
 

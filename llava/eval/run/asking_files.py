@@ -19,6 +19,7 @@ from llava.eval.tasks.base import Ask, Option, Record, Report, TaskData
 from llava.eval.tasks.choice.mmbench import MMBench
 from llava.eval.tasks.choice.qbench import QBench
 from llava.eval.tasks.choice.science_qa import ScienceQA
+from llava.eval.tasks.judged.vicuna80 import Vicuna80
 from llava.eval.tasks.questions import QuestionTask, image_folder, question_file
 from llava.lines import LineFile
 from llava.utils import UserError
@@ -86,18 +87,20 @@ def _part(asks: Sequence[Ask], n: int, k: int) -> list[int]:
     return [place for row in get_chunk(rows, n, k) for place in row]
 
 
-FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench
+FileTask = QuestionFile | MMBenchRows | ScienceDialogs | QBench | Vicuna80
 
 
 def answer_file(
     args: argparse.Namespace,
     *,
     max_new_tokens: int,
+    conv_mode: str | None = None,
     task: FileTask | None = None,
     options: dict[str, str] | None = None,
 ) -> int:
     """Ask the part of a file that the flags name; returns the exit code, 1 where a question has no answer.
 
+    conv_mode: key of conv_templates (default: that of the flags).
     task: how the file is read, lines of question_id, image and text by default; options: of the task.
     """
     task = task or QuestionFile()
@@ -111,6 +114,7 @@ def answer_file(
     add_model_flags(usual)
     add_answer_flags(usual)
     given = vars(usual.parse_args([])) | vars(args) | {"max_new_tokens": max_new_tokens}
+    given["conv_mode"] = conv_mode or args.conv_mode
     asker = Opener(argparse.Namespace(**given)).open(task)
     done = answer_plan(plan, asker, Path(args.answers_file))
     return INCOMPLETE if done.failures else DONE

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from llava.conversation import conv_templates
+from llava.conversation import conversation_for
 from llava.eval.run.asking import Outcome
 from llava.eval.tasks.base import Ask, JsonValue
 from llava.inference.batch import DEFAULT_BATCH_SIZE, READ_AHEAD, Answer, Reader, answer_prompts
@@ -44,7 +44,7 @@ class LocalModel:
         self.loaded, self.params, self.batch_size = loaded, params, batch_size
         self._model_id = model_id
         self.conv_mode = conv_mode
-        self.template = conv_templates[conv_mode]
+        self.template = conversation_for(conv_mode, loaded.tokenizer)
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         quantized = getattr(loaded.model, "quantization_method", None)
         self._settings: dict[str, JsonValue] = {
@@ -118,7 +118,7 @@ class LocalModel:
                     continue
                 self.batch_size //= 2
                 logger.warning(
-                    "the device has too little memory for this batch; going on with %d at a time",
+                    "the device has too little memory for this batch; continuing with %d at a time",
                     self.batch_size,
                 )
                 if self.loaded.device.type == "cuda":

@@ -11,9 +11,8 @@ from llava.eval.run.flags import check_one_model
 from llava.eval.run.local import LocalModel
 from llava.eval.run.server import ServerModel
 from llava.eval.tasks.base import Task
-from llava.inference.loading import open_model
 from llava.inference.model import LoadedModel
-from llava.inference.program import quiet_libraries
+from llava.inference.program import open_from_flags, quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
@@ -60,7 +59,8 @@ class Opener:
             self._name = server.model_id
             return server
         if self._loaded is None:
-            self._loaded = _load(args, self._name)
+            quiet_libraries()
+            self._loaded = open_from_flags(args)
             self._weights = weights_of(args.model_path, args.model_base)
         conv_mode, why = pick_conv_mode(args.conv_mode, self._name, self._loaded.model.config)
         return LocalModel(
@@ -83,19 +83,6 @@ def params_of(args: argparse.Namespace, task: Task | type[Task]) -> SamplingPara
         num_beams=args.num_beams,
         max_new_tokens=task.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
         seed=args.seed,
-    )
-
-
-def _load(args: argparse.Namespace, name: str) -> LoadedModel:
-    quiet_libraries()
-    return open_model(
-        args.model_path,
-        args.model_base,
-        name,
-        device=args.device,
-        dtype=args.dtype,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
     )
 
 

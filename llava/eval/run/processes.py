@@ -23,7 +23,7 @@ class Processes:
     def __init__(self) -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.count > 1 else 0
-        self._group: Any = None
+        self._group: dist.ProcessGroup | None = None
         if self.count > 1:
             if not dist.is_initialized():
                 dist.init_process_group("gloo", timeout=PATIENCE)
@@ -52,7 +52,7 @@ class Processes:
                 raise UserError(one)
         return cast(Result, result)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Result) -> list[Result]:
         """Return what every process has, in their order, on each."""
         if self._group is None:
             return [value]

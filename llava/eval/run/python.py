@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ def evaluate(
     batch_size: int = DEFAULT_BATCH_SIZE,
     quiet: bool = True,
     processes: Processes | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Evaluation:
     """Ask a model the questions of a task, and score its answers.
 

@@ -12,16 +12,23 @@ from llava.inference.program import quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
+from llava.protocols import QuestionArguments
 from llava.utils import disable_torch_init
 
 
-def ask(args: Any, images: list[Image.Image], model: tuple[Any, Any, Any, int] | None, *, quiet: bool) -> str:
+def ask(
+    args: QuestionArguments,
+    images: list[Image.Image],
+    model: tuple[Any, Any, Any, int] | None,
+    *,
+    quiet: bool,
+) -> str:
     """Return the answer to args.query about images; see llava.eval.run_llava.eval_model for the fields.
 
     quiet: silence other libraries, for all of the process.
     """
 
-    def field(name: str, default: Any = None) -> Any:
+    def field(name: str, default: object = None) -> Any:
         return getattr(args, name, default)
 
     disable_torch_init()

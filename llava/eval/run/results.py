@@ -54,12 +54,16 @@ def score(task: Task, data: TaskData, answers: AnswersFile, *, part: str = "") -
             "failed": report.failed,
             "missing": len(report.missing),
             "unexpected": len(report.unexpected),
+            "repeated": len(report.repeated),
+            "empty": len(report.empty),
             "broken_lines": len(answers.broken),
         },
         "tables": {title: dict(rows) for title, rows in report.tables.items()},
         "notes": notes,
         "missing": list(report.missing[:NAMED]),
         "unexpected": list(report.unexpected[:NAMED]),
+        "repeated": list(report.repeated[:NAMED]),
+        "empty": list(report.empty[:NAMED]),
         "broken_lines": list(answers.broken[:NAMED]),
         "submission": [str(one) for one in report.written],
         "answers": str(answers.path),
@@ -67,6 +71,8 @@ def score(task: Task, data: TaskData, answers: AnswersFile, *, part: str = "") -
         "data_from": {"root": str(data.root), "files": {key: str(one) for key, one in data.files.items()}},
         "versions": versions(),
     }
+    if report.judge:
+        said["judge"] = dict(report.judge)
     return report, said | how_made(answers.path)
 
 
@@ -100,6 +106,7 @@ def of_run(plan: Plan, asker: Asker, answered: Answered) -> Result:
             "seconds": round(answered.seconds, 3),
             "questions_per_second": round(answered.asked / answered.seconds, 3) if answered.seconds else None,
             "repaired_lines": list(answered.repaired),
+            "repeated_questions": list(answered.repeated[:NAMED]),
             "limit": plan.limit,
         },
         "questions_from": dict(plan.sources),

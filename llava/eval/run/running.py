@@ -24,6 +24,7 @@ from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.results import Result, of_run, result_path, score, scores_text, write_result
 from llava.eval.tasks.base import Report, Task, TaskData
+from llava.eval.tasks.grading import some_of
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,13 @@ def counts_text(report: Report, n_broken: int, part: str = "") -> list[str]:
         "broken lines": n_broken,
     }
     lines += [f"{count:,} {what}" for what, count in parts.items() if count]
-    if report.missing and not part:
-        some = ", ".join(str(one) for one in report.missing[:5])
-        lines.append(f"without an answer: {some}{' ...' if len(report.missing) > 5 else ''}")
+    named = {
+        "without an answer": () if part else report.missing,
+        "answered, and not asked": report.unexpected,
+        "answered more than once": report.repeated,
+        "empty answers": report.empty,
+    }
+    lines += [f"{what}: {some_of(ids)}" for what, ids in named.items() if ids]
     return lines + [f"note: {one}" for one in (*report.notes, part) if one]
 
 

@@ -17,7 +17,7 @@ import requests
 
 from llava.eval.run.asking import Outcome
 from llava.eval.tasks.base import Ask, JsonValue, PackedImage
-from llava.images import as_picture, image_size
+from llava.images import as_image, image_size
 from llava.inference.dialog import ImageSource
 from llava.inference.sampling import SamplingParams
 from llava.utils import UserError, check_whole, shortened
@@ -238,7 +238,7 @@ def address_of(source: ImageSource | PackedImage) -> str:
         if data.startswith(head):
             return f"data:{kind};base64,{base64.b64encode(data).decode()}"
     written = io.BytesIO()
-    as_picture(source).save(written, "PNG")
+    as_image(source).save(written, "PNG")
     return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 

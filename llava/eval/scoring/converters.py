@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,30 +20,41 @@ from llava.eval.submissions import (
 )
 from llava.eval.tasks.base import JsonValue
 from llava.eval.tasks.files import ID, TEXT, check_row, check_rows, read_lines, read_object
+from llava.eval.tasks.grading import some_of
 from llava.utils import UserError
 
 VQAV2_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
 
 
 def said_in(path: Path) -> tuple[dict[str, str], AnswersFile]:
-    """Return id -> answer of an answers file, the last one of an id, and the file with its broken lines."""
+    """Return id -> answer of an answers file, the last one of an id, and the file with its broken lines.
+
+    Broken lines, and questions with several answers, are named on standard error: what is printed is the
+    reference's.
+    """
     found = read_answers(path)
     if not found.records:
         raise UserError(f"{path} holds no answer; expected one JSON object a line")
     for number, record in enumerate(found.records, start=1):
         check_row(record, {"question_id": ID, "text": TEXT}, f"{path}, record {number}")
+    times = Counter(str(one["question_id"]) for one in found.records)
+    if several := [name for name, count in times.items() if count > 1]:
+        told = f"{len(several)} questions have several answers, the last one counts: {some_of(several)}"
+        print(f"{path}: {told}", file=sys.stderr)
+    if found.broken:
+        told = f"{len(found.broken)} lines are broken and have no answer: {'; '.join(found.broken[:5])}"
+        print(f"{path}: {told}{' ...' if len(found.broken) > 5 else ''}", file=sys.stderr)
     return {str(one["question_id"]): str(one["text"]) for one in found.records}, found
 
 
-def _whole(path: Path) -> AnswersFile:
-    """Return a file of answers that has no broken line; raises UserError."""
-    _, found = said_in(path)
-    if found.broken:
+def _whole(path: Path) -> tuple[dict[str, str], AnswersFile]:
+    """Return the same of a file without a broken line; raises UserError, as the reference fails at one."""
+    if broken := read_answers(path).broken:
         raise UserError(
-            f"{path}: {len(found.broken)} lines are broken, the first: {found.broken[0]}; `python -m "
-            "llava.eval answer` asks their questions again"
+            f"{path}: {len(broken)} lines are broken, the first: {broken[0]}; `python -m llava.eval answer` "
+            "asks their questions again"
         )
-    return found
+    return said_in(path)
 
 
 def convert_gqa(source: Path, target: Path) -> None:
@@ -50,7 +63,7 @@ def convert_gqa(source: Path, target: Path) -> None:
         target,
         [
             {"questionId": one["question_id"], "prediction": gqa_answer(str(one["text"]))}
-            for one in _whole(source).records
+            for one in _whole(source)[1].records
         ],
     )
 
@@ -58,7 +71,7 @@ def convert_gqa(source: Path, target: Path) -> None:
 def convert_mmvet(source: Path, target: Path) -> None:
     """Write the answers that MM-Vet's judge reads, by `v1_` and the id."""
     answers: Mapping[str, JsonValue] = {
-        f"v1_{one['question_id']}": one["text"] for one in _whole(source).records
+        f"v1_{one['question_id']}": one["text"] for one in _whole(source)[1].records
     }
     write_json(target, answers)
 
@@ -92,7 +105,7 @@ def convert_vizwiz(annotations: Path, source: Path, target: Path) -> None:
 
 def convert_mmbench(annotations: Path, source: Path, target: Path) -> None:
     """Write the workbook that MMBench's server took, with a column of predictions."""
-    said, _ = said_in(source)
+    said, _ = _whole(source)
     write_mmbench(target, annotations, said)
 
 
@@ -103,7 +116,7 @@ def convert_seed(annotations: Path, source: Path, target: Path) -> None:
     questions = {
         str(seed_id(one["question_id"])): one for one in check_rows(whole["questions"], fields, annotations)
     }
-    said, _ = said_in(source)
+    said, _ = _whole(source)
     if unknown := [one for one in said if one not in questions]:
         raise UserError(f"{source}: {annotations} has no question {unknown[0]!r}; expected other answers")
     hits: dict[str, list[bool]] = {}

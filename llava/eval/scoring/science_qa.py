@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from llava.arguments import ProgramParser, local_path
 from llava.atomic import write_text
 from llava.eval.metrics.letters import FAILED, choice_index, read_letter, told_letter
 from llava.eval.tasks.base import JsonValue, Record
-from llava.eval.tasks.files import ID, TEXT, read_by_id, read_lines, read_object
+from llava.eval.tasks.files import ID, TEXT, read_by_id, read_lines, read_object, read_text
+from llava.eval.tasks.grading import some_of
 from llava.utils import UserError
 
 OPTIONS = list("ABCDE")
@@ -51,6 +53,21 @@ def read_outputs(path: str) -> dict[str, str]:
     outputs = read_object(Path(path), {"outputs": dict})["outputs"]
     assert isinstance(outputs, Mapping)
     return {str(key): str(text) for key, text in outputs.items()}
+
+
+def read_requery(path: str) -> dict[str, str]:
+    """Return what GPT-4 said to its second question, by id: of JSON lines, as the reference has them.
+
+    A result file with `outputs` is read as well.
+    """
+    try:
+        whole = json.loads(read_text(Path(path)))
+    except ValueError:
+        whole = None
+    if isinstance(whole, dict) and "outputs" in whole:
+        return read_outputs(path)
+    rows = read_lines(Path(path), {"question_id": ID, "text": TEXT})
+    return {str(row["question_id"]): str(row["text"]) for row in rows}
 
 
 def score(base_dir: str, split: str, options: Sequence[str], result_file: str) -> tuple[Record, Record]:
@@ -116,10 +133,15 @@ def ensemble(
     """Count over the problems that both have answered; files: of GPT-4, ours, of the requery.
 
     gpt4_ours: GPT-4's answer, and ours where it gave none. requery: what GPT-4 said when it was shown both
-    answers, where they differ. upper: one of the two is right. Returns counts, and the final result file.
+    answers, and ours where it named no letter or was not asked. upper: one of the two is right. An answer
+    without a letter is wrong; the reference draws lots. Problems that one of them has not answered are named
+    on standard error. Returns counts, and the final result file.
     """
     problems, gpt4, ours = read_problems(base_dir, split), read_outputs(files[0]), read_ours(files[1])
-    again = {} if files[2] is None else read_outputs(files[2])
+    again = {} if files[2] is None else read_requery(files[2])
+    if lost := [key for key in problems if key not in ours or key not in gpt4]:
+        told = f"{len(lost)} of {len(problems)} problems are not answered in both {files[0]} and {files[1]}"
+        print(f"{told}, and count nowhere: {some_of(lost)}", file=sys.stderr)
     names = ("total", "ours", "gpt4", "gpt4_ours", "upper", "gpt4_failed", "requeried", "requery")
     counts = dict.fromkeys(names, 0)
     results: dict[str, JsonValue] = {}
@@ -132,11 +154,10 @@ def ensemble(
         letter = told_letter(gpt4[key])
         theirs = choice_index(letter, choices, options)
         both = own if letter == FAILED else theirs
-        final, said = both, str(ours[key]["text"]) if letter == FAILED else gpt4[key]
-        if own != theirs and letter != FAILED and key in again:
+        final, said = own, str(ours[key]["text"])
+        if (decided := told_letter(again.get(key, ""))) != FAILED:
             counts["requeried"] += 1
-            told = choice_index(told_letter(again[key]), choices, options)
-            final, said = (told, again[key]) if told >= 0 else (both, said)
+            final, said = choice_index(decided, choices, options), again[key]
         counts["total"] += 1
         counts["gpt4_failed"] += letter == FAILED
         for name, hit in (

@@ -1,1 +1,1 @@
-"""Many tasks with one model: the run, the table beside published scores, pictures."""
+"""Many tasks with one model: the run, the table beside published scores, charts."""

@@ -1,21 +1,24 @@
-"""A suite as two pictures: bars beside the published scores, and a radar over all tasks."""
+"""A suite as two charts: bars beside the published scores, and a radar over all tasks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.atomic import atomic_file
-from llava.eval.suites.table import Row
+from llava.eval.suites.table import TaskRow
 from llava.utils import import_optional
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FULL = {"mme": 2000.0}  # of a scale that is no percentage
 _OURS, _THEIRS = "#2f6fde", "#b9c4d6"
 
 
-def draw_charts(rows: Sequence[Row], model: str, folder: Path) -> list[Path]:
+def draw_charts(rows: Sequence[TaskRow], model: str, folder: Path) -> list[Path]:
     """Write bar.png and radar.png (from three tasks on); returns what was written.
 
     Scores are percentages of the most that a task gives. Raises MissingPackageError without matplotlib.
@@ -40,18 +43,18 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     with atomic_file(path) as scratch:
         figure.savefig(scratch, format="png", dpi=150)
     return path
 
 
-def share(row: Row, value: float | None) -> float:
+def share(row: TaskRow, value: float | None) -> float:
     """Return a score in percent of the most that its task gives; 0 for none."""
     return 100 * (value or 0.0) / _FULL.get(row.task, 100.0)
 
 
-def _bars(rows: Sequence[Row], model: str) -> Any:
+def _bars(rows: Sequence[TaskRow], model: str) -> Any:
     figure = _figure(max(6.0, 0.9 * len(rows)), 4.5)
     axes = figure.add_subplot()
     places = range(len(rows))
@@ -78,7 +81,7 @@ def _bars(rows: Sequence[Row], model: str) -> Any:
     return figure
 
 
-def _radar(rows: Sequence[Row], model: str) -> Any:
+def _radar(rows: Sequence[TaskRow], model: str) -> Any:
     figure = _figure(6.5, 6.5)
     axes = figure.add_subplot(projection="polar")
     angles = [2 * math.pi * place / len(rows) for place in range(len(rows))]

@@ -1,4 +1,4 @@
-"""Many tasks with one model, loaded once: each result at once, then one table and two pictures."""
+"""Many tasks with one model, loaded once: each result at once, then one table and two charts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava.eval.run.results import Result, versions, write_result
 from llava.eval.run.running import Done, Run
 from llava.eval.suites.charts import draw_charts
 from llava.eval.suites.published import SUITES, published_of
-from llava.eval.suites.table import Row, json_of, markdown_of, row_of, text_of
+from llava.eval.suites.table import TaskRow, json_of, markdown_of, row_of, text_of
 from llava.eval.tasks.base import Task, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.utils import MissingPackageError, UserError, shortened
@@ -44,7 +44,7 @@ def run_suite(args: argparse.Namespace) -> int:
             f"no task of this suite has its data ({lacks}); python -m llava.eval list TASK says more"
         )
     run = Run(args)
-    rows: list[Row] = []
+    rows: list[TaskRow] = []
     code, name = DONE, run.model_id
     for task in tasks:
         note, done = _lacks(task, places[task.name]), Done(DONE)
@@ -78,7 +78,7 @@ def _lacks(task: Task, data: TaskData) -> str:
     return ", ".join(one.key for one in task.data if one.needed and not data.has(task, one.key))
 
 
-def _write(folder: Path, rows: list[Row], name: str, published: str | None) -> None:
+def _write(folder: Path, rows: list[TaskRow], name: str, published: str | None) -> None:
     """Write the table as it stands."""
     known = published_of(published or name)
     result: Result = {"model": name, "rows": json_of(rows), "versions": versions()}
@@ -88,11 +88,11 @@ def _write(folder: Path, rows: list[Row], name: str, published: str | None) -> N
     write_text(folder / "suite.md", markdown_of(rows, name, known))
 
 
-def _draw(rows: list[Row], name: str, folder: Path) -> None:
+def _draw(rows: list[TaskRow], name: str, folder: Path) -> None:
     try:
         written = draw_charts(rows, name, folder)
     except MissingPackageError as error:
-        logger.warning("no pictures: %s", error)
+        logger.warning("no charts: %s", error)
         written = []
     for path in (folder / "suite.md", folder / "suite.json", *written):
         print(path)

@@ -12,7 +12,7 @@ MARK = "*"  # of a judged score: its judge is not the one of the published numbe
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A task in the table; score is None where it was not run, and `note` says why."""
 
     task: str
@@ -42,14 +42,16 @@ class Row:
         return f"{change}; {self.note}" if self.note else change
 
 
-def row_of(task: str, title: str, report: Report | None, published: Published | None, note: str = "") -> Row:
+def row_of(
+    task: str, title: str, report: Report | None, published: Published | None, note: str = ""
+) -> TaskRow:
     """Return the row of a task."""
     known = None if published is None else published.scores.get(task)
     band = None if published is None else band_of(published, task)
-    return Row(task, title, report.scores[0] if report and report.scores else None, known, band, note)
+    return TaskRow(task, title, report.scores[0] if report and report.scores else None, known, band, note)
 
 
-def cells_of(row: Row) -> tuple[str, ...]:
+def cells_of(row: TaskRow) -> tuple[str, ...]:
     """Return a row as texts."""
     value, error, n = "-", "", ""
     if row.score is not None:
@@ -64,7 +66,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
 HEADS = ("task", "score", "stderr", "n", "published", "difference")
 
 
-def text_of(rows: Sequence[Row], model: str, published: Published | None) -> list[str]:
+def text_of(rows: Sequence[TaskRow], model: str, published: Published | None) -> list[str]:
     """Return the table as lines for a terminal."""
     cells = [HEADS, *(cells_of(one) for one in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADS))]
@@ -78,7 +80,7 @@ def text_of(rows: Sequence[Row], model: str, published: Published | None) -> lis
     return [*lines, *_below(rows, model, published)]
 
 
-def markdown_of(rows: Sequence[Row], model: str, published: Published | None) -> str:
+def markdown_of(rows: Sequence[TaskRow], model: str, published: Published | None) -> str:
     """Return the table as Markdown."""
     lines = [f"# {_cell(model)}", "", f"| {' | '.join(HEADS)} |", "|---|---:|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(_cell(one) for one in cells_of(row))} |" for row in rows]
@@ -90,7 +92,7 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _below(rows: Sequence[Row], model: str, published: Published | None) -> list[str]:
+def _below(rows: Sequence[TaskRow], model: str, published: Published | None) -> list[str]:
     if published is None:
         return [f"No numbers are published for {model} that are known here."]
     lines = [f"Published: {published.name}, {published.source}."]
@@ -100,7 +102,7 @@ def _below(rows: Sequence[Row], model: str, published: Published | None) -> list
     return lines
 
 
-def json_of(rows: Sequence[Row]) -> list[Mapping[str, JsonValue]]:
+def json_of(rows: Sequence[TaskRow]) -> list[Mapping[str, JsonValue]]:
     """Return the table as JSON."""
     return [
         {

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
 Record: TypeAlias = dict[str, JsonValue]  # one line of an answers file, fields in the order they are written
-Kind = Literal["official", "reference", "submission", "judged"]
+# approximate: the official rule but for what a note says
+Kind = Literal["official", "reference", "submission", "judged", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Option:
 
     default: what TaskData.options has where it is not given; None leaves it out. choices: what it may be.
     scoring: it concerns the score alone; answers are the same whatever it is. is_path: ~ is the home folder.
+    compared: scores of two values of it are no scores of the same thing.
     """
 
     key: str
@@ -53,6 +55,7 @@ class Option:
     choices: tuple[str, ...] = ()
     scoring: bool = False
     is_path: bool = False
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,9 @@ class Report:
     """What scoring gives. The first score is the one that tables show.
 
     tables: breakdowns, title -> row -> value. written: submission files. notes: what a reader has to know.
-    asked, answered, unparsable, failed: counts of questions; `missing` and `unexpected` hold ids.
+    asked, answered, unparsable, failed: counts of questions. missing, unexpected, repeated, empty: ids of
+    questions without an answer, of answers to no question, of questions with several answers, of answers
+    without a text. judge: which model judged, as its server named it; {} where none did.
     """
 
     scores: tuple[Score, ...]
@@ -202,6 +207,9 @@ class Report:
     notes: tuple[str, ...] = ()
     missing: tuple[str | int, ...] = ()
     unexpected: tuple[str | int, ...] = ()
+    repeated: tuple[str | int, ...] = ()
+    empty: tuple[str | int, ...] = ()
+    judge: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 class Task(ABC):

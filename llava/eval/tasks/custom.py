@@ -13,7 +13,7 @@ from llava.eval.tasks.base import Ask, DataFile, Graded, Option, Record, Report,
 from llava.eval.tasks.grading import Answered, answered, mean
 from llava.eval.tasks.judged.grades import grade_items, grades
 from llava.eval.tasks.judged.judgement import OPTIONS, judge, rules_of
-from llava.eval.tasks.own_rows import Row, read_rows
+from llava.eval.tasks.own_rows import QuestionRow, read_rows
 from llava.eval.tasks.questions import checked
 from llava.eval.tasks.rules import letter_of
 from llava.utils import UserError, shortened
@@ -55,7 +55,12 @@ class Custom(Task):
     )
     options = (
         Option("metric", "how answers are compared with the right ones", "exact", METRICS, scoring=True),
-        Option("by", "a field of the lines by whose values the score is broken down", scoring=True),
+        Option(
+            "by",
+            "a field of the lines by whose values the score is broken down",
+            scoring=True,
+            compared=False,
+        ),
         *OPTIONS,
     )
 
@@ -63,7 +68,7 @@ class Custom(Task):
         """Yield the questions; images are sought beside the file, or in --image-folder."""
         return checked(self, (self._ask(row, data) for row in read_rows(data.path(self, "question-file"))))
 
-    def _ask(self, row: Row, data: TaskData) -> Ask:
+    def _ask(self, row: QuestionRow, data: TaskData) -> Ask:
         beside = data.path(self, "question-file").parent
         folder = data.files.get("image-folder", beside)
         images = tuple(one if "://" in one else folder / one for one in row.images)
@@ -96,7 +101,7 @@ class Custom(Task):
         return found.report((score(graded),), graded, tables=tables, notes=notes)
 
 
-def _check(rows: Mapping[str | int, Row], metric: str) -> None:
+def _check(rows: Mapping[str | int, QuestionRow], metric: str) -> None:
     """Raise UserError where the lines lack what a metric compares with."""
     lacking = [row for row in rows.values() if not row.right]
     if lacking:
@@ -110,7 +115,7 @@ def _check(rows: Mapping[str | int, Row], metric: str) -> None:
         raise UserError(f"{plainly[0].where} has no 'choices'; --metric choice needs a list of texts there")
 
 
-def _graded(metric: str, ask: Ask, text: str, row: Row) -> Graded:
+def _graded(metric: str, ask: Ask, text: str, row: QuestionRow) -> Graded:
     """Return what an answer earned."""
     expected = shortened(" | ".join(row.right), 1000)
     if metric == "choice" or row.choices:
@@ -122,7 +127,7 @@ def _graded(metric: str, ask: Ask, text: str, row: Row) -> Graded:
 
 def _judged(
     found: Answered,
-    rows: Mapping[str | int, Row],
+    rows: Mapping[str | int, QuestionRow],
     answers: Sequence[Record],
     data: TaskData,
     kinds: Mapping[str, Mapping[str | int, list[str]]],

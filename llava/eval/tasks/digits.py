@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Report, Said, Score, Task, TaskData
+from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Report, Said, Task, TaskData
+from llava.eval.tasks.grading import answered, mean, table
 from llava.utils import UserError, shortened
 
 _FIELDS = ("id", "kind", "images", "question", "answer")
@@ -42,40 +43,19 @@ class Digits(Task):
 
     def report(self, answers: Sequence[Record], data: TaskData) -> Report:
         """Count right answers, of all questions and of each kind."""
-        questions = {one["id"]: one for one in read_questions(data.path(self, "question-file"))}
-        found: dict[int | str, str] = {}
-        unexpected = []
-        for record in answers:
-            name = record.get("question_id")
-            if not isinstance(name, int | str) or name not in questions:
-                unexpected.append(str(name))
-            else:
-                found.setdefault(name, str(record.get("text", "")))
-        graded = tuple(
+        found = answered(self, self.asks(data), answers)
+        graded = [
             Graded(
-                name,
+                ask.id,
                 text,
-                questions[name]["answer"],
-                float(is_right(text, questions[name]["answer"])),
-                group=next(iter(questions[name]["images"]), None),
+                str(ask.extra["expected"]),
+                float(is_right(text, str(ask.extra["expected"]))),
+                group=ask.group,
             )
-            for name, text in found.items()
-        )
-        kinds: dict[str, list[float]] = {}
-        for one in graded:
-            kinds.setdefault(questions[one.id]["kind"], []).append(one.credit or 0.0)
-        rows = {kind: 100 * sum(credits) / len(credits) for kind, credits in kinds.items()}
-        credits = [one.credit or 0.0 for one in graded]
-        value = 100 * sum(credits) / max(len(credits), 1)
-        return Report(
-            scores=(Score("accuracy", "official", value, len(credits)),),
-            asked=len(questions),
-            answered=len(graded),
-            graded=graded,
-            tables={"accuracy by kind": rows},
-            missing=tuple(name for name in questions if name not in found),
-            unexpected=tuple(unexpected),
-        )
+            for ask, text in found.pairs
+        ]
+        kinds = table(graded, [str(ask.extra["kind"]) for ask, _ in found.pairs])
+        return found.report([mean("accuracy", graded)], graded, tables={"accuracy by kind": kinds})
 
 
 def asks_of(questions: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Ask]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,15 @@ def by_prompt(identity: str | int, prompt: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers beside their questions, in the questions' order; `missing` and `unexpected` hold ids."""
+    """Answers beside their questions, in the questions' order; the last four hold ids, see Report."""
 
     asks: tuple[Ask, ...]
     pairs: tuple[tuple[Ask, str], ...]
     missing: tuple[str | int, ...]
     unexpected: tuple[str | int, ...]
     notes: tuple[str, ...]
+    repeated: tuple[str | int, ...] = ()
+    empty: tuple[str | int, ...] = ()
 
     def said(self) -> dict[str, str]:
         """Return id -> answer."""
@@ -60,6 +63,8 @@ class Answered:
             unparsable=sum(not one.parsed for one in graded),
             missing=self.missing,
             unexpected=self.unexpected,
+            repeated=self.repeated,
+            empty=self.empty,
             notes=(*self.notes, *notes),
             written=tuple(written),
         )
@@ -75,9 +80,9 @@ def answered(
 ) -> Answered:
     """Put answers beside their questions; key: what both are known by, from id and prompt.
 
-    read: gives id, prompt and text of a record (None: read_record). Raises UserError where there is no
-    answer, or none of this question
-    set, or one that is no text. Of several answers to one question the last one counts, as in the reference.
+    read: gives id, prompt and text of a record (None: read_record). Of several answers to one question the
+    last one counts, as in the reference. Raises UserError where there is no answer, or none of this question
+    set, or one that is no text.
     """
     known = tuple(asks)
     if not answers:
@@ -86,14 +91,15 @@ def answered(
     places = set(keys)
     texts: dict[tuple[str, str], str] = {}
     unexpected: list[str | int] = []
-    twice = 0
+    repeated: list[str | int] = []
     for number, record in enumerate(answers, start=1):
         identity, prompt, text = read(record, number) if read else read_record(task, record, number)
         found = key(identity, prompt)
         if found not in places:
             unexpected.append(identity)
             continue
-        twice += found in texts
+        if found in texts:
+            repeated.append(identity)
         texts[found] = text
     if not texts:
         raise UserError(
@@ -102,14 +108,27 @@ def answered(
         )
     pairs = tuple((ask, texts[one]) for ask, one in zip(known, keys, strict=True) if one in texts)
     missing = tuple(ask.id for ask, one in zip(known, keys, strict=True) if one not in texts)
-    notes = [f"{twice} answers are to a question that has one already; the last one counts"] if twice else []
-    if empty := sum(not text.strip() for _, text in pairs):
-        notes.append(f"{empty} answers are empty")
+    empty = tuple(ask.id for ask, text in pairs if not text.strip())
+    notes = []
+    if repeated:
+        notes.append(f"{len(repeated)} answers are to a question that has one already; the last one counts")
+    asked_twice = [key for key, count in Counter(keys).items() if count > 1]
+    if asked_twice:
+        named = some_of([identity for identity, _ in asked_twice])
+        notes.append(f"{len(asked_twice)} questions stand in the data more than once: {named}")
+    if empty:
+        notes.append(f"{len(empty)} answers are empty")
     if unexpected:
         notes.append(f"{len(unexpected)} answers belong to no question of this data")
     if missing:
         notes.append(f"{len(missing)} of {len(known)} questions have no answer; scores are over the others")
-    return Answered(known, pairs, missing, tuple(unexpected), tuple(notes))
+    doubled = tuple(dict.fromkeys(repeated))
+    return Answered(known, pairs, missing, tuple(unexpected), tuple(notes), doubled, empty)
+
+
+def some_of(ids: Sequence[str | int], most: int = 5) -> str:
+    """Return the first ids as text, "..." for further ones."""
+    return ", ".join(shortened(str(one), 60) for one in ids[:most]) + (" ..." if len(ids) > most else "")
 
 
 def read_record(

@@ -19,7 +19,7 @@ LETTERS = prompts.LETTERS
 
 
 @dataclass(frozen=True)
-class Row:
+class QuestionRow:
     """A line. right: the answers, letters where there are choices; group: what it shares with other lines."""
 
     id: str | int
@@ -44,7 +44,7 @@ class Row:
         return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[QuestionRow]:
     """Read a question file; raises UserError that names the line and what it lacks."""
     found = read_lines(path, {})
     if not found:
@@ -52,7 +52,7 @@ def read_rows(path: Path) -> list[Row]:
     return [_row(one, number, f"{path}, question {number}") for number, one in enumerate(found, start=1)]
 
 
-def _row(line: Record, number: int, where: str) -> Row:
+def _row(line: Record, number: int, where: str) -> QuestionRow:
     key = _first(line, ID)
     key = number if key is None else key
     if isinstance(key, bool) or not isinstance(key, int | str):
@@ -63,7 +63,7 @@ def _row(line: Record, number: int, where: str) -> Row:
     images = _texts(_first(line, IMAGES), f"{where}: 'image'")
     choices = _texts(line.get("choices"), f"{where}: 'choices'")
     group = line.get("group")
-    return Row(
+    return QuestionRow(
         key,
         _without_tokens(text, len(images), where),
         images,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import Cache
@@ -16,6 +16,9 @@ from llava.inference.engine.row import Row
 from llava.inference.model import LoadedModel
 from llava.inference.model_inputs import encode_images, splice_prompts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Fewest columns of a piece, whatever the number of rows.
 LEAST_COLUMNS = 16
 
@@ -23,7 +26,7 @@ LEAST_COLUMNS = 16
 class ModelCall:
     """Runs the model on rows that are aligned at the right end of a cache."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         # MPT has none: ALiBi works on distances; the mixin in front of the LLM's class takes anything
         self.takes_positions = any(
@@ -58,7 +61,7 @@ class ModelCall:
 class Prefill:
     """A group of rows on their way into a cache of their own; `advance` computes the next piece.
 
-    Each row's last columns are computed anew, as many as the row with the least kept needs; what stands in
+    Each row's last columns are computed again, as many as the row with the least kept needs; what stands in
     front of them is copied from what is kept. So all rows are right-aligned and have no gaps.
     """
 

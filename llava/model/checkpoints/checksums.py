@@ -61,7 +61,7 @@ def fingerprint(files: Iterable[Path]) -> str | None:
 
 
 def list_files(folder: Path) -> None:
-    """Write the list of a folder's files into it; files of an earlier list are counted anew."""
+    """Write the list of a folder's files into it; files of an earlier list are counted again."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != INDEX_FILE)
     names = [file.relative_to(folder).as_posix() for file in files]
     with ThreadPoolExecutor(THREADS) as pool:  # crc32 lets other threads run

@@ -29,6 +29,7 @@ from llava.utils import import_optional
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ COMPARED_TOWER_WEIGHTS = 8
 LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
 
 
-def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+def from_pretrained(
+    model_class: type[PreTrainedModel], path: str, **arguments: Any
+) -> tuple[Any, dict[str, Any]]:
     """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
     and mismatched keys, which `check_loading` judges.
 
@@ -83,7 +86,9 @@ def from_pretrained(model_class: Any, path: str, **arguments: Any) -> tuple[Any,
     return model, {**info, "stored_names": stored_names}
 
 
-def _shapes_only(model_class: Any, path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _shapes_only(
+    model_class: type[PreTrainedModel], path: str, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Return class and arguments of a `from_pretrained` that gets weights without values from here."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -239,10 +244,10 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     weights = _adapter_weights(path, shapes_only=shapes_only)
     stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
     modules = {name for name, _ in model.named_modules()}
-    strangers = sorted({name.split(".lora_")[0] for name in stored} - modules)
-    if strangers:
+    unknown = sorted({name.split(".lora_")[0] for name in stored} - modules)
+    if unknown:
         raise CheckpointError(
-            f"The adapter in {path} is for modules that the base lacks: {some_of(strangers)}."
+            f"The adapter in {path} is for modules that the base lacks: {some_of(unknown)}."
         )
     peft = import_optional("peft", needed_for="loading a LoRA adapter", install="peft")
     _check_adapter_config(peft, path)

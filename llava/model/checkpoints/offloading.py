@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from torch import nn
 from llava._compat import hook_of
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -26,7 +29,7 @@ def refuse_offloading(model: nn.Module, why: str) -> None:
         )
 
 
-def hold_inputs(model: Any, source: str) -> None:
+def hold_inputs(model: PreTrainedModel, source: str) -> None:
     """Bring embeddings, tower, projector and `image_newline` of a spread model into memory.
 
     accelerate loads an offloaded part when its `forward` runs, but these are also used without it, and their

@@ -177,7 +177,7 @@ def check_quantization(bits: int, device_map: DeviceMap, dtype: torch.dtype, *, 
     kinds = {str(device).partition(":")[0] for device in devices}
     if "mps" in kinds:
         raise UserError(
-            f"{asked_by} needs CUDA or a CPU, the device is mps; leave it away (float16 on mps), or use "
+            f"{asked_by} needs CUDA or a CPU, the device is mps; omit it (float16 on mps), or use "
             f"device 'cpu'."
         )
     if "disk" in kinds or (len(kinds) > 1 and "cpu" in kinds):
@@ -225,7 +225,7 @@ def _try_small_layer(bits: int, device: str, dtype: torch.dtype, asked_by: str) 
     except Exception as error:  # a missing library may show as anything
         raise UserError(
             f"{asked_by} does not work on {device} in {str(dtype).removeprefix('torch.')} with bitsandbytes "
-            f"{bitsandbytes.__version__} ({first_line(error)}); leave it away, or try another version of "
+            f"{bitsandbytes.__version__} ({first_line(error)}); omit it, or try another version of "
             f"bitsandbytes (0.49 or newer)."
         ) from error
 

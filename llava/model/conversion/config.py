@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.mm_utils import parse_grid_pinpoints
@@ -78,7 +78,13 @@ def refuse_tower(tower: VisionTower, path: str) -> None:
 
 
 def hf_config(
-    config: Mapping[str, Any], tower: PreTrainedConfig, *, path: str, vocabulary: int, tokens: Any, dtype: str
+    config: Mapping[str, Any],
+    tower: PreTrainedConfig,
+    *,
+    path: str,
+    vocabulary: int,
+    tokens: PreTrainedTokenizerBase,
+    dtype: str,
 ) -> dict[str, Any]:
     """Return the content of a llava-hf folder's config.json for a LLaVA.
 
@@ -113,7 +119,7 @@ def hf_config(
         "transformers_version": transformers.__version__,
     }
     if kind == NEXT:
-        content["image_grid_pinpoints"] = swapped(settings.image_grid_pinpoints)
+        content["image_grid_pinpoints"] = swapped(settings.image_grid_pinpoints, tower.image_size)
         content["use_image_newline_parameter"] = True
     return content
 
@@ -140,9 +146,12 @@ def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     }
 
 
-def swapped(pinpoints: str | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Turn (width, height) pairs into (height, width) or back; the order, which breaks ties, stays."""
-    return [[second, first] for first, second in parse_grid_pinpoints(pinpoints)]
+def swapped(pinpoints: str | Sequence[Sequence[int]], tile_size: int | None = None) -> list[list[int]]:
+    """Turn (width, height) pairs into (height, width) or back; the order, which breaks ties, stays.
+
+    tile_size: pixels of a tile, for shapes that are given in tiles.
+    """
+    return [[second, first] for first, second in parse_grid_pinpoints(pinpoints, tile_size)]
 
 
 def check_hf(config: Mapping[str, Any], path: str) -> str:

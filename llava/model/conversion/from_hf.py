@@ -64,9 +64,9 @@ def from_hf(
     own_aspect = template.image_aspect_ratio(_processor_fields(source))
     if aspect is None and kind == FLAT and own_aspect == "square":
         logger.warning(
-            "the processor of %s cuts pictures to a square, and so will LLaVA; LLaVA-1.5 was trained with "
+            "the processor of %s cuts images to a square, and so will LLaVA; LLaVA-1.5 was trained with "
             "padded "
-            "pictures: --image-aspect-ratio pad",
+            "images: --image-aspect-ratio pad",
             source,
         )
     place = Path(target).absolute() / TOWER_FOLDER
@@ -103,7 +103,7 @@ def _processor_fields(path: str) -> dict[str, Any]:
         content = content.get("image_processor", content)
         if "image_mean" in content or "image_processor_type" in content:
             return content
-    raise CheckpointError(f"{path} has no {PROCESSOR_FILE}, which says how pictures become pixel values.")
+    raise CheckpointError(f"{path} has no {PROCESSOR_FILE}, which says how images become pixel values.")
 
 
 def _with_recorded(path: str, fields: dict[str, Any], *, keep_aspect: bool) -> dict[str, Any]:

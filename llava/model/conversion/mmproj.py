@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +17,9 @@ from llava.model.conversion import weights
 from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name
 from llava.utils import UserError, import_optional
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 # parts of our names -> llama.cpp's (tools/mtmd/clip-impl.h, the lines TN_*)
 _PARTS = (
@@ -45,7 +49,7 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     if dtype not in _FTYPES:
         raise UserError(f"The dtype of an mmproj is {dtype}; expected float16 or float32.")
     refuse_unwritable(output, "DST", folder=False)
-    gguf: Any = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
+    gguf: ModuleType = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
     config = files.read_config(source)
     kind = check_hf(config, source)
     if config.get("vision_feature_select_strategy", "default") != "default":
@@ -76,7 +80,7 @@ def _is_vision(name: str) -> bool:
     return any(part in name for part in parts) and not files.is_recomputed(name)
 
 
-def _add_fields(writer: Any, config: dict[str, Any], kind: str, source: str) -> int:
+def _add_fields(writer: GGUFWriter, config: dict[str, Any], kind: str, source: str) -> int:
     """Write the header's fields; returns how many layers of the tower are needed."""
     vision = vision_config(config)
     select = config.get("vision_feature_layer", -2)

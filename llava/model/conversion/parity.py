@@ -1,4 +1,4 @@
-"""The proof of a conversion: the same dialog with a picture through LLaVA's model and transformers'."""
+"""The proof of a conversion: the same dialog with an image through LLaVA's model and transformers'."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class ParityError(Exception):
         self.report = report
 
 
-def picture_of_test(*, square: bool) -> Image.Image:
-    """Return a picture of soft random colours, square or wider than high, the same every time."""
+def image_of_test(*, square: bool) -> Image.Image:
+    """Return an image of soft random colours, square or wider than high, the same every time."""
     generator = torch.Generator().manual_seed(0)
     small = torch.randint(0, 256, (9, 13, 3), generator=generator, dtype=torch.uint8)
     image = Image.frombytes("RGB", (13, 9), bytes(small.flatten().tolist()))
@@ -164,21 +164,21 @@ def compare(
     square: bool = False,
     rows: int | None = None,
 ) -> Report:
-    """Ask both models about a picture, one after the other, and compare all that goes in and comes out.
+    """Ask both models about an image, one after the other, and compare all that goes in and comes out.
 
     llava: loads (tokenizer, model, image processor). own_template: the folder's chat template is made from
     `conversation` and both tokenizers from one, so that prompts and all texts must agree; else the folder's
-    own template gives the prompt. square: with a square picture, where the two process others in different
+    own template gives the prompt. square: with a square image, where the two process others in different
     ways.
     """
     turns = (
         3 if own_template else 1
     )  # other templates may not know several turns, or end them in their own way
     prompt = _prompt(conversation, turns, start_end=start_end)
-    picture = picture_of_test(square=square)
-    theirs = _ask_hf(hf_path, prompt, turns, picture, settings)
+    image = image_of_test(square=square)
+    theirs = _ask_hf(hf_path, prompt, turns, image, settings)
     shown = prompt if own_template else theirs.prompt
-    ours = _ask_llava(llava, shown, picture, theirs.image_id, settings)
+    ours = _ask_llava(llava, shown, image, theirs.image_id, settings)
     rows = min(rows or ours.logits.shape[-1], ours.logits.shape[-1], theirs.logits.shape[-1])
     if ours.logits.shape[0] == theirs.logits.shape[0]:
         difference = float((ours.logits[:, :rows] - theirs.logits[:, :rows]).abs().max())
@@ -229,19 +229,19 @@ def _messages(turns: int) -> list[dict[str, Any]]:
 def _ask_llava(
     load: Callable[[], tuple[Any, Any, Any]],
     prompt: str,
-    picture: Image.Image,
+    image: Image.Image,
     image_id: int,
     settings: Settings,
 ) -> _Seen:
     logger.info("parity: running LLaVA's model in %s on %s", settings.dtype, settings.device)
     tokenizer, model, image_processor = load()
-    pixels = process_images([picture], image_processor, model.config)
+    pixels = process_images([image], image_processor, model.config)
     ids = tokenizer_image_token(prompt, tokenizer)
     with torch.no_grad():
         logits = model(
             input_ids=torch.tensor([ids], device=settings.device),
             images=torch.as_tensor(pixels).to(device=settings.device, dtype=settings.dtype),
-            image_sizes=[picture.size],
+            image_sizes=[image.size],
             use_cache=False,
         ).logits[0]
     features = logits.shape[0] - len(ids) + 1
@@ -252,14 +252,14 @@ def _ask_llava(
     return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id)
 
 
-def _ask_hf(path: str, prompt: str, turns: int, picture: Image.Image, settings: Settings) -> _Seen:
+def _ask_hf(path: str, prompt: str, turns: int, image: Image.Image, settings: Settings) -> _Seen:
     logger.info("parity: running transformers' model in %s on %s", settings.dtype, settings.device)
     config = AutoConfig.from_pretrained(path)
     processor = hf_processor(path, config)
     rendered = prompt
     if processor.chat_template is not None:
         rendered = processor.apply_chat_template(_messages(turns), add_generation_prompt=True)
-    inputs = processor(images=[picture], text=[rendered], return_tensors="pt")
+    inputs = processor(images=[image], text=[rendered], return_tensors="pt")
     model = load_hf(path, config, settings)
     ids = inputs["input_ids"][0].tolist()
     pixels = inputs["pixel_values"][0]
@@ -274,7 +274,7 @@ def _ask_hf(path: str, prompt: str, turns: int, picture: Image.Image, settings: 
 
 
 def hf_processor(path: str, config: PreTrainedConfig) -> Any:
-    """Load the processor of a llava-hf folder, on PIL: torchvision resizes pictures a little differently.
+    """Load the processor of a llava-hf folder, on PIL: torchvision resizes images a little differently.
 
     Folders of 2023 and 2024 do not say how many tokens an image has; that comes from the model's config then.
     """

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.atomic import write_text
-from llava.conversation import Conversation, choose_template, conv_templates, find_template
+from llava.conversation import Conversation, choose_template, conv_templates, conversation_for, find_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
 from llava.model.checkpoints import files
@@ -146,6 +146,7 @@ def _write(
     content = hf_config(
         plan.config, tower.config, path=plan.path, vocabulary=total, tokens=tokenizer, dtype=stored_dtype
     )
+    conversation = conversation_for(conversation, tokenizer)
     jinja = template.chat_template(conversation, start_end=settings.use_im_start_end)
     save_for_hf(tokenizer, folder, jinja)
     template.save_processor(

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.atomic import atomic_file, write_text
 from llava.constants import (
@@ -30,6 +30,9 @@ from llava.model.tokenizer import (
 from llava.protocols import Tokenizer
 from llava.utils import import_optional
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 PAD_TOKEN = "<pad>"
 _NORMAL, _USER_DEFINED, _BYTE, _BPE = (
     1,
@@ -50,7 +53,7 @@ def llava_tokenizer(path: str, config: object) -> Any:
     return tokenizer
 
 
-def add_image_tokens(tokenizer: Any) -> Any:
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> Any:
     """Add `<image>` and, as llava-hf does, a padding token of its own; returns the tokenizer.
 
     It then has `image_token_id`. A padding token that is no other special token stays.

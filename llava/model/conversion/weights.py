@@ -182,11 +182,11 @@ def check_shapes(
     tied: the head is the embeddings and need not be stored.
     """
     missing = sorted(set(expected) - set(found) - ({HEAD} if tied else set()))
-    strange = sorted(set(found) - set(expected))
+    unexpected = sorted(set(found) - set(expected))
     wrong = sorted(name for name in set(found) & set(expected) if found[name] != expected[name])
     for names, what in (
         (missing, "lacks"),
-        (strange, "has, with no place for it,"),
+        (unexpected, "has, with no place for it,"),
         (wrong, "has in another shape"),
     ):
         if names:

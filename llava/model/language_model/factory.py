@@ -62,8 +62,8 @@ def refuse_inexact(config: PreTrainedConfig, path: str = "") -> None:
     if width:
         raise CheckpointError(
             f"{path or 'This model'} is of type {config.model_type!r} with hidden_size_per_layer_input "
-            f"{width}: each of its layers reads the token ids once more, which image features do not have, so "
-            "LLaVA on it would not be exact. Take a model without such embeddings."
+            f"{width}: each of its layers reads the token ids once more, which image features do not have, "
+            "so LLaVA on it would not be exact. Take a model without such embeddings."
         )
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
-from llava.mm_utils import parse_grid_pinpoints
+from llava.mm_utils import check_aspect_ratio, cuts_tiles, parse_grid_pinpoints, tile_cap
+from llava.protocols import VisionArguments
 from llava.utils import UserError
 
-ASPECT_RATIOS = ("square", "pad", "anyres")
 SELECT_FEATURES = ("patch", "cls_patch")
-MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+MERGE_TYPES = "flat, spatial or spatial_unpad; spatial ones may end in _nobase, _maxpool2x2 or both"
+_SPATIAL_PARTS = ("unpad", "nobase", "maxpool2x2")
 PADDING_SIDES = ("right", "left")
 
 # fields of a config.json -> values that are known; absent fields and null take the reference's defaults
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
-    "image_aspect_ratio": ASPECT_RATIOS,
     "mm_vision_select_feature": SELECT_FEATURES,
-    "mm_patch_merge_type": MERGE_TYPES,
     "mm_resampler_type": (),
     "tokenizer_padding_side": PADDING_SIDES,
 }
@@ -38,7 +37,7 @@ class MultimodalConfig:
     resolution: int | None  # `mm_vision_resolution`, pixels that the tower gets, None: its config's
     projector_type: str
     hidden_size: int | None  # `mm_hidden_size`, the width of the tower's features
-    merge_type: str  # "flat", "spatial" or "spatial_unpad"
+    merge_type: str  # "flat", "spatial", "spatial_unpad" ..., see check_merge_type
     image_aspect_ratio: str
     image_grid_pinpoints: Any  # list of (width, height), or its text
     use_im_start_end: bool
@@ -56,7 +55,7 @@ class MultimodalConfig:
         if isinstance(config, MultimodalConfig):
             return config
 
-        def read(name: str, default: Any) -> Any:
+        def read(name: str, default: object) -> Any:
             value = getattr(config, name, default)
             return default if value is None else value
 
@@ -93,6 +92,10 @@ class MultimodalConfig:
         for name, known in _ENUMERATIONS.items():
             if config.get(name) is not None:
                 _one_of(name, config[name], known)
+        if config.get("mm_patch_merge_type") is not None:
+            check_merge_type(config["mm_patch_merge_type"])
+        if config.get("image_aspect_ratio") is not None:
+            check_aspect_ratio(config["image_aspect_ratio"])
         for name in _SWITCHES:
             if not isinstance(config.get(name, False), bool | None) and config[name] not in (0, 1):
                 raise UserError(f"{name} is {config[name]!r}; expected true or false.")
@@ -105,12 +108,34 @@ class MultimodalConfig:
         _positive("mm_hidden_size", config.get("mm_hidden_size"), what="the width of the tower's features")
         if config.get("tokenizer_model_max_length") is not None:
             _positive("tokenizer_model_max_length", config["tokenizer_model_max_length"], what="tokens")
-        return cls.of(SimpleNamespace(**config))
+        settings = cls.of(SimpleNamespace(**config))
+        check_cap(settings.image_aspect_ratio, settings.merge_type)
+        return settings
 
     @property
     def tiles(self) -> bool:
         """Whether images are cut into tiles."""
-        return self.image_aspect_ratio == "anyres"
+        return cuts_tiles(self.image_aspect_ratio)
+
+    @property
+    def tile_cap(self) -> int | None:
+        """How many tiles' patches an image keeps at most, None: all."""
+        return tile_cap(self.image_aspect_ratio)
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the model has `image_newline`, a feature that ends the lines of an image."""
+        return "unpad" in self.merge_type
+
+    @property
+    def max_pools(self) -> bool:
+        """Whether of 2 x 2 patches the largest is kept, in every channel."""
+        return "maxpool2x2" in self.merge_type
+
+    @property
+    def omits_overview(self) -> bool:
+        """Whether the features of an image that is cut into tiles are without its overview."""
+        return "nobase" in self.merge_type
 
     def without_stored_tower(self) -> MultimodalConfig:
         """Return the settings for a tower that is built from its own files."""
@@ -122,6 +147,27 @@ class MultimodalConfig:
             check_grids(self.image_grid_pinpoints, tile_size)
 
 
+def check_merge_type(kind: object) -> str:
+    """Return a `mm_patch_merge_type`. Raises UserError for one that is not known.
+
+    LLaVA-NeXT looks for words in it: "spatial", then "unpad", "nobase" and "maxpool2x2" in any order.
+    """
+    first, *parts = kind.split("_") if isinstance(kind, str) else ("",)
+    spatial = first == "spatial" and len(set(parts)) == len(parts) and set(parts) <= set(_SPATIAL_PARTS)
+    if kind != "flat" and not spatial:
+        raise UserError(f"mm_patch_merge_type is {kind!r}; expected {MERGE_TYPES}.")
+    return str(kind)
+
+
+def check_cap(aspect_ratio: str, merge_type: str) -> None:
+    """Raise UserError for anyres_max_N with a merge that has no place for its cap."""
+    if tile_cap(aspect_ratio) and ("unpad" not in merge_type or "maxpool2x2" in merge_type):
+        raise UserError(
+            f"image_aspect_ratio is {aspect_ratio!r}, whose cap works on unpadded images, and "
+            f"mm_patch_merge_type is {merge_type!r}; expected spatial_unpad, or 'anyres' without a cap."
+        )
+
+
 def check_grids(grids: str | Sequence[Sequence[int]] | None, tile_size: int) -> None:
     """Raise UserError for tile grids that do not parse, are none, or have edges that are no whole tiles."""
     if grids is None:
@@ -129,7 +175,7 @@ def check_grids(grids: str | Sequence[Sequence[int]] | None, tile_size: int) -> 
             "image_aspect_ratio is 'anyres', which needs image_grid_pinpoints, and there are none; expected "
             f"e.g. [[{tile_size}, {2 * tile_size}], [{2 * tile_size}, {tile_size}]]."
         )
-    for grid in parse_grid_pinpoints(grids):
+    for grid in parse_grid_pinpoints(grids, tile_size):
         if any(edge <= 0 or edge % tile_size for edge in grid):
             raise UserError(
                 f"image_grid_pinpoints has {list(grid)}; expected multiples of {tile_size}, the pixels of "
@@ -153,3 +199,22 @@ def _positive(name: str, value: object, *, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         found = "missing" if value is None else repr(value)
         raise UserError(f"{name} is {found}; expected a whole number above 0, {what}.")
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """What the arguments of a training run say of tower and projector; the defaults are the reference's."""
+
+    vision_tower: str | None
+    mm_vision_select_layer: int
+    mm_vision_select_feature: str
+    mm_projector_type: str = "linear"
+    mm_patch_merge_type: str = "flat"
+    pretrain_mm_mlp_adapter: str | None = None
+    unfreeze_mm_vision_tower: bool = False
+
+    @classmethod
+    def of(cls, model_args: VisionArguments) -> VisionSettings:
+        """Read the arguments of whoever trains; other projects may lack the fields with a default."""
+        names = [one.name for one in fields(cls) if one.default is MISSING or hasattr(model_args, one.name)]
+        return cls(**{name: getattr(model_args, name) for name in names})

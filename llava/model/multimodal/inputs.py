@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import as_picture
+from llava.images import as_image
 from llava.mm_utils import process_images
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
@@ -110,7 +110,7 @@ def checked_images(
         return images, image_sizes
     if processor is None:
         raise UserError("generate() got images, and this model has no vision tower: it reads text only.")
-    opened = [as_picture(image) for image in images]
+    opened = [as_image(image) for image in images]
     sizes = [image.size for image in opened] if image_sizes is None else image_sizes
     return process_images(opened, processor, config), sizes
 

@@ -7,7 +7,6 @@ takes a causal row without a mask much faster. Registered with transformers as t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
@@ -26,7 +25,7 @@ def use_samplewise_attention(config: PreTrainedConfig) -> None:
     set_attention(config, SAMPLEWISE)
 
 
-def samplewise_mask(*, allow_is_causal_skip: bool = True, **kwargs: Any) -> torch.Tensor | None:
+def samplewise_mask(*, allow_is_causal_skip: bool = True, **kwargs: object) -> torch.Tensor | None:
     """Build SDPA's mask (B, 1, L, L); none for packed rows, which transformers forbids to take as causal."""
     is_packed = not allow_is_causal_skip and kwargs.get("attention_mask") is None
     if is_packed and kwargs.get("local_size") is None and kwargs["q_length"] == kwargs["kv_length"]:
@@ -42,7 +41,7 @@ def samplewise_attention(
     attention_mask: torch.Tensor | None,
     sample_lengths: Sequence[int] | None = None,
     position_ids: torch.Tensor | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attend within samples; query, key, value: (B, heads, L, D), result: (B, L, heads, D).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,8 +16,12 @@ from llava.model.checkpoints.errors import explained
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.tile import TileFeatures
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class VisionModelHolder(nn.Module):
         """The vision model's config."""
         return self.vision_model.config
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: object) -> Any:
         """Run the whole vision model, as transformers does."""
         return self.vision_model(pixel_values, **kwargs)
 
@@ -107,7 +111,7 @@ class VisionTower(nn.Module):
         self._check_edges(config, place)
         return config
 
-    def _check_edges(self, config: Any, place: str) -> None:
+    def _check_edges(self, config: PreTrainedConfig, place: str) -> None:
         """Raise for sizes of image and patch that do not go together."""
         edge, patch = self.config_edge(config), self.patch_edge(config)
         if patch > edge:
@@ -230,7 +234,7 @@ class VisionTower(nn.Module):
 
     def layers_before(self, index: int) -> Iterable[nn.Module]:
         """Return the layers that `hidden_states[index]` of the vision model has passed."""
-        layers: Any = self.vision_tower.vision_model.get_submodule(self.layers)
+        layers: nn.ModuleList = self.vision_tower.vision_model.get_submodule(self.layers)
         check_layer(index, len(layers))
         return layers[: index if index >= 0 else len(layers) + 1 + index]
 
@@ -316,11 +320,11 @@ class VisionTower(nn.Module):
         """Edge in pixels of what the vision model takes at once."""
         return self.resolution or self.config_edge(self.config)
 
-    def config_edge(self, config: Any) -> int:
+    def config_edge(self, config: PreTrainedConfig) -> int:
         """Edge in pixels of the images that a config of this kind is made for."""
         return _edge(config.image_size)
 
-    def patch_edge(self, config: Any) -> int:
+    def patch_edge(self, config: PreTrainedConfig) -> int:
         """Edge in pixels of a patch."""
         return _edge(config.patch_size)
 
@@ -345,9 +349,14 @@ class VisionTower(nn.Module):
         return self.prefix_tokens if self.select_feature == "cls_patch" else 0
 
     @property
+    def tile_features(self) -> TileFeatures:
+        """The features of one tile, as a projector gets them."""
+        return TileFeatures(self.num_patches_per_side, self.extra_tokens)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Features P of one tile."""
-        return self.num_patches + self.extra_tokens
+        return self.tile_features.count
 
 
 def _edge(size: int | Sequence[int]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.registry import TOWERS, build_tower, register_tower
@@ -11,7 +9,7 @@ from llava.model.multimodal_encoder.registry import TOWERS, build_tower, registe
 __all__ = ["TOWERS", "build_vision_tower", "register_tower"]
 
 
-def build_vision_tower(vision_tower_cfg: object, **kwargs: Any) -> VisionTower:
+def build_vision_tower(vision_tower_cfg: object, **kwargs: bool) -> VisionTower:
     """Build the tower named by `mm_vision_tower` (or `vision_tower`): a local folder or a hub name.
 
     Keywords go to the tower (`delay_load`). Raises UserError (a ValueError) when there is no such tower or

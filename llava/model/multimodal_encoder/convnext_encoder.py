@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -14,6 +14,9 @@ from transformers import (
 )
 
 from llava.model.multimodal_encoder.base import VisionTower, check_layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class ConvNextVisionTower(VisionTower):
@@ -50,7 +53,7 @@ class ConvNextVisionTower(VisionTower):
         """Stages of the model."""
         return len(self.config.hidden_sizes)
 
-    def patch_edge(self, config: Any) -> int:
+    def patch_edge(self, config: PreTrainedConfig) -> int:
         """Pixels that one position of the selected stage stands for."""
         last = len(config.hidden_sizes)
         check_layer(self.select_layer, last)

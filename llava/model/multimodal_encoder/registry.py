@@ -73,7 +73,7 @@ def tower_class(config: Mapping[str, Any], name: str) -> type[VisionTower]:
     return TOWERS[model_type]
 
 
-def build_tower(settings: MultimodalConfig, **kwargs: Any) -> VisionTower:
+def build_tower(settings: MultimodalConfig, **kwargs: bool) -> VisionTower:
     """Build the tower that the settings name; keywords go to it (`delay_load`). Raises UserError."""
     name = settings.vision_tower
     if not name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from transformers import (
 )
 
 from llava.model.multimodal_encoder.base import VisionTower
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class SiglipVisionTower(VisionTower):
@@ -40,7 +43,7 @@ class NaflexVisionTower(VisionTower):
     resizing = "free"
     size_fields = ("hidden_size", "num_hidden_layers", "num_patches", "patch_size")
 
-    def config_edge(self, config: Any) -> int:
+    def config_edge(self, config: PreTrainedConfig) -> int:
         """Edge in pixels of a square of as many patches as the model has positions."""
         return isqrt(config.num_patches) * self.patch_edge(config)
 

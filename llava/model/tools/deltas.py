@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from llava.model.language_model.registry import FAMILIES, family_of, llava_confi
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
 from llava.model.utils import auto_upgrade
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:
 
 
 def combine(
-    model: Any,
+    model: PreTrainedModel,
     base: Mapping[str, torch.Tensor],
     operation: Callable[[torch.Tensor, torch.Tensor], Any],
     *,

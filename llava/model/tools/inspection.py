@@ -198,13 +198,13 @@ def _describe(report: Report, config: Mapping[str, Any], found: Contents) -> Non
 
 
 def _style(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the release whose way of seeing pictures a config has, and what that shows in."""
+    """Return the release whose way of seeing images a config has, and what that shows in."""
     projector = config.get("mm_projector_type") or "linear"
     ratio = str(config.get("image_aspect_ratio") or "square")
     merge = config.get("mm_patch_merge_type") or "flat"
     if ratio.startswith("anyres") or merge != "flat":
-        return "v1.6", f"{projector} projector, {ratio} pictures, {merge} merge"
-    return ("v0" if projector == "linear" else "v1.5"), f"{projector} projector, {ratio} pictures"
+        return "v1.6", f"{projector} projector, {ratio} images, {merge} merge"
+    return ("v0" if projector == "linear" else "v1.5"), f"{projector} projector, {ratio} images"
 
 
 def _stored_shapes(report: Report, found: Contents) -> dict[str, torch.Tensor]:
@@ -303,7 +303,7 @@ def _is_quantised(report: Report, plan: LoadPlan) -> bool:
     return True
 
 
-def _try(report: Report, plan: LoadPlan, **overwrite: Any) -> Any:
+def _try(report: Report, plan: LoadPlan, **overwrite: object) -> Any:
     """Load on the device "meta"; returns None after a refusal, which is noted."""
     base = plan.source if plan.source != plan.path else None
     try:

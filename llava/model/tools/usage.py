@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from llava.arguments import ProgramParser
 from llava.utils import UserError
@@ -13,7 +13,7 @@ from llava.utils import UserError
 class ExampleParser(ProgramParser):
     """Argument parser that ends its help with examples, and its complaints with the first of them."""
 
-    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: object) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.examples = tuple(examples)
         if examples:

@@ -25,7 +25,8 @@ from llava.inference.engine import (
     Token,
 )
 from llava.inference.sampling import MIN_TEMPERATURE, SamplingParams
-from llava.serve.errors import Receive, ServeError, bad_request
+from llava.serve.errors import Receive, ServeError, bad_request, internal_error
+from llava.serve.limits import request_id
 from llava.serve.openai.schema import Sampling
 from llava.utils import UserError
 
@@ -150,7 +151,7 @@ async def _read(
 
 
 @dataclass
-class Whole:
+class FinishedAnswer:
     """An answer that has ended: its text, tokens, and why it ended, in OpenAI's words."""
 
     text: str
@@ -158,7 +159,7 @@ class Whole:
     finish_reason: str
 
 
-async def collect(tickets: Sequence[Ticket]) -> list[Whole]:
+async def collect(tickets: Sequence[Ticket]) -> list[FinishedAnswer]:
     """Wait for all answers. Raises ServeError when one fails; the others are cancelled then."""
     texts: list[list[str]] = [[] for _ in tickets]
     tokens: list[list[Token]] = [[] for _ in tickets]
@@ -168,7 +169,8 @@ async def collect(tickets: Sequence[Ticket]) -> list[Whole]:
                 texts[index].append(event.text)
                 tokens[index] += event.tokens
     return [
-        Whole("".join(texts[index]), tokens[index], finish_reason(one)) for index, one in enumerate(tickets)
+        FinishedAnswer("".join(texts[index]), tokens[index], finish_reason(one))
+        for index, one in enumerate(tickets)
     ]
 
 
@@ -239,7 +241,5 @@ def serve_error(error: Exception) -> ServeError:
     for kind, make in _KNOWN:
         if isinstance(error, kind):
             return make(error)
-    logger.error("a request failed", exc_info=error)
-    return ServeError(
-        500, "the server failed; its log says why, under the request's id", code="internal_error"
-    )
+    logger.error("request %s failed", request_id.get(), exc_info=error)
+    return internal_error()

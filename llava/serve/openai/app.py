@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava.inference.engine import AnyEngine
-from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, send_error
-from llava.serve.guard import guards
+from llava.serve.errors import App, Message, Receive, Scope, Send, send_error
+from llava.serve.guard import error_handlers, guards
 from llava.serve.openai.answering import ClientGone, serve_error
 from llava.serve.openai.chat import create_chat_completion
 from llava.serve.openai.completions import create_completion
@@ -56,10 +55,10 @@ def create_app_for(models: Models, settings: ClientSettings) -> FastAPI:
         redirect_slashes=False,  # they would lead to whatever the Host header says
         lifespan=lifespan,
         middleware=_guards(settings, metrics),
+        exception_handlers={**error_handlers(), ClientGone: _gone},
     )
     _add_answers(app, service)
     _add_reading(app, service)
-    _add_errors(app)
     describe(app, with_key=settings.api_key is not None)
     return app
 
@@ -150,26 +149,5 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
-def _add_errors(app: FastAPI) -> None:
-    """Answer every failure in OpenAI's form."""
-
-    async def known(request: Request, error: Exception) -> Response:
-        told = serve_error(error)
-        return JSONResponse(told.body, told.status, told.headers)
-
-    async def of_http(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            return await known(request, error)
-        words = {404: "there is no such path", 405: "the path does not take this method"}
-        message = words.get(error.status_code, str(error.detail))
-        told = ServeError(
-            error.status_code, message, code="not_found" if error.status_code == 404 else "http_error"
-        )
-        return JSONResponse(told.body, told.status, {**told.headers, **(error.headers or {})})
-
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
-
-    app.add_exception_handler(ServeError, known)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(ClientGone, gone)
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it

@@ -13,8 +13,8 @@ from llava.inference.engine import Piece, Ticket, Waiting
 from llava.serve.errors import bad_request
 from llava.serve.json_body import read_json
 from llava.serve.openai.answering import (
+    FinishedAnswer,
     Job,
-    Whole,
     finish_reason,
     read_logit_bias,
     sampling_params,
@@ -53,7 +53,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         request,
         served.engine,
         Job([dialog], params, asked.n or 1, top, bias),
-        whole=form.whole,
+        response=form.response,
         stream=form.stream if asked.stream else None,
     )
 
@@ -76,8 +76,8 @@ class _Form:
         self.with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         self.head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": asked.model}
 
-    def whole(self, tickets: list[Ticket], answers: list[Whole]) -> dict[str, Any]:
-        """Return the whole response."""
+    def response(self, tickets: list[Ticket], answers: list[FinishedAnswer]) -> dict[str, Any]:
+        """Return the response in one piece."""
         choices = [
             {
                 "index": index,

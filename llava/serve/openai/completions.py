@@ -14,8 +14,8 @@ from llava.inference.engine import Piece, RawPrompt, Ticket, Token, Waiting
 from llava.serve.errors import bad_request
 from llava.serve.json_body import read_json
 from llava.serve.openai.answering import (
+    FinishedAnswer,
     Job,
-    Whole,
     finish_reason,
     read_logit_bias,
     sampling_params,
@@ -53,7 +53,7 @@ async def create_completion(service: Service, request: Request) -> Response:
         request,
         served.engine,
         Job(prompts, params, asked.n or 1, asked.logprobs, bias),
-        whole=form.whole,
+        response=form.response,
         stream=form.stream if asked.stream else None,
     )
 
@@ -101,8 +101,8 @@ class _Form:
             "model": asked.model,
         }
 
-    def whole(self, tickets: list[Ticket], answers: list[Whole]) -> dict[str, Any]:
-        """Return the whole response."""
+    def response(self, tickets: list[Ticket], answers: list[FinishedAnswer]) -> dict[str, Any]:
+        """Return the response in one piece."""
         choices = [
             self._choice(index, one.text, one.tokens, 0, one.finish_reason)
             for index, one in enumerate(answers)

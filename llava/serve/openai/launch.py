@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from llava.conversation import conv_templates, find_template
+from llava.conversation import conversation_for, find_template
 from llava.inference.engine import AnyEngine, Engine
-from llava.inference.loading import LoadedModel, check_device, open_model
-from llava.inference.program import quiet_libraries
+from llava.inference.loading import LoadedModel, check_device
+from llava.inference.program import open_from_flags, quiet_libraries
 from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.guard import PageGuard
@@ -76,15 +76,7 @@ def _serve_model(args: argparse.Namespace, clients: ClientSettings, add: AddTo |
     with bind(args.host, args.port) as listening:  # before minutes of loading
         name = get_model_name_from_path(args.model_path)
         logger.info("loading %s on %s", args.model_path, device)
-        loaded = open_model(
-            args.model_path,
-            args.model_base,
-            name,
-            device=device,
-            dtype=args.dtype,
-            load_8bit=args.load_8bit,
-            load_4bit=args.load_4bit,
-        )
+        loaded = open_from_flags(args)
         model = served_model(loaded, args.served_model_name or [name], args.conv_mode, name)
         engine = Engine(
             loaded,
@@ -109,7 +101,7 @@ def served_model(
     logger.info("conversation mode: %s (%s)", template, reason)
     return ServedModel(
         names=tuple(dict.fromkeys(names)),
-        template=conv_templates[template],
+        template=conversation_for(template, loaded.tokenizer),
         tokenizer=loaded.tokenizer,
         context=loaded.context,
         # rows beyond the tokenizer's have no text

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from llava.inference.engine import Piece, Ticket, Token, Waiting
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.json_body import read_json
-from llava.serve.openai.answering import Job, Whole, finish_reason, sampling_params, unless_gone
+from llava.serve.openai.answering import FinishedAnswer, Job, finish_reason, sampling_params, unless_gone
 from llava.serve.openai.dialogs import build_dialog, response_turns
 from llava.serve.openai.schema import ResponseRequest, Sampling, read_request
 from llava.serve.openai.service import Events, Service, new_id
@@ -57,7 +57,7 @@ async def create_response(service: Service, request: Request) -> Response:
         request,
         served.engine,
         Job([dialog], params, top_logprobs=(asked.top_logprobs or 0) if with_logprobs else None),
-        whole=form.whole,
+        response=form.response,
         stream=form.stream if asked.stream else None,
     )
 
@@ -91,8 +91,8 @@ class _Form:
             "truncation": "disabled",
         }
 
-    def whole(self, tickets: list[Ticket], answers: list[Whole]) -> dict[str, Any]:
-        """Return the whole response."""
+    def response(self, tickets: list[Ticket], answers: list[FinishedAnswer]) -> dict[str, Any]:
+        """Return the response in one piece."""
         (answer,) = answers
         return self._response(tickets[0], answer.text, answer.tokens)
 
@@ -155,7 +155,7 @@ class _Form:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
 
-    def _event(self, name: str, **content: Any) -> bytes:
+    def _event(self, name: str, **content: object) -> bytes:
         self.number += 1
         return event({"type": name, "sequence_number": self.number - 1, **content}, name)
 

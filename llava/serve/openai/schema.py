@@ -247,7 +247,7 @@ REFUSED: dict[type[Strict], dict[str, Check]] = {
 Model = TypeVar("Model", bound=Strict)
 
 
-def read_request(kind: type[Model], data: Any) -> Model:
+def read_request(kind: type[Model], data: object) -> Model:
     """Check a request. Raises ServeError (400) that names the field and what was expected."""
     if not isinstance(data, dict):
         raise bad_request('the body is no JSON object; expected {"model": ..., ...}', code="invalid_json")

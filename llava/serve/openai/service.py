@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava.inference.engine import AnyEngine, Event, Ticket
-from llava.serve.openai.answering import Job, Whole, collect, follow, submit, unless_gone
+from llava.serve.openai.answering import FinishedAnswer, Job, collect, follow, submit, unless_gone
 from llava.serve.openai.metrics import ServerMetrics
 from llava.serve.openai.models import Models, Served, check_fields
 from llava.serve.openai.schema import ChatRequest, CompletionRequest, ResponseRequest
@@ -42,10 +42,10 @@ class Service:
         engine: AnyEngine,
         job: Job,
         *,
-        whole: Callable[[list[Ticket], list[Whole]], dict[str, Any]],
+        response: Callable[[list[Ticket], list[FinishedAnswer]], dict[str, Any]],
         stream: Callable[[list[Ticket], Events], AsyncIterator[bytes]] | None,
     ) -> Response:
-        """Run a job and answer with `whole`, or with the events of `stream` if it is given.
+        """Run a job and answer with `response`, or with the events of `stream` if it is given.
 
         A client that goes away ends its answers. Raises ServeError.
         """
@@ -54,7 +54,7 @@ class Service:
             return EventStream(self._counted(tickets, stream), tickets)
         answers = await unless_gone(request.receive, collect(tickets))
         self.metrics.answered(tickets)
-        return JSONResponse(whole(tickets, answers))
+        return JSONResponse(response(tickets, answers))
 
     async def _counted(
         self, tickets: list[Ticket], stream: Callable[[list[Ticket], Events], AsyncIterator[bytes]]

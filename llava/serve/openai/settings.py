@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava.conversation import Conversation
 from llava.serve.errors import bad_request
 from llava.serve.guard import PageGuard
 from llava.serve.limits import Limits
 from llava.serve.safe_fetch import FetchPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The longest answer where a request names no length: long enough for any answer, short enough for a queue.
 DEFAULT_MAX_TOKENS = 1024
@@ -29,7 +32,7 @@ class ServedModel:
 
     names: tuple[str, ...]
     template: Conversation
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     context: int | None
     vocabulary: int
     takes_images: bool = True

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.inference.engine import Token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BLANK = "\u2581"  # SentencePiece's blank
 
 
-def spell(tokenizer: Any, token: int) -> tuple[str, bytes]:
+def spell(tokenizer: PreTrainedTokenizerBase, token: int) -> tuple[str, bytes]:
     """Return the text of a token and its bytes; the text of a part of a character is written as bytes."""
     # a model may have more rows than the tokenizer has tokens; SentencePiece raises for those
     piece = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
@@ -50,22 +53,24 @@ def _byte_letters() -> dict[str, int]:
     return letters | {chr(256 + index): one for index, one in enumerate(hidden)}
 
 
-def chat_logprobs(tokenizer: Any, tokens: Sequence[Token]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the logprobs of /v1/chat/completions and of /v1/responses."""
     return {"content": [_entry(tokenizer, one) for one in tokens], "refusal": None}
 
 
-def _entry(tokenizer: Any, token: Token) -> dict[str, Any]:
+def _entry(tokenizer: PreTrainedTokenizerBase, token: Token) -> dict[str, Any]:
     own = _spelled(tokenizer, token.id, token.logprob)
     return {**own, "top_logprobs": [_spelled(tokenizer, *one) for one in token.top]}
 
 
-def _spelled(tokenizer: Any, token: int, logprob: float | None) -> dict[str, Any]:
+def _spelled(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float | None) -> dict[str, Any]:
     text, raw = spell(tokenizer, token)
     return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
 
 
-def completion_logprobs(tokenizer: Any, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+def completion_logprobs(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Token], offset: int
+) -> dict[str, Any]:
     """Return the logprobs of /v1/completions; offset: of the first token in the text."""
     words, places = [], []
     for token in tokens:

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from gradio.networking import setup_tunnel
 
 from llava.serve.errors import ServeError
-from llava.serve.guard import PageGuard, guard
+from llava.serve.guard import PageGuard, error_handlers, guard
 from llava.serve.limits import Limits
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind, url_of
@@ -102,7 +102,13 @@ def serve_page(args: argparse.Namespace, flags: PageFlags, limits: Limits) -> No
 
 def page_app(backend: Backend, flags: PageFlags, url: str) -> FastAPI:
     """Return an application that is a page and nothing else."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        exception_handlers=error_handlers(),
+    )
 
     @app.get("/health")
     async def health() -> dict[str, str]:

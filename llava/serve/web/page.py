@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -11,6 +11,9 @@ from llava.serve.web import looks
 from llava.serve.web.asking import MAX_NEW_TOKENS, MAX_TEMPERATURE, NEW_TOKENS, TEMPERATURE, TOP_P
 from llava.serve.web.dialog import DEFAULT_MODE, MODES, PageDialog
 from llava.serve.web.events import PageEvents
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # Uploads and what is shown of them are deleted this many seconds after they came; looked for as often as:
 KEEP_UPLOADS_S = 24 * 3600
@@ -150,7 +153,7 @@ class _Page:
         )
 
 
-def mount(app: Any, blocks: gr.Blocks, *, path: str = "/") -> None:
+def mount(app: FastAPI, blocks: gr.Blocks, *, path: str = "/") -> None:
     """Put the page into an application; nothing of it reaches beyond this server."""
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])

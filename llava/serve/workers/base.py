@@ -18,9 +18,10 @@ from starlette.routing import Route
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.serve.errors import ServeError
+from llava.serve.guard import error_handlers
 from llava.serve.openai.answering import serve_error
 from llava.serve.workers import frames
-from llava.serve.workers.controller_app import answer_error, read_object
+from llava.serve.workers.controller_app import read_object
 from llava.serve.workers.frames import ErrorCode, error_frame
 from llava.serve.workers.threads import in_thread
 
@@ -182,7 +183,7 @@ def create_app(current: Callable[[], BaseWorker]) -> Starlette:
             Route("/worker_get_status", worker_get_status, methods=["POST"]),
             Route("/health", health, methods=["GET"]),
         ],
-        exception_handlers={ServeError: answer_error},
+        exception_handlers=error_handlers(),
     )
 
 

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from llava.serve.errors import ServeError, bad_request
+from llava.serve.guard import error_handlers, respond
 from llava.serve.json_body import read_json
 from llava.serve.workers.addresses import WorkerAddressError
 from llava.serve.workers.frames import ErrorCode, error_frame
@@ -54,18 +55,12 @@ def create_app(current: Callable[[], AnyController]) -> Starlette:
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in routes.items()),
             Route("/health", endpoints.health, methods=["GET"]),
         ],
-        exception_handlers={ServeError: answer_error, WorkerAddressError: _answer_address},
+        exception_handlers={**error_handlers(), WorkerAddressError: _answer_address},
     )
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServeError)
-    return JSONResponse(error.body, error.status, error.headers)
-
-
 async def _answer_address(request: Request, error: Exception) -> Response:
-    refused = ServeError(403, str(error), code="worker_not_allowed", param="worker_name")
-    return JSONResponse(refused.body, refused.status, refused.headers)
+    return respond(ServeError(403, str(error), code="worker_not_allowed", param="worker_name"))
 
 
 async def read_object(request: Request) -> dict[str, Any]:

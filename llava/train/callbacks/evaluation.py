@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,11 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.callbacks.progress import Counts
 from llava.train.plan import RunPlan, adapted
 from llava.train.setup.packing import pack_texts
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
 
 MODALITIES = ("text", "image")
 
@@ -31,7 +36,7 @@ class LossMeter:
         added = torch.stack([torch.where(mask, values, 0).sum(0) for mask in (~images, images)])
         self._sums = added if self._sums is None else self._sums + added
 
-    def read(self, accelerator: Any, prefix: str = "") -> dict[str, float]:
+    def read(self, accelerator: Accelerator, prefix: str = "") -> dict[str, float]:
         """Return the mean losses over the samples of all ranks, and start again.
 
         Keys: PREFIXloss over all tokens, PREFIXloss_text and PREFIXloss_image; what has no token is left out.
@@ -65,7 +70,7 @@ class LossByModality(Trainer):
     micro-batches, so they do not depend on the batch size. `loss` stays the mean over micro-batches.
     """
 
-    def __init__(self, *args: Any, plan: RunPlan | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: object, plan: RunPlan | None = None, **kwargs: object) -> None:
         """plan: of the run; by default what the training arguments say, which may be of any class."""
         super().__init__(*args, **kwargs)
         self.plan = adapted(RunPlan, self.args) if plan is None else plan
@@ -75,7 +80,11 @@ class LossByModality(Trainer):
         self.counts = Counts()
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss of a micro-batch, as Trainer does, and note what each sample adds to it."""
         labels = inputs.get("labels")
@@ -90,7 +99,7 @@ class LossByModality(Trainer):
         self._learned = getattr(outputs, "loss_counts", None)
         if model.training and has_image is not None and labels is not None:
             self.counts.add(given, getattr(outputs, "tokens_read", None))
-            sums: Any = getattr(outputs, "loss_sums", None)
+            sums: torch.Tensor | None = getattr(outputs, "loss_sums", None)
             if sums is None:  # an LLM without image input: every sample is text
                 count = (labels[:, 1:] != IGNORE_INDEX).sum().float()[None]
                 total = torch.where(count > 0, loss.detach().float() * count, 0)
@@ -108,7 +117,11 @@ class LossByModality(Trainer):
         super().log(logs, start_time)
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> Any:
         """Evaluate a batch, and note the losses of its samples when only losses are wanted."""
         has_image = _with_images(inputs)
@@ -129,7 +142,9 @@ class LossByModality(Trainer):
         """Whether the model takes images; such a model packs batches itself."""
         return hasattr(self.model, "supervised_logits_only")
 
-    def _sample_losses(self, model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample_losses(
+        self, model: PreTrainedModel, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._is_multimodal:
             outputs = model(**inputs, skip_logits=True)
             return outputs.loss_sums, outputs.loss_counts
@@ -138,7 +153,7 @@ class LossByModality(Trainer):
 
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -153,7 +168,7 @@ class LossByModality(Trainer):
         return output
 
 
-def _with_images(inputs: Any) -> torch.Tensor | None:
+def _with_images(inputs: dict[str, Any]) -> torch.Tensor | None:
     """Say which samples of a batch have an image: (B,); None without token ids."""
     ids = inputs.get("input_ids")
     return None if ids is None else (ids == IMAGE_TOKEN_INDEX).any(dim=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,11 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX
-from llava.train.records import SAMPLE_KEY
+from llava.train.records import SAMPLE_KEY, sample_name
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class NamedBatches:
 class NonFiniteGuard(TrainerCallback):
     """Watches the losses of a run; as a callback it drops the update of a step that had a bad one."""
 
-    def __init__(self, policy: str, dataset: Any = None) -> None:
+    def __init__(self, policy: str, dataset: object = None) -> None:
         """policy: "error" or "skip". dataset: names samples in messages (`list_data_dict.name`)."""
         self.policy = policy
         self.dropped: list[int] = []  # steps
@@ -69,7 +72,7 @@ class NonFiniteGuard(TrainerCallback):
         self._bad = False  # in the present step
         self._in_a_row = 0
 
-    def check(self, loss: torch.Tensor, batch: Any, names: Sequence[Any], step: int) -> None:
+    def check(self, loss: torch.Tensor, batch: Mapping[str, Any], names: Sequence[Any], step: int) -> None:
         """Check the loss of a micro-batch of step `step`. Raises UserError with policy "error".
 
         A batch without any label has no loss (nan) and no gradient; that is no fault of the numbers.
@@ -89,15 +92,19 @@ class NonFiniteGuard(TrainerCallback):
     def _name(self, names: Sequence[Any]) -> str:
         if not names:
             return "unnamed samples"
-        table: Any = getattr(self._dataset, "list_data_dict", None)
-        shown = [
-            table.name(one) if isinstance(one, int) and hasattr(table, "name") else str(one)
-            for one in names[:NAMES_SHOWN]
-        ]
+        shown = [sample_name(self._dataset, one) for one in names[:NAMES_SHOWN]]
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         return ", ".join(shown) + more
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: object,
+    ) -> None:
         """Take the gradients away if any rank had a bad loss: an optimizer leaves such parameters alone."""
         if self.policy != "skip":
             return
@@ -110,22 +117,24 @@ class NonFiniteGuard(TrainerCallback):
         if self._in_a_row >= MAX_IN_A_ROW:
             raise UserError(
                 f"{MAX_IN_A_ROW} steps in a row, up to {state.global_step + 1}, had no finite loss: the "
-                "weights or the data are broken. Go on from an earlier checkpoint with --resume PATH"
+                "weights or the data are broken. Resume an earlier checkpoint with --resume PATH"
             )
         if args.fp16:
             return  # its loss scaler leaves such a step out by itself, and wants to see the gradients
-        for group in kwargs["optimizer"].param_groups:
+        for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Say which steps were dropped."""
         if self.dropped:
             steps = ", ".join(map(str, self.dropped[:100]))
             logger.warning("%d step(s) were dropped (--on_nonfinite skip): %s", len(self.dropped), steps)
 
 
-def _has_labels(batch: Any) -> bool:
+def _has_labels(batch: Mapping[str, Any]) -> bool:
     labels = batch.get("labels")
     return labels is None or bool((labels[..., 1:] != IGNORE_INDEX).any())
 

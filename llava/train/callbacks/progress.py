@@ -8,8 +8,8 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,6 +17,9 @@ from transformers.trainer_utils import has_length
 from transformers.utils.logging import disable_progress_bar
 
 from llava.constants import IMAGE_TOKEN_INDEX
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class Counts:
         images, tokens = new.tolist()
         return images, tokens
 
-    def gather(self, accelerator: Any) -> None:
+    def gather(self, accelerator: Accelerator) -> None:
         """Sum what all processes have read since the last call into `gathered`; all of them call this."""
         self.take()
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
@@ -95,7 +98,7 @@ class Progress(TrainerCallback):
     # ---- events of the trainer ----
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the clock."""
         self._trains, self._mark = True, self._clock()
@@ -107,7 +110,7 @@ class Progress(TrainerCallback):
             self._line.draw([_step(state), "first step"])
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Count a step, and bring the line up to date."""
         now = self._clock()
@@ -126,7 +129,7 @@ class Progress(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Write a log entry as a line."""
         seconds, self._since_log = self._since_log, 0.0 if "loss" in (logs or {}) else self._since_log
@@ -150,19 +153,19 @@ class Progress(TrainerCallback):
         self._draw(args, state)
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Show how far an evaluation is."""
         if self._line is None or not self._shows(state):
             return
         self._batches += 1
-        loader: Any = kwargs.get("eval_dataloader")
-        total = f"/{len(loader):,}" if has_length(loader) else ""
+        loader = kwargs.get("eval_dataloader")
+        total = f"/{len(loader):,}" if isinstance(loader, Sized) and has_length(loader) else ""
         self._line.open()
         self._line.draw([_step(state), f"evaluating {self._batches:,}{total}"])
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Leave the evaluation out of the time of steps."""
         self._mark, self._batches = self._clock(), 0
@@ -170,13 +173,13 @@ class Progress(TrainerCallback):
             self.close()
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Leave the saving of a checkpoint out of the time of steps."""
         self._mark = self._clock()
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Give the terminal back."""
         self._trains = False
@@ -237,7 +240,7 @@ def _step(state: TrainerState) -> str:
     return f"step {state.global_step:,}/{state.max_steps:,}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -298,7 +301,7 @@ def _evaluated(logs: Mapping[str, Any]) -> list[str]:
 
 
 class _Line(logging.Filter):
-    """The last line of a terminal, drawn anew at each change.
+    """The last line of a terminal, drawn again at each change.
 
     As a filter of the handlers that write to a terminal it makes room for their messages.
     """

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -17,8 +17,12 @@ from llava.eval.run.plan import make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.tasks.base import Task, TaskData
 from llava.inference.model import LoadedModel
+from llava.protocols import ImageProcessor
 from llava.train.plan import RunPlan
 from llava.utils import UserError, check_whole
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +84,12 @@ class EvalTasks(TrainerCallback):
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: Trainer,
         tasks: Sequence[tuple[Task, TaskData]],
         args: EvalTaskArguments,
         *,
         conv_mode: str,
-        image_processor: Any,
+        image_processor: ImageProcessor | None,
     ) -> None:
         self._trainer, self._tasks = trainer, list(tasks)
         self._steps, self._limit = args.eval_tasks_steps, args.eval_tasks_limit
@@ -93,7 +97,9 @@ class EvalTasks(TrainerCallback):
         self._conv_mode, self._image_processor = conv_mode, image_processor
         self._processes: Processes | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Ask the tasks if it is time."""
         step = state.global_step
         if step < state.max_steps and (not self._steps or step % self._steps):
@@ -134,7 +140,7 @@ def _key(name: str) -> str:
 
 
 @contextmanager
-def _asking(trainer: Any) -> Iterator[Any]:
+def _asking(trainer: Trainer) -> Iterator[Any]:
     """Give the model, without what training wraps around it, ready to answer; then it trains as before."""
     model = trainer.model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay

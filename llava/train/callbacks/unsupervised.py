@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,11 @@ from transformers import TrainerCallback
 
 from llava.atomic import write_text
 from llava.constants import IGNORE_INDEX
-from llava.train.records import SAMPLE_KEY
+from llava.train.records import SAMPLE_KEY, sample_name
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ CAUSES = (
 )
 
 
-class LostMarks:
+class LostSampleNames:
     """A collator whose batches name the samples in which no token is trained on."""
 
     def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], max_length: int | None) -> None:
@@ -42,14 +45,14 @@ class LostMarks:
         batch = self._collator(instances)
         return {**batch, LOST_KEY: [_name(one) for one in instances if self._is_lost(one)]}
 
-    def _is_lost(self, sample: Any) -> bool:
+    def _is_lost(self, sample: Mapping[str, Any]) -> bool:
         # the first token is never predicted
         return isinstance(sample, dict) and not bool(
             (sample["labels"][1 : self._max_length] != IGNORE_INDEX).any()
         )
 
 
-def _name(sample: Any) -> int | str:
+def _name(sample: Mapping[str, Any]) -> int | str:
     if SAMPLE_KEY in sample:
         return sample[SAMPLE_KEY]
     return f"unnamed {zlib.crc32(sample['input_ids'].numpy().tobytes()):08x}"
@@ -62,7 +65,7 @@ class LostSamples(TrainerCallback):
     (`list_data_dict.name`).
     """
 
-    def __init__(self, limit: float, dataset: Any) -> None:
+    def __init__(self, limit: float, dataset: object) -> None:
         self.limit = limit
         self.names: dict[int | str, str] = {}  # key of a sample to what people call it; equal on all ranks
         self._dataset = dataset
@@ -70,7 +73,7 @@ class LostSamples(TrainerCallback):
         self._samples = 0  # of the run
 
     def note(self, batch: dict[str, Any]) -> None:
-        """Take the names that LostMarks has added out of a batch."""
+        """Take the names that LostSampleNames has added out of a batch."""
         self._new.update(batch.pop(LOST_KEY, ()))
 
     def note_learned(self, names: Sequence[int | str], learned: Sequence[float]) -> None:
@@ -78,7 +81,9 @@ class LostSamples(TrainerCallback):
         if len(names) == len(learned):
             self._new.update(name for name, count in zip(names, learned, strict=True) if not count)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Find out how many samples the run reads; a resumed run goes on counting."""
         steps = max(state.max_steps, 1)
         read = steps * args.train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
@@ -89,13 +94,15 @@ class LostSamples(TrainerCallback):
             known = json.loads(file.read_text(encoding="utf-8"))["samples"]
             self.names = {one["sample"]: one["name"] for one in known}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Bring the ranks' findings together. Raises UserError on all of them when too many are lost."""
         fresh = sorted(_union(self._new, args.device) - self.names.keys(), key=str)
         self._new.clear()
         if not fresh:
             return
-        self.names.update((key, self._describe(key)) for key in fresh)
+        self.names.update((key, sample_name(self._dataset, key)) for key in fresh)
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
         if len(self.names) > self.limit * self._samples:
@@ -104,7 +111,9 @@ class LostSamples(TrainerCallback):
                 f"--max_lost_samples {self.limit:g} allows: {CAUSES}. They are {self._listing()}"
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """List what was lost."""
         if self.names and state.is_world_process_zero:
             logger.warning(
@@ -114,10 +123,6 @@ class LostSamples(TrainerCallback):
                 self._listing(),
                 CAUSES,
             )
-
-    def _describe(self, key: int | str) -> str:
-        table: Any = getattr(self._dataset, "list_data_dict", None)
-        return table.name(key) if isinstance(key, int) and hasattr(table, "name") else str(key)
 
     def _listing(self) -> str:
         names = list(self.names.values())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from transformers import TrainerCallback
 
 from llava.atomic import atomic_file
 from llava.train.checkpointing.manifest import MANIFEST_FILE
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 LOCK_FILE = ".running"
 
@@ -95,6 +98,8 @@ class OutputClaim(TrainerCallback):
             with atomic_file(file) as scratch:
                 scratch.write_bytes(self._manifest)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Note that the run has begun; from now on a failure leaves what it wrote."""
         self._stepped = True

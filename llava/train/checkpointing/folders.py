@@ -1,6 +1,6 @@
-"""Checkpoints on disk: written aside and renamed when whole, judged before use, limited in number.
+"""Checkpoints on disk: written aside and renamed when complete, judged before use, limited in number.
 
-Layout of --output_dir: checkpoint-N (whole), tmp-checkpoint-N (being written; left there by a crash).
+Layout of --output_dir: checkpoint-N (complete), tmp-checkpoint-N (being written; left there by a crash).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 STAGING_PREFIX = "tmp-"
 STATE_FILE = "trainer_state.json"
-# What is needed to go on with training but not to load the model.
+# What is needed to resume training but not to load the model.
 TRAINING_FILES = (
     STATE_FILE,
     INDEX_FILE,
@@ -57,8 +57,8 @@ MARKERS = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
 class Checkpoint:
     """A checkpoint folder and what it is good for.
 
-    state: "whole" (training can go on from it), "weights" (a model without training state) or "incomplete".
-    reason: what is missing, unless it is whole.
+    state: "complete" (a run can resume from it), "weights" (a model without training state) or "incomplete".
+    reason: what is missing, unless it is complete.
     """
 
     path: Path
@@ -98,7 +98,7 @@ def judge(folder: str | Path) -> Checkpoint:
         return Checkpoint(path, step, "incomplete", f"{STATE_FILE} cannot be read ({first_line(error)})")
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return Checkpoint(path, step, "incomplete", f"{STATE_FILE} is not the state of a training")
-    return Checkpoint(path, step, "whole")
+    return Checkpoint(path, step, "complete")
 
 
 def _missing_file(path: Path) -> str:
@@ -223,25 +223,25 @@ def explained_failure(what: str, output_dir: Path, staging: Path | None = None) 
 
 def _kept(output_dir: Path) -> str:
     try:
-        whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
+        complete = [one for one in find_checkpoints(output_dir) if one.state == "complete"]
     except OSError:  # the folder cannot be read either
-        whole = []
-    return f"{whole[-1].path.name} is kept" if whole else "there is no earlier checkpoint"
+        complete = []
+    return f"{complete[-1].path.name} is kept" if complete else "there is no earlier checkpoint"
 
 
 # ---- removing ----
 
 
 def rotate(output_dir: Path, limit: int | None, *, best: str | None = None, thin: bool = False) -> None:
-    """Keep the newest `limit` whole checkpoints (and the best one); None or 0 keeps all.
+    """Keep the newest `limit` complete checkpoints (and the best one); None or 0 keeps all.
 
     thin: take only the training state out of the others, and leave their weights and config (stage 1, whose
     checkpoints are small and which the reference keeps all).
     """
     if not limit or limit < 0:
         return
-    whole = [one for one in find_checkpoints(output_dir) if one.state == "whole"]
-    for one in whole[:-limit]:
+    complete = [one for one in find_checkpoints(output_dir) if one.state == "complete"]
+    for one in complete[:-limit]:
         if best is not None and one.path.resolve() == Path(best).resolve():
             continue
         if thin:
@@ -259,7 +259,7 @@ def remove(folder: Path) -> None:
 
 
 def take_out_training_state(folder: Path) -> None:
-    """Delete what a checkpoint holds for going on with training; model and config stay."""
+    """Delete what a checkpoint holds for resuming; model and config stay."""
     for pattern in TRAINING_FILES:  # trainer_state.json goes first: from then on it holds weights only
         for path in folder.glob(pattern):
             if path.is_dir():

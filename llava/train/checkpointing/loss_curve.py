@@ -1,4 +1,4 @@
-"""The picture of a run: loss over steps, smoothed, with evaluation and learning rate, beside the model."""
+"""The plot of a run: loss over steps, smoothed, with evaluation and learning rate, beside the model."""
 
 from __future__ import annotations
 

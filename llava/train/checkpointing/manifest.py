@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.atomic import write_text
 from llava.model.checkpoints.checksums import fingerprint
@@ -23,6 +23,11 @@ from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDE
 from llava.train.data.sources import find_sources
 from llava.train.plan import RunPlan, adapted
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from llava.train.args import DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +69,9 @@ WHAT_TRAINS = frozenset(_WHAT_TRAINS.split())
 # ---- making ----
 
 
-def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[str, Any]:
+def make_manifest(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
     """Describe a run that is about to start; takes well under a second."""
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -90,8 +97,8 @@ def make_manifest(model_args: Any, data_args: Any, training_args: Any) -> dict[s
     }
 
 
-def sharding(training_args: Any) -> str:
-    """Name the way in which states are dealt out to the processes, as their files differ."""
+def sharding(training_args: TrainingArguments) -> str:
+    """Name the way in which states are sharded over the processes, as their files differ."""
     config = adapted(RunPlan, training_args).hf_deepspeed_config
     if config is not None:
         return f"ZeRO-{int(config.get_value('zero_optimization.stage', 0))}"
@@ -150,7 +157,7 @@ def _model_files(name: str) -> Iterator[Path]:
         yield from (file for pattern in patterns for file in sorted(folder.glob(pattern)))
 
 
-def _settings(arguments: Any) -> dict[str, Any]:
+def _settings(arguments: ModelArguments | DataArguments) -> dict[str, Any]:
     names = {one.name for one in fields(arguments) if one.init}
     return _plain({name: value for name, value in asdict(arguments).items() if name in names})
 
@@ -219,13 +226,13 @@ def whose_weights(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
 
 
 def other_shards(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say why the states of an earlier run cannot be dealt out to the processes of now; "" if they can."""
+    """Say why the states of an earlier run cannot be sharded over the processes of now; "" if they can."""
     old, new = before.get("sharding"), now["sharding"]
     if old is not None and old != new:
         return f"its sharding was {old}, is {new}"
     if new.startswith("ZeRO") and before.get("world_size") != now["world_size"]:
         return (
-            f"DeepSpeed wrote it in {before.get('world_size')} processes and goes on in equally many only, "
+            f"DeepSpeed wrote it in {before.get('world_size')} processes and resumes in equally many only, "
             f"these are {now['world_size']}"
         )
     return ""
@@ -245,5 +252,5 @@ def other_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return found
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, what has changed, and what an exact continuation needs."""
+"""Resuming a run: which checkpoint, what has changed, and what an exact continuation needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -41,10 +41,15 @@ from llava.train.checkpointing.manifest import (
 )
 from llava.utils import UserError
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 AUTO, NEVER = "auto", "never"
-MEMORY_FILE = "run_memory_{rank}.json"
+RUN_STATE_FILE = "run_memory_{rank}.json"
 # What loading a state of another kind, or a damaged one, raises in torch, DeepSpeed and transformers.
 STATE_ERRORS = (EOFError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
 # Of an optimizer's groups: what flags set. A checkpoint brings the values it was written with.
@@ -54,11 +59,11 @@ FLAG_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # ---- which checkpoint ----
 
 
-def choose_checkpoint(training_args: Any) -> Path | None:
-    """Return the checkpoint that --resume means, None to start anew; all ranks call this.
+def choose_checkpoint(training_args: TrainingArguments) -> Path | None:
+    """Return the checkpoint that --resume means, None to start over; all ranks call this.
 
-    auto: the newest whole checkpoint of the output folder, if it has any. Incomplete ones are named and left
-    out. Raises CheckpointError for a PATH that cannot be gone on from, and where only weights are left.
+    auto: the newest complete checkpoint of the output folder, if there is one. Incomplete ones are named and
+    left out. Raises CheckpointError for a PATH that cannot be resumed, and where only weights are left.
     """
     wanted = training_args.resume
     if wanted == AUTO and training_args.resume_from_checkpoint:
@@ -80,13 +85,13 @@ def choose_checkpoint(training_args: Any) -> Path | None:
 
 
 def _intact(one: Checkpoint, shards: int) -> Checkpoint:
-    """Compare the content of a whole checkpoint with its checksums; a damaged one comes back as incomplete.
+    """Compare a complete checkpoint's content with its checksums; a damaged one comes back as incomplete.
 
     Without checksums (older versions, transformers' own) damage is told that shows in the files themselves,
     and what lacks of the `shards` that this run would load. The processes of a machine share the work, and
     all of them learn the result.
     """
-    if one.state != "whole":
+    if one.state != "complete":
         return one
     rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     has_sums = (one.path / INDEX_FILE).is_file() and bool(read_list(one.path)[1])
@@ -106,22 +111,22 @@ def _intact(one: Checkpoint, shards: int) -> Checkpoint:
 def _newest(output_dir: Path, shards: int) -> Path | None:
     found = find_checkpoints(output_dir)
     for place in reversed(range(len(found))):
-        if found[place].state == "whole":
+        if found[place].state == "complete":
             found[place] = _intact(found[place], shards)
-            if found[place].state == "whole":
+            if found[place].state == "complete":
                 break
     for one in found:
         if one.state == "incomplete":
             logger.warning("%s is incomplete (%s); it is not used", one.path, one.reason)
-    whole = [one for one in found if one.state == "whole"]
-    if whole:
-        logger.info("going on from %s", whole[-1].path)
-        return whole[-1].path
+    complete = [one for one in found if one.state == "complete"]
+    if complete:
+        logger.info("resuming from %s", complete[-1].path)
+        return complete[-1].path
     weights = [one for one in found if one.state == "weights"]
     if weights:
         raise CheckpointError(
-            f"{output_dir} has {weights[-1].path.name}: {weights[-1].reason} to go on from. Choose "
-            "another --output_dir, or start anew with --resume never"
+            f"{output_dir} has {weights[-1].path.name}: {weights[-1].reason} to resume from. Choose "
+            "another --output_dir, or start over with --resume never"
         )
     return None
 
@@ -130,12 +135,12 @@ def _named(path: Path, shards: int) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"--resume is {path}, which is no folder; expected auto, never or a checkpoint")
     found = _intact(judge(path), shards)
-    if found.state == "whole":
-        logger.info("going on from %s", path)
+    if found.state == "complete":
+        logger.info("resuming from %s", path)
         return path
-    inside = [one.path for one in find_checkpoints(path) if one.state == "whole"]
+    inside = [one.path for one in find_checkpoints(path) if one.state == "complete"]
     remedy = f"; name {inside[-1]}" if inside else ""
-    raise CheckpointError(f"--resume {path} cannot be gone on from: {found.reason}{remedy}")
+    raise CheckpointError(f"--resume {path} cannot be resumed: {found.reason}{remedy}")
 
 
 def _set_aside(output_dir: Path) -> None:
@@ -147,16 +152,18 @@ def _set_aside(output_dir: Path) -> None:
     folder.mkdir(exist_ok=True)
     for one in found:
         move(one.path, folder / one.path.name)
-    logger.warning("starting anew; the %d checkpoint(s) of before are now in %s", len(found), folder)
+    logger.warning("starting over; the %d checkpoint(s) of before are now in %s", len(found), folder)
 
 
 # ---- what has changed ----
 
 
-def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | None) -> dict[str, Any]:
+def open_run(
+    manifest: dict[str, Any], training_args: TrainingArguments, checkpoint: Path | None
+) -> dict[str, Any]:
     """Report what differs from the run that wrote `checkpoint`, and write the manifest to the output folder.
 
-    Returns the manifest, complete with where the run goes on from and the runs before it. Raises
+    Returns the manifest, complete with where the run resumes from and the runs before it. Raises
     CheckpointError when the checkpoint holds optimizer states of other weights, or in other shards.
     """
     before = None if checkpoint is None else read_manifest(checkpoint)
@@ -166,17 +173,17 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
         if others:
             raise CheckpointError(
                 f"{checkpoint} is of a run that trained other weights: {'; '.join(others)}. Give its flags, "
-                "choose another --output_dir, or start anew with --resume never"
+                "choose another --output_dir, or start over with --resume never"
             )
         unfit = other_shards(before, manifest)
         if unfit:
             raise CheckpointError(
-                f"{checkpoint} cannot be gone on from: {unfit}. Start as it was started, choose another "
-                "--output_dir, or start anew with --resume never"
+                f"{checkpoint} cannot be resumed: {unfit}. Start as it was started, choose another "
+                "--output_dir, or start over with --resume never"
             )
         found = changes(before, manifest)
         for one in found:
-            logger.warning("going on with a change: %s", one)
+            logger.warning("resuming with a change: %s", one)
         told = whose_weights(before, manifest, checkpoint)
         if told:
             logger.warning("%s", told)
@@ -192,18 +199,18 @@ def open_run(manifest: dict[str, Any], training_args: Any, checkpoint: Path | No
     return manifest
 
 
-def flag_settings(optimizer: Any) -> list[dict[str, Any]]:
+def flag_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return what the flags have set in each group of an optimizer, before a checkpoint is loaded into it."""
     return [
         {name: group[name] for name in FLAG_SETTINGS if name in group} for group in optimizer.param_groups
     ]
 
 
-def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Any, scheduler: Any) -> None:
+def put_back(settings: Sequence[Mapping[str, Any]], optimizer: Optimizer, scheduler: LRScheduler) -> None:
     """Let flags that have changed since the checkpoint count; nothing happens to a run without changes."""
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-    rates = [own.get("initial_lr") for own in settings]
+    rates: list[Any] = [own.get("initial_lr") for own in settings]  # floats
     if not hasattr(scheduler, "lr_lambdas") or None in rates:
         return
     scheduler.base_lrs = rates
@@ -223,7 +230,7 @@ def explained_state(checkpoint: str | Path, what: str) -> Iterator[None]:
         raise
     except (*STATE_ERRORS, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"--resume {checkpoint} cannot be gone on from: {what} cannot be loaded "
+            f"--resume {checkpoint} cannot be resumed: {what} cannot be loaded "
             f"({type(error).__name__}: {first_line(error)}). Name another checkpoint, or start over with "
             "--resume never"
         ) from error
@@ -232,14 +239,14 @@ def explained_state(checkpoint: str | Path, what: str) -> Iterator[None]:
 # ---- what a checkpoint has to keep beside transformers' own state ----
 
 
-class RunMemory(TrainerCallback):
+class RunState(TrainerCallback):
     """Keeps what an exact continuation needs and transformers' checkpoints lack.
 
     The random numbers at the start of the epoch, from which the order of its samples follows, and the sum of
     the losses that are not logged yet.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._epoch = -1
         self._epoch_rng: str | None = None
@@ -248,7 +255,7 @@ class RunMemory(TrainerCallback):
     # -- saving --
 
     def save(self, folder: Path) -> None:
-        """Write this rank's memory into a checkpoint."""
+        """Write this rank's state into a checkpoint."""
         trainer = self._trainer
         content: dict[str, Any] = {
             "epoch": self._epoch,
@@ -261,7 +268,7 @@ class RunMemory(TrainerCallback):
         write_text(self._file(folder), json.dumps(content))
 
     def load(self, folder: Path) -> None:
-        """Read this rank's memory; it is put in place when training begins."""
+        """Read this rank's state; it is put in place when training begins."""
         file = self._file(folder)
         if not file.is_file():
             logger.warning("%s has no %s: the order of samples may differ from before", folder, file.name)
@@ -272,11 +279,13 @@ class RunMemory(TrainerCallback):
             raise CheckpointError(f"{file} cannot be read ({error})") from error
 
     def _file(self, folder: Path) -> Path:
-        return folder / MEMORY_FILE.format(rank=self._trainer.args.process_index)
+        return folder / RUN_STATE_FILE.format(rank=self._trainer.args.process_index)
 
     # -- events of the trainer --
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Take up the losses that were not logged yet."""
         if self._loaded is None:
             return
@@ -287,7 +296,9 @@ class RunMemory(TrainerCallback):
             loss = float.fromhex(self._loaded["loss_since_log"])
             set_unlogged_loss(trainer, loss, self._loaded["step_of_last_log"])
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Note the random numbers that the epoch starts from; in a resumed epoch, put them back first."""
         epoch = int(state.epoch or 0)
         loaded, self._loaded = self._loaded, None

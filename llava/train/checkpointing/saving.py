@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,10 @@ from llava.train.checkpointing.folders import (
 from llava.train.checkpointing.loss_curve import LOSS_CURVE_FILE, draw_loss_curve
 from llava.train.checkpointing.manifest import write_manifest
 from llava.train.plan import RunPlan, plan_of
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,7 @@ def get_peft_state_non_lora_maybe_zero_3(
 # ---- folders ----
 
 
-def save_projector(trainer: Any, folder: str | Path, file: str | Path | None = None) -> None:
+def save_projector(trainer: Trainer, folder: str | Path, file: str | Path | None = None) -> None:
     """Write a stage 1 folder: config.json and mm_projector.bin (or `file` for the projector).
 
     With start and end tokens the input embeddings go into the same file. All ranks have to call this.
@@ -117,7 +121,7 @@ def save_projector(trainer: Any, folder: str | Path, file: str | Path | None = N
         save_tensors(weights, file or Path(folder) / PROJECTOR_FILE)
 
 
-def save_beside_lora(model: Any, folder: str | Path, *, should_save: bool) -> None:
+def save_beside_lora(model: PreTrainedModel, folder: str | Path, *, should_save: bool) -> None:
     """Write what belongs to an adapter beside it: config.json and non_lora_trainables.bin.
 
     All ranks have to call this; the one with `should_save` writes.
@@ -129,7 +133,7 @@ def save_beside_lora(model: Any, folder: str | Path, *, should_save: bool) -> No
         save_tensors(weights, Path(folder) / NON_LORA_FILE)
 
 
-def _n_new_tokens(config: Any) -> int:
+def _n_new_tokens(config: PreTrainedConfig) -> int:
     """Count the tokens that training added to its base; 0, with a message, if the base is not found."""
     try:
         base = read_config(config.name_or_path)
@@ -139,7 +143,7 @@ def _n_new_tokens(config: Any) -> int:
     return config.vocab_size - (base.get("vocab_size") or config.vocab_size)
 
 
-def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -> None:
+def save_lora(model: PreTrainedModel, folder: str | Path, bias: str, *, should_save: bool) -> None:
     """Write an adapter folder: adapter_model, adapter_config.json, config.json, non_lora_trainables.bin.
 
     All ranks have to call this; the one with `should_save` writes.
@@ -150,7 +154,7 @@ def save_lora(model: Any, folder: str | Path, bias: str, *, should_save: bool) -
     save_beside_lora(model, folder, should_save=should_save)
 
 
-def load_trained(model: Any, file: Path) -> None:
+def load_trained(model: PreTrainedModel, file: Path) -> None:
     """Load weights that a checkpoint holds beside or instead of the whole model. Raises CheckpointError."""
     weights = read_tensors(file)
     rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
@@ -180,7 +184,7 @@ def _split_like(value: torch.Tensor, param: Any) -> torch.Tensor:
 # ---- checkpoints while training ----
 
 
-def save_checkpoint(trainer: Any, write: Callable[[], None], run_dir: Path) -> None:
+def save_checkpoint(trainer: Trainer, write: Callable[[], None], run_dir: Path) -> None:
     """Write checkpoint-N of the present step whole, or not at all; all ranks call this.
 
     write: transformers' own saving, which writes below `trainer.staging`. Then older checkpoints are rotated
@@ -200,7 +204,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None], run_dir: Path) -> N
         staged.mkdir(exist_ok=True)  # on a machine of its own disk
         if args.should_save:
             _complete(trainer, staged, target)
-        trainer.memory.save(staged)
+        trainer.run_state.save(staged)
     trainer.accelerator.wait_for_everyone()
     # of machines that share a disk the first one gives the name; on disks of their own each does
     if args.should_save:
@@ -216,7 +220,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None], run_dir: Path) -> N
 
 
 @contextlib.contextmanager
-def _redirected(trainer: Any, staging: Path) -> Iterator[None]:
+def _redirected(trainer: Trainer, staging: Path) -> Iterator[None]:
     """Let transformers write below `staging`, without rotating or uploading."""
     args = trainer.args
     before = args.save_total_limit, args.push_to_hub
@@ -228,29 +232,29 @@ def _redirected(trainer: Any, staging: Path) -> Iterator[None]:
         args.save_total_limit, args.push_to_hub = before
 
 
-def load_projector(model: Any, folder: Path) -> None:
+def load_projector(model: PreTrainedModel, folder: Path) -> None:
     """Load projector and image_newline of a stage 1 checkpoint, also into weights that ZeRO-3 has split."""
     file = folder / PROJECTOR_FILE
     model.get_model().load_projector(read_tensors(file), str(file))
 
 
-def leave_out_frozen(engine: Any) -> None:
+def leave_out_frozen(engine: DeepSpeedEngine) -> None:
     """Let a DeepSpeed engine save and load only weights that train; transformers does it for adapters only.
 
     Otherwise each checkpoint of stage 1 would hold the whole LLM.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
 
-    def save_trained(*args: Any, **kwargs: Any) -> Any:
+    def save_trained(*args: object, **kwargs: object) -> Any:
         return save(*args, **{**kwargs, "exclude_frozen_parameters": True})
 
-    def load_what_is_there(*args: Any, **kwargs: Any) -> Any:
+    def load_what_is_there(*args: object, **kwargs: object) -> Any:
         return load(*args, **{**kwargs, "load_module_strict": False})
 
     engine.save_checkpoint, engine.load_checkpoint = save_trained, load_what_is_there
 
 
-def _complete(trainer: Any, staged: Path, target: Path) -> None:
+def _complete(trainer: Trainer, staged: Path, target: Path) -> None:
     """Add what transformers leaves out: tokenizer, image processor, manifest; name the best by its place."""
     if trainer.processing_class is not None:
         trainer.processing_class.save_pretrained(staged)
@@ -272,7 +276,7 @@ def _complete(trainer: Any, staged: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_output(trainer: Any, output_dir: str | Path) -> Iterator[Path]:
+def whole_output(trainer: Trainer, output_dir: str | Path) -> Iterator[Path]:
     """Give a folder to write a model to; its files move to `output_dir` when all are written.
 
     All ranks have to call this. Raises CheckpointError when the disk does not take the model.
@@ -290,7 +294,7 @@ def whole_output(trainer: Any, output_dir: str | Path) -> Iterator[Path]:
         trainer.accelerator.wait_for_everyone()
 
 
-def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
+def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
     """Write the final model: the projector alone after stage 1, otherwise everything.
 
     As in the reference, an output folder that is itself named checkpoint-* gets its projector beside it, in
@@ -307,7 +311,7 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
         save_projector(trainer, folder, beside)
 
 
-def save_trained_model(trainer: Any, plan: RunPlan, output_dir: str) -> None:
+def save_trained_model(trainer: Trainer, plan: RunPlan, output_dir: str) -> None:
     """Write the trained model in the reference's layout, the trainer's state and the loss curve."""
     model = trainer.model
     model.config.use_cache = True
@@ -321,11 +325,11 @@ def save_trained_model(trainer: Any, plan: RunPlan, output_dir: str) -> None:
         _save_state(trainer, Path(output_dir))
         try:
             draw_loss_curve(trainer.state.log_history, Path(output_dir) / LOSS_CURVE_FILE)
-        except OSError as error:  # the model is written; a picture is not worth failing for
+        except OSError as error:  # the model is written; a plot is not worth failing for
             logger.warning("no loss curve was written: %s", error)
 
 
-def _save_state(trainer: Any, output_dir: Path) -> None:
+def _save_state(trainer: Trainer, output_dir: Path) -> None:
     """Write the course of the training beside the model."""
     with explained_failure(STATE_FILE, output_dir), atomic_file(output_dir / STATE_FILE) as scratch:
         trainer.state.save_to_json(str(scratch))

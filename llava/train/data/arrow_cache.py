@@ -16,15 +16,16 @@ import numpy as np
 
 from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.fingerprints import FileState, describe_sources, same_sources, state_of
-from llava.train.data.readers import Row, read_rows
+from llava.train.data.readers import ReadRecord, read_rows
 from llava.train.data.sources import Source
 from llava.train.records import (
     DataError,
+    Record,
     find_fault,
     has_images,
     image_paths,
     leaving_name,
-    stray_marks,
+    stray_image_tokens,
     unread_media_key,
 )
 from llava.utils import shortened, watched
@@ -64,7 +65,7 @@ class Table:
 def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     """Return the records of a source as a table.
 
-    Columns: record (JSON text), words, images (counts), stray (image mark without image), fault (null when
+    Columns: record (JSON text), words, images (counts), stray (image token without image), fault (null when
     there is none), file (number of the file within the source), id (as JSON), unread (a key that resembles
     `image`), leaving (an image name that is absolute or climbs out of its folder). The table is kept in
     `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
@@ -108,7 +109,7 @@ def _map_current(path: Path, source: Source, states: list[FileState]) -> Table |
     kept = (table.arrow.schema.metadata or {}).get(SOURCES_KEY, b"")
     if same_sources(kept, source.files, states):
         return table
-    logger.warning("%s changed, though not in size and time; its table is made anew", source.name)
+    logger.warning("%s changed, though not in size and time; its table is made again", source.name)
     return None
 
 
@@ -128,7 +129,7 @@ def map_table(path: Path) -> Table | None:
         return Table(arrow, path, pages)
     # ValueError: an empty file; pyarrow raises many more for rubbish in its headers
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        logger.warning("the table %s cannot be used and is made anew: %s", path, shortened(error))
+        logger.warning("the table %s cannot be used and is made again: %s", path, shortened(error))
         return None
 
 
@@ -189,7 +190,7 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
         yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
 
 
-def _columns(row: Row) -> tuple[int, int, bool, str | None]:
+def _columns(row: ReadRecord) -> tuple[int, int, bool, str | None]:
     """Return words, images, stray and fault of a record."""
     record = row.record
     fault = row.fault or find_fault(record)
@@ -198,12 +199,12 @@ def _columns(row: Row) -> tuple[int, int, bool, str | None]:
         if has_images(record):
             images = len(record["image"]) if isinstance(record["image"], list) else 1
         words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        return words, images, images == 0 and stray_marks(record), None
+        return words, images, images == 0 and stray_image_tokens(record), None
     with_image = isinstance(record, dict) and has_images(record)
     return 1, int(with_image), False, fault
 
 
-def _remarks(record: Any) -> tuple[str | None, str | None, str | None]:
+def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
     """Return id, unread key and leaving image name of a record, as far as it can be read."""
     if not isinstance(record, dict):
         return None, None, None

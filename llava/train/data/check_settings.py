@@ -25,5 +25,6 @@ class CheckSettings:
     mm_vision_select_feature: str = "patch"
     mm_vision_select_layer: int | None = None  # by default the model's
     mm_vision_resolution: int | None = None  # by default the model's
+    mm_projector_type: str | None = None  # by default the model's
     mm_use_im_start_end: bool = False
     label_masks: str | None = None  # by default as training chooses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,17 +12,20 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.data.samples import Sample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass
 class DataCollatorForSupervisedDataset:
     """Pads samples to a batch."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, instances: Sequence[Sample]) -> dict[str, Any]:
         """Pad on the right and cut at the tokenizer's length.
 
-        Returns input_ids, labels, attention_mask (n, length), and for images whose marks are not cut off
+        Returns input_ids, labels, attention_mask (n, length), and for images whose tokens are not cut off
         `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes.
         """
         limit = self.tokenizer.model_max_length
@@ -38,7 +41,7 @@ class DataCollatorForSupervisedDataset:
             "attention_mask": input_ids.ne(pad),
         }
         if "image" in instances[0]:
-            kept = [_marks_left(one["input_ids"][:limit]) for one in instances]
+            kept = [_images_left(one["input_ids"][:limit]) for one in instances]
             images = [
                 tensor
                 for one, count in zip(instances, kept, strict=True)
@@ -55,8 +58,8 @@ class DataCollatorForSupervisedDataset:
         return batch
 
 
-def _marks_left(ids: torch.Tensor) -> int:
-    """Count the images of a cut sample: one for each mark that is left, and a stand-in where none is."""
+def _images_left(ids: torch.Tensor) -> int:
+    """Count the images of a cut sample: one for each image token left, and a stand-in where none is."""
     return max(1, int((ids == IMAGE_TOKEN_INDEX).sum()))
 
 

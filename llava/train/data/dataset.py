@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,10 +20,10 @@ from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError
 from llava.utils import UserError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-# What an image adds to a sample's length when samples are grouped; the reference's number.
-IMAGE_LENGTH = 128
+logger = logging.getLogger(__name__)
 
 
 class LazySupervisedDataset(Dataset[Sample]):
@@ -34,7 +34,11 @@ class LazySupervisedDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
+        self,
+        data_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        data_args: object,
+        conv: Conversation | None = None,
     ) -> None:
         """Open and check all records. Raises DataError."""
         super().__init__()
@@ -67,8 +71,8 @@ class LazySupervisedDataset(Dataset[Sample]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Rough length of each sample, words and 128 for its image: (records,)."""
-        return self.list_data_dict.words + IMAGE_LENGTH * self.list_data_dict.with_images
+        """Rough length of each sample, words and a number for its image: (records,)."""
+        return self.list_data_dict.words + self.settings.image_length * self.list_data_dict.with_images
 
     @property
     def modality_lengths(self) -> np.ndarray:
@@ -114,7 +118,7 @@ class LazySupervisedDataset(Dataset[Sample]):
 
 
 def make_supervised_data_module(
-    tokenizer: Any, data_args: Any, conv: Conversation | None = None
+    tokenizer: PreTrainedTokenizerBase, data_args: Any, conv: Conversation | None = None
 ) -> dict[str, Any]:
     """Build the data arguments of a Trainer: train_dataset, eval_dataset (may be None), data_collator.
 

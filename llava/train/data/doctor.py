@@ -174,7 +174,7 @@ def write_clean(records: RecordTable, bad: set[int], path: Path) -> int:
     return changed
 
 
-def without_nan(value: Any) -> Any:
+def without_nan(value: object) -> Any:
     """Return a JSON value with null in place of NaN and Infinity; the same object when it has none."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

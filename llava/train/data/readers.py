@@ -31,15 +31,15 @@ _JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Row:
+class ReadRecord:
     """One record as it stands in its file: its JSON text, its value, and why it cannot be read, if so."""
 
     text: str
-    record: Any
+    record: Any  # a Record; None where it could not be read
     fault: str = ""
 
 
-def read_rows(path: Path, advance: Advance) -> Iterator[Row]:
+def read_rows(path: Path, advance: Advance) -> Iterator[ReadRecord]:
     """Yield the records of a .jsonl or .parquet file, or of any other file as a JSON list; .gz is unpacked.
 
     Raises DataError when the file cannot be read, or is not of its kind.
@@ -129,7 +129,7 @@ class _Window:
             if not self.extend():
                 return ""
 
-    def value(self) -> Row:
+    def value(self) -> ReadRecord:
         """Read the JSON value that begins here. Raises DataError."""
         while True:
             try:
@@ -146,7 +146,7 @@ class _Window:
                 continue  # a number may go on
             text = self.text[self.position : end]
             self.position = end
-            return Row(text, record)
+            return ReadRecord(text, record)
 
     def broken(self, message: str, position: int, *, comma: bool = False) -> DataError:
         """Say what is not valid, and where; a comma too many, which is the commonest slip, by name."""
@@ -162,7 +162,7 @@ class _Window:
         return DataError(f"{self.path} is not valid JSON ({message}, line {line}); {expected}")
 
 
-def _read_list(path: Path, advance: Advance) -> Iterator[Row]:
+def _read_list(path: Path, advance: Advance) -> Iterator[ReadRecord]:
     """Yield the elements of a JSON list. Raises DataError."""
     with _open_bytes(path, advance) as (file, told):
         window = _Window(file, path, told)
@@ -177,7 +177,7 @@ def _read_list(path: Path, advance: Advance) -> Iterator[Row]:
             raise window.broken("Extra data", window.position)
 
 
-def _elements(window: _Window) -> Iterator[Row]:
+def _elements(window: _Window) -> Iterator[ReadRecord]:
     while True:
         if window.next_character() == "]":
             raise window.broken("Expecting value", window.position, comma=True)
@@ -205,7 +205,7 @@ def _not_a_list(window: _Window) -> DataError:
 # ---- JSON lines ----
 
 
-def _read_lines(path: Path, advance: Advance) -> Iterator[Row]:
+def _read_lines(path: Path, advance: Advance) -> Iterator[ReadRecord]:
     """Yield one record a line; a line that is not JSON is a row with a fault, an empty one is skipped."""
     first = True
     with _open_bytes(path, advance) as (file, told):
@@ -222,18 +222,18 @@ def _read_lines(path: Path, advance: Advance) -> Iterator[Row]:
                     )
                 first = first and not text
                 if text:
-                    yield Row(text, json.loads(text))
+                    yield ReadRecord(text, json.loads(text))
             except UnicodeDecodeError as error:
-                yield Row("null", None, f"line {number} is not UTF-8 text ({error.reason})")
+                yield ReadRecord("null", None, f"line {number} is not UTF-8 text ({error.reason})")
             except (JSONDecodeError, RecursionError) as error:
                 message = getattr(error, "msg", "nested too deeply")
-                yield Row("null", None, f"line {number} is not valid JSON ({message})")
+                yield ReadRecord("null", None, f"line {number} is not valid JSON ({message})")
 
 
 # ---- parquet ----
 
 
-def _read_parquet(path: Path, advance: Advance) -> Iterator[Row]:
+def _read_parquet(path: Path, advance: Advance) -> Iterator[ReadRecord]:
     """Yield the rows of a parquet file with columns `conversations` and, optionally, `image` and others."""
     size = path.stat().st_size
     for record, share in parquet_records(path):
@@ -242,10 +242,10 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[Row]:
             raise DataError(
                 f"{path} holds the bytes of its images; read it with --streaming True, or store file names"
             )
-        yield Row(json.dumps(record, ensure_ascii=False, default=str), record)
+        yield ReadRecord(json.dumps(record, ensure_ascii=False, default=str), record)
 
 
-def parquet_records(path: Path | str, filesystem: Any = None) -> Iterator[tuple[Record, float]]:
+def parquet_records(path: Path | str, filesystem: object = None) -> Iterator[tuple[Record, float]]:
     """Yield (record, its share of the file). Raises DataError when it is not a parquet file."""
     import pyarrow
     from pyarrow import parquet

@@ -15,7 +15,7 @@ def split_to_even_chunks(indices: list[int], lengths: Sequence[int], num_chunks:
     """Deal `indices` out to `num_chunks` ranks so that the summed lengths are about equal.
 
     Each index goes to the rank with the smallest sum that still has room. When the number of indices is not a
-    multiple of `num_chunks`, they are dealt out in turn instead, as in the reference.
+    multiple of `num_chunks`, they are distributed in turn instead, as in the reference.
     """
     if len(indices) % num_chunks != 0:
         return [indices[rank::num_chunks] for rank in range(num_chunks)]
@@ -41,7 +41,7 @@ def get_length_grouped_indices(
     """Order samples so that each batch of all ranks together holds samples of like length, in random places.
 
     Samples are shuffled, cut into groups of `world_size * batch_size`, sorted inside the group (longest
-    first) and dealt out to the ranks. `merge` is accepted because callers of the reference pass it.
+    first) and distributed to the ranks. `merge` is accepted because callers of the reference pass it.
     """
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     group_size = world_size * batch_size

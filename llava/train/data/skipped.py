@@ -8,7 +8,6 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -57,7 +56,7 @@ def _remove(path: str, owner: int) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def report_skipped(dataset: Any, output_dir: str | Path) -> dict[str, str]:
+def report_skipped(dataset: object, output_dir: str | Path) -> dict[str, str]:
     """Say how many samples were skipped and which, and write them to `output_dir`; all ranks call this.
 
     Returns name to reason of every sample that any rank has skipped.

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.train.data.readers import ending
 from llava.train.records import DataError
@@ -107,7 +106,7 @@ def _nearest(key: object, known: Sequence[str]) -> str:
     return f"did you mean {meant!r}?" if meant in known else f"expected {', '.join(known)}"
 
 
-def _read_entry(mixture: Path, number: int, entry: Any, image_folder: str | None) -> Source:
+def _read_entry(mixture: Path, number: int, entry: object, image_folder: str | None) -> Source:
     """Check one entry; its paths are relative to the mixture's folder."""
     where = f"{mixture}: entry {number}"
     if isinstance(entry, str):

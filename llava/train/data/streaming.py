@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -28,15 +28,18 @@ from llava.train.records import (
     explain_unread_key,
     find_fault,
     image_paths,
-    stray_marks,
+    stray_image_tokens,
     unread_media_key,
 )
 from llava.utils import UserError, import_optional
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 FORMATS = (".tar", ".parquet")
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 Item = TypeVar("Item")
 SAMPLES_PEEKED = 16
 
@@ -46,7 +49,7 @@ class RawSample:
     """A sample as it stands in its shard: its name, its record, and the bytes of its images in order."""
 
     name: str
-    record: Any
+    record: Any  # a Record; None where it could not be read
     images: tuple[bytes, ...]
     fault: str = ""
 
@@ -59,7 +62,11 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, data_path: str, tokenizer: Any, data_args: object, conv: Conversation | None = None
+        self,
+        data_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        data_args: object,
+        conv: Conversation | None = None,
     ) -> None:
         """Find the shards. data_args: DataSettings, or an object with its fields. Raises DataError."""
         super().__init__()
@@ -143,14 +150,14 @@ class StreamingDataset(IterableDataset[Sample]):
         self._warn_of_unread_key(raw)
         if names and not self.settings.is_multimodal:
             raise DataError("it has an image, but --vision_tower is missing")
-        if stray_marks(raw.record):  # its image was forgotten, or cut off with the end of the shard
+        if stray_image_tokens(raw.record):  # its image was forgotten, or cut off with the end of the shard
             raise DataError(f"its text has {DEFAULT_IMAGE_TOKEN}, but the shard has no image of that name")
         if not raw.images:
             return self.maker.make(raw.record)  # a text, or images that lie in --image_folder
-        pictures: list[Image.Image] = [
+        images: list[Image.Image] = [
             load_image_from_bytes(data, name) for data, name in zip(raw.images, names, strict=True)
         ]
-        return self.maker.make(raw.record, images=pictures)
+        return self.maker.make(raw.record, images=images)
 
     def _warn_of_unread_key(self, raw: RawSample) -> None:
         key = unread_media_key(raw.record)
@@ -159,7 +166,9 @@ class StreamingDataset(IterableDataset[Sample]):
             logger.warning("%s, and perhaps others: %s", raw.name, explain_unread_key(key))
 
 
-def stream_loader(dataset: StreamingDataset, args: Any, batch_size: int, collate_fn: Any) -> Any:
+def stream_loader(
+    dataset: StreamingDataset, args: TrainingArguments, batch_size: int, collate_fn: Callable[..., Any]
+) -> Any:
     """Build the loader of a stream, of which each rank reads its own part. args: TrainingArguments."""
     from accelerate.data_loader import prepare_data_loader
 
@@ -182,7 +191,7 @@ def stream_loader(dataset: StreamingDataset, args: Any, batch_size: int, collate
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
     )
-    # the stream is dealt out already: accelerate must not deal it out again
+    # the stream is sharded already: accelerate must not shard it again
     return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False)
 
 
@@ -253,7 +262,7 @@ def _read_tar(shard: str) -> Iterator[RawSample]:
     )
     for files in webdataset.tarfile_samples([{"url": shard}]):
         name = f"{shard}: {files['__key__']}"
-        images = {key: files[key] for key in _picture_keys(files)}
+        images = {key: files[key] for key in _image_keys(files)}
         if "json" not in files:
             yield RawSample(name, None, (), f"it has {', '.join(images) or 'no file'}, but no .json")
             continue
@@ -267,9 +276,9 @@ def _read_tar(shard: str) -> Iterator[RawSample]:
         yield RawSample(name, record, tuple(images.values()))
 
 
-def _picture_keys(files: Mapping[str, Any]) -> list[str]:
+def _image_keys(files: Mapping[str, Any]) -> list[str]:
     """Return the endings of a sample's images in their order: "jpg", or "0.jpg", "1.jpg" and so on."""
-    endings = [key for key in files if key.rpartition(".")[2] in PICTURES]
+    endings = [key for key in files if key.rpartition(".")[2] in IMAGE_ENDINGS]
     return sorted(
         endings, key=lambda key: (int(number) if (number := key.split(".")[0]).isdigit() else -1, key)
     )
@@ -281,22 +290,22 @@ def _read_parquet(shard: str) -> Iterator[RawSample]:
 
     filesystem, path = fs.FileSystem.from_uri(shard) if "://" in shard else (None, shard)
     for number, (record, _) in enumerate(parquet_records(path, filesystem)):
-        images = [_bytes_or_name(one) for one in _as_list(record.get("image", []))]
+        given = [_bytes_or_name(one) for one in _as_list(record.get("image", []))]
         name = f"{shard}: row {number}"
-        pictures = tuple(one for one in images if isinstance(one, bytes))
-        if pictures and len(pictures) == len(images):
-            record["image"] = [f"row {number}, image {place}" for place in range(len(images))]
-        elif images:
-            record["image"] = images  # names of files in --image_folder
-        yield RawSample(name, record, pictures if len(pictures) == len(images) else ())
+        images = tuple(one for one in given if isinstance(one, bytes))
+        if images and len(images) == len(given):
+            record["image"] = [f"row {number}, image {place}" for place in range(len(given))]
+        elif given:
+            record["image"] = given  # names of files in --image_folder
+        yield RawSample(name, record, images if len(images) == len(given) else ())
 
 
-def _bytes_or_name(image: Any) -> Any:
+def _bytes_or_name(image: object) -> Any:
     """Return an image's bytes, or its file name if it has none; `datasets` stores images as such a pair."""
     if isinstance(image, Mapping):
         return image.get("path") if image.get("bytes") is None else image["bytes"]
     return image
 
 
-def _as_list(value: Any) -> Sequence[Any]:
+def _as_list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]

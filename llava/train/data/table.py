@@ -260,8 +260,8 @@ class RecordTable(Sequence[Record]):
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found
 
-    def warn_about_stray_marks(self) -> None:
-        """Warn about records without an image whose text holds the image mark; it is read as plain text."""
+    def warn_about_stray_image_tokens(self) -> None:
+        """Warn about records without an image whose text holds the image token; it is read as plain text."""
         for part, start in zip(self._parts, self._starts, strict=False):
             found = np.flatnonzero(part.column("stray"))
             if len(found):
@@ -305,23 +305,23 @@ def load_records(
     image_folder: str | None = None,
     cache_dir: str | Path | None = None,
     keep_faulty: bool = False,
-    whole: bool = False,
+    every_record: bool = False,
 ) -> RecordTable:
     """Open all records behind --data_path: .json, .jsonl (or .gz of either), .parquet, folder, mixture.
 
     image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
-    `fault` says what is wrong, instead of raising. whole: for a check, take every record of a
+    `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
     mixture once and warn about none. Raises DataError naming file and record.
     """
     sources = find_sources(data_path, image_folder)
-    if whole:
+    if every_record:
         sources = [replace(source, weight=1.0, max_samples=None) for source in sources]
     table = RecordTable(sources, cache_dir)
     faulty = [] if keep_faulty else table.faulty()
     if faulty:
         file, row = table.place(faulty[0])
         raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
-    if not whole:
-        table.warn_about_stray_marks()
+    if not every_record:
+        table.warn_about_stray_image_tokens()
         table.warn_about_unread_keys()
     return table

@@ -11,8 +11,9 @@ from llava import conversation
 from llava.constants import IGNORE_INDEX
 from llava.model.checkpoints.files import read_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import count_features
+from llava.model.multimodal.features import count_features
 from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.data.check_settings import CheckSettings, Size
 from llava.train.data.samples import SampleMaker, choose_tile_grids
 from llava.train.labels.preprocess import choose_label_masks
@@ -24,7 +25,7 @@ from llava.utils import UserError
 NO_LIMIT = 1_000_000  # tokens
 
 
-def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+def _quietly(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function of training without its warnings: what it warns about is a finding here."""
     warner = logging.getLogger("llava.train")
     level = warner.level
@@ -47,7 +48,7 @@ class TokenChecker:
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         self.tokenizer = tokenizer
-        conv = conversation.conv_templates[template]
+        conv = conversation.conversation_for(template, tokenizer)
         with_images = DataSettings(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,
@@ -87,21 +88,25 @@ class ImageTokens:
             mm_vision_select_feature=settings.mm_vision_select_feature,
             mm_vision_select_layer=settings.mm_vision_select_layer or model.get("mm_vision_select_layer"),
             mm_vision_resolution=settings.mm_vision_resolution or model.get("mm_vision_resolution"),
+            mm_projector_type=settings.mm_projector_type or model.get("mm_projector_type"),
+            mm_patch_merge_type=settings.mm_patch_merge_type,
         )
-        tower = describe_tower(MultimodalConfig.of(fields))
-        self.edge, self.side, self.extra = tower.tile_size, tower.num_patches_per_side, tower.extra_tokens
+        wanted = MultimodalConfig.of(fields)
+        tower = describe_tower(wanted)
+        self.edge, self.tile = tower.tile_size, projected_tile(wanted, tower.tile_features)
         grids = choose_tile_grids(
             settings.image_grid_pinpoints,
             model.get("image_grid_pinpoints"),
             aspect_ratio=settings.image_aspect_ratio,
             tile_edge=self.edge,
         )
-        self.settings = MultimodalConfig.of(
-            SimpleNamespace(
-                image_grid_pinpoints=grids,
-                image_aspect_ratio=settings.image_aspect_ratio,
-                mm_patch_merge_type=settings.mm_patch_merge_type,
-            )
+        self.settings = MultimodalConfig.checked(
+            {
+                "mm_hidden_size": tower.hidden_size,
+                "image_grid_pinpoints": grids,
+                "image_aspect_ratio": settings.image_aspect_ratio,
+                "mm_patch_merge_type": settings.mm_patch_merge_type,
+            }
         )
 
     def count(self, size: Size) -> int:
@@ -109,7 +114,7 @@ class ImageTokens:
         return count_features(
             size,
             settings=self.settings,
-            patches_per_side=self.side,
-            extra=self.extra,
+            patches_per_side=self.tile.side,
+            extra=self.tile.extra,
             tile_size=self.edge,
         )

@@ -24,7 +24,7 @@ from llava.train.records import (
     find_faults,
     has_images,
     image_paths,
-    stray_marks,
+    stray_image_tokens,
     unread_media_key,
 )
 
@@ -121,7 +121,7 @@ def open_all(settings: CheckSettings) -> RecordTable:
         image_folder=settings.image_folder,
         cache_dir=settings.data_cache_dir,
         keep_faulty=True,
-        whole=True,
+        every_record=True,
     )
 
 
@@ -147,7 +147,7 @@ def _notes(record: Record) -> Iterator[Fault]:
             "mark_in_answer",
             f"{DEFAULT_IMAGE_TOKEN} stands only in an answer, so the question is asked without the image",
         )
-    if stray_marks(record):
+    if stray_image_tokens(record):
         yield Fault(
             "stray_mark", f"it has no image, but {DEFAULT_IMAGE_TOKEN} in its text, which is read as text"
         )

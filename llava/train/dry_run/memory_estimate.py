@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from llava._compat import FakeTensor, FakeTensorMode, TorchDispatchMode, storage_key, tables_of
 from llava.train.plan import RunPlan, word_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Bytes that an optimizer keeps for each value it trains, by the beginning of --optim; else two float32.
 STATE_BYTES = (
@@ -38,7 +41,13 @@ class StorageMeter(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run an operation and count what it makes."""
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [place for one in args[1] for place in _places(one)], *args[2:])
@@ -65,7 +74,7 @@ class StorageMeter(TorchDispatchMode):
         self.now -= size
 
 
-def _places(index: Any) -> Sequence[Any]:
+def _places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
     """Write a mask with values as places, whose number is then known; other indices stay as they are."""
     if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
         return [index]
@@ -81,7 +90,11 @@ def _shapes_only(model: nn.Module, meter: StorageMeter) -> Iterator[FakeTensorMo
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, torch.Tensor] = {}
     before: list[tuple[Any, str, Any]] = []
-    quantised = [one for one in model.modules() if type(one).__module__.startswith("bitsandbytes")]
+    quantised = [
+        one
+        for one in model.modules()
+        if isinstance(one, nn.Linear) and type(one).__module__.startswith("bitsandbytes")
+    ]
 
     def stand_in(real: torch.Tensor) -> torch.Tensor:
         if id(real) not in made:
@@ -96,7 +109,7 @@ def _shapes_only(model: nn.Module, meter: StorageMeter) -> Iterator[FakeTensorMo
 
     try:
         for linear in quantised:
-            linear.forward = functools.partial(_quantised_forward, linear, mode)
+            linear.forward = functools.partial(_quantised_forward, linear, mode)  # type: ignore[method-assign]
         for module in model.modules():
             for values in tables_of(module):
                 for name, real in list(values.items()):
@@ -115,7 +128,7 @@ class _WithUnpackedWeight(torch.autograd.Function):
     """The product with a quantised weight, which lies there in full precision only while it is used."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, linear: Any, mode: FakeTensorMode) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, linear: nn.Linear, mode: FakeTensorMode) -> torch.Tensor:
         """values: (..., in). Returns (..., out)."""
         ctx.linear, ctx.mode = linear, mode
         return values @ _unpacked(linear, mode, values).T
@@ -126,12 +139,12 @@ class _WithUnpackedWeight(torch.autograd.Function):
         return gradient @ _unpacked(ctx.linear, ctx.mode, gradient), None, None
 
 
-def _unpacked(linear: Any, mode: FakeTensorMode, like: torch.Tensor) -> torch.Tensor:
+def _unpacked(linear: nn.Linear, mode: FakeTensorMode, like: torch.Tensor) -> torch.Tensor:
     with mode:
         return torch.empty(linear.out_features, linear.in_features, dtype=like.dtype, device=like.device)
 
 
-def _quantised_forward(linear: Any, mode: FakeTensorMode, values: torch.Tensor) -> torch.Tensor:
+def _quantised_forward(linear: nn.Linear, mode: FakeTensorMode, values: torch.Tensor) -> torch.Tensor:
     """Stand in for a layer of bitsandbytes, whose operations need values."""
     dtype = getattr(linear, "compute_dtype", None) or values.dtype
     result = _WithUnpackedWeight.apply(values.to(dtype), linear, mode).to(values.dtype)
@@ -163,7 +176,7 @@ def measure_step(model: nn.Module, batch: dict[str, Any], plan: RunPlan) -> int:
     return meter.peak
 
 
-def _stand_in_pixels(value: Any, mode: FakeTensorMode, device: torch.device) -> Any:
+def _stand_in_pixels(value: object, mode: FakeTensorMode, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_stand_in_pixels(one, mode, device) for one in value]
     if torch.is_tensor(value) and value.is_floating_point():
@@ -172,7 +185,7 @@ def _stand_in_pixels(value: Any, mode: FakeTensorMode, device: torch.device) -> 
     return value.to(device) if torch.is_tensor(value) else value
 
 
-def image_lengths(model: Any, batch: dict[str, Any], plan: RunPlan) -> list[int]:
+def image_lengths(model: PreTrainedModel, batch: dict[str, Any], plan: RunPlan) -> list[int]:
     """Return how many tokens each image of a batch becomes."""
     with _shapes_only(model, StorageMeter()) as mode, torch.no_grad():
         images = _stand_in_pixels(batch["images"], mode, plan.device)
@@ -207,7 +220,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of training `model` with batches like `batch`, for one device.
 
-    stage: of ZeRO, which deals out optimizer (1), gradients (2) and weights (3) over the ranks; offload: its
+    stage: of ZeRO, which shards optimizer (1), gradients (2) and weights (3) over the ranks; offload: its
     optimizer lives in the computer's memory. Not counted: what CUDA and NCCL hold for themselves (0.5 to 2
     GB), and gaps between the blocks of the allocator.
     """
@@ -233,7 +246,7 @@ def _size(tensor: torch.Tensor) -> int:
     return int(getattr(tensor, "ds_numel", tensor.numel())) * tensor.element_size() + _scale_bytes(tensor)
 
 
-def _scale_bytes(tensor: Any) -> int:
+def _scale_bytes(tensor: torch.Tensor) -> int:
     """Return what the scales of a quantised weight take."""
     state, size = getattr(tensor, "quant_state", None), 0
     while state is not None:

@@ -7,7 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from llava.train.data.start_checks import NO_IMAGE
 from llava.train.data.streaming import StreamingDataset
 from llava.train.dry_run.memory_estimate import MemoryEstimate, estimate_memory, image_lengths
 from llava.train.plan import RunPlan, word_of
+from llava.train.records import sample_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 SAMPLES_SHOWN = 2
 SAMPLES_COUNTED = 200
@@ -36,7 +40,7 @@ PARTS = (
 )
 
 
-def report_dry_run(trainer: Any, *, out: TextIO | None = None) -> None:
+def report_dry_run(trainer: Trainer, *, out: TextIO | None = None) -> None:
     """Print samples, counts, what trains and the memory estimate of a trainer that has not started."""
     out = sys.stdout if out is None else out
     if not trainer.args.should_log:
@@ -57,7 +61,7 @@ def report_dry_run(trainer: Any, *, out: TextIO | None = None) -> None:
 class DryRun:
     """The parts of the report, each as lines."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.args = trainer.args
         self.plan: RunPlan = trainer.plan
@@ -95,11 +99,11 @@ class DryRun:
         chosen = sorted(
             {*places, *range(min(SAMPLES_SHOWN, len(self.dataset)))}, key=lambda i: i not in places
         )
-        table: Any = getattr(self.dataset, "list_data_dict", None)
-        named = [
-            (i, table.name(i) if hasattr(table, "name") else f"sample {i}") for i in chosen[:SAMPLES_SHOWN]
+        has_names = hasattr(getattr(self.dataset, "list_data_dict", None), "name")
+        return [
+            (sample_name(self.dataset, i) if has_names else f"sample {i}", self.dataset[i])
+            for i in chosen[:SAMPLES_SHOWN]
         ]
-        return [(name, self.dataset[i]) for i, name in named]
 
     def _image_lengths(self, batch: dict[str, Any]) -> list[int]:
         return image_lengths(self.trainer.model, batch, self.plan) if "images" in batch else []
@@ -213,7 +217,11 @@ class DryRun:
 
 
 def mark_text(
-    ids: torch.Tensor, labels: torch.Tensor, tokenizer: Any, images: Sequence[int], marks: tuple[str, str]
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    images: Sequence[int],
+    marks: tuple[str, str],
 ) -> str:
     """Write tokens as text with `marks` round what is trained on; images as the number of their tokens."""
     run: list[int] = []
@@ -238,7 +246,7 @@ def mark_text(
     return text
 
 
-def tokens_text(ids: Sequence[int], tokenizer: Any) -> str:
+def tokens_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Write tokens as the text they were made of, spaces in front included."""
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     if not isinstance(tokenizer, LlamaTokenizer):
@@ -256,13 +264,13 @@ def _part_of(name: str) -> str:
     return next((part for key, part in PARTS if key in name), "LLM layers")
 
 
-def _values(param: Any) -> int:
+def _values(param: torch.Tensor) -> int:
     """Return the number of values of a parameter, also where ZeRO or bitsandbytes hold it otherwise."""
     shape = getattr(getattr(param, "quant_state", None), "shape", None)
     return int(np.prod(shape)) if shape is not None else int(getattr(param, "ds_numel", param.numel()))
 
 
-def _set_checkpointing(model: Any, on: bool, plan: RunPlan) -> None:
+def _set_checkpointing(model: PreTrainedModel, on: bool, plan: RunPlan) -> None:
     """Switch gradient checkpointing; transformers 5.22 has a new name for it."""
     verb, settings = ("enable", {}) if on else ("disable", {})
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
@@ -277,7 +285,7 @@ def _set_checkpointing(model: Any, on: bool, plan: RunPlan) -> None:
 
 
 def _zero(plan: RunPlan) -> tuple[int, bool]:
-    """Return the stage of ZeRO (0 without, 3 for FSDP, which deals out the same), and whether it offloads."""
+    """Return the stage of ZeRO (0 without, 3 for FSDP, which shards the same), and whether it offloads."""
     config = plan.hf_deepspeed_config
     if config is None:
         return (3 if plan.fsdp else 0), False

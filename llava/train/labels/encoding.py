@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,15 +12,18 @@ from llava.train.labels.masks import mask_by_spans
 from llava.train.labels.offsets import encode_with_starts
 from llava.train.records import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Turn = dict[str, Any]  # {"from": "human" or "gpt", "value": text}
 Batch = dict[str, Any]  # input_ids and labels: a tensor (n, length) or a list of n tensors
 
 
-def encode(prompts: Sequence[str], tokenizer: Any, has_image: bool) -> torch.Tensor:
+def encode(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, has_image: bool) -> torch.Tensor:
     """Tokenize whole prompts into (n, length).
 
-    Text is padded and truncated to the tokenizer's length; prompts with image marks are neither (the collator
-    cuts them).
+    Text is padded and truncated to the tokenizer's length; prompts with image tokens are neither (the
+    collator cuts them).
     """
     if not has_image:
         return tokenizer(
@@ -40,25 +43,25 @@ def encode(prompts: Sequence[str], tokenizer: Any, has_image: bool) -> torch.Ten
     return torch.stack(rows)
 
 
-def image_ids(text: str, tokenizer: Any) -> torch.Tensor:
-    """Tokenize a prompt with image marks: (length,)."""
+def image_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Tokenize a prompt with image tokens: (length,)."""
     return torch.tensor(tokenizer_image_token(text, tokenizer), dtype=torch.long)
 
 
-def counter(tokenizer: Any, has_image: bool) -> Callable[[str], int]:
+def counter(tokenizer: PreTrainedTokenizerBase, has_image: bool) -> Callable[[str], int]:
     """Return the function that counts the tokens of a piece of text, special tokens included."""
     if has_image:
         return lambda text: len(tokenizer_image_token(text, tokenizer))
     return lambda text: len(tokenizer(text).input_ids)
 
 
-def adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the tokenizer puts a start token in front of every text."""
     return len(tokenizer("").input_ids) > 0
 
 
 def label_spans(
-    prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, has_image: bool
+    prompt: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, has_image: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokenize and label one prompt: two tensors (length,)."""
     values, starts = encode_with_starts(prompt, tokenizer, has_image)

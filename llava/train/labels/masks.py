@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # ---- labels, the reference's way: count tokens round by round ----
 
@@ -65,7 +68,7 @@ def mask_by_counting(
     ids: torch.Tensor,
     prompt: str,
     conv: Conversation,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rule: MaskRule,
     count: Callable[[str], int],
 ) -> torch.Tensor:

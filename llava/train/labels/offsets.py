@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.model.tokenizer import SPACE, LlamaTokenizer
 from llava.train.records import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The position of tokens that stand for no text: start and end tokens the tokenizer adds, and images.
 NOWHERE = -1
@@ -15,8 +18,10 @@ NOWHERE = -1
 _BYTE_PLACES = {f"<0x{value:02X}>": 0 if 0x80 <= value < 0xC0 else 1 for value in range(256)}
 
 
-def encode_with_starts(prompt: str, tokenizer: Any, has_image: bool) -> tuple[list[int], list[int]]:
-    """Tokenize a prompt as training does, without padding or cutting; image marks become IMAGE_TOKEN_INDEX.
+def encode_with_starts(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, has_image: bool
+) -> tuple[list[int], list[int]]:
+    """Tokenize a prompt as training does, without padding or cutting; image tokens become IMAGE_TOKEN_INDEX.
 
     Returns the ids and where in the prompt each token begins, both (length,). A space that a tokenizer joins
     to the word behind it is part of that word's token. Raises DataError for a tokenizer that cannot tell.
@@ -40,7 +45,7 @@ def encode_with_starts(prompt: str, tokenizer: Any, has_image: bool) -> tuple[li
     return ids, starts
 
 
-def _encode(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     if isinstance(tokenizer, LlamaTokenizer):
         return _encode_llama(text, tokenizer)
     if getattr(tokenizer, "is_fast", False):
@@ -51,7 +56,7 @@ def _encode(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
     )
 
 
-def _encode_fast(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+def _encode_fast(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     starts, reached = [], 0
     for (begin, end), is_added in zip(encoded.offset_mapping, encoded.special_tokens_mask, strict=True):
@@ -95,7 +100,7 @@ def _piece_starts(text: str, pieces: list[str], tokenizer: LlamaTokenizer) -> li
     return starts
 
 
-def _lost_track(tokenizer: Any, piece: str) -> DataError:
+def _lost_track(tokenizer: PreTrainedTokenizerBase, piece: str) -> DataError:
     return DataError(
         f"the pieces of {type(tokenizer).__name__} do not join to the text again (at {piece!r}), so answers "
         "cannot be located; use --label_masks reference"

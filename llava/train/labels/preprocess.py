@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -17,7 +17,14 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle, check_caption, style_of, template_of
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    check_caption,
+    encode_pieces,
+    style_of,
+    template_of,
+)
 from llava.mm_utils import tokenizer_image_token
 from llava.train.labels.encoding import Batch, Turn, adds_bos, counter, encode, image_ids, label_spans
 from llava.train.labels.masks import LLAMA_2_RULE, MPT_RULE, V1_RULE, MaskRule, mask_by_counting
@@ -28,8 +35,12 @@ from llava.train.labels.preprocess_v0 import (
     _tokenize_fn,
     preprocess_v0,
 )
+from llava.train.plan import DataSettings
 from llava.train.records import DataError
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +72,24 @@ IS_TOKENIZER_GREATER_THAN_0_14 = True
 
 def preprocess_multimodal(
     sources: Sequence[Sequence[Turn]],
-    data_args: Any,
+    data_args: DataSettings,
     *,
     keep_places: bool = False,
     conv: Conversation | None = None,
 ) -> Sequence[Sequence[Turn]]:
-    """Bring the `<image>` marks of each turn into the form the model is trained on; returns new turns.
+    """Bring the image tokens of each turn into the form the model is trained on; returns new turns.
 
-    All marks of a turn become one mark in front of its text, as in the reference. With `keep_places` (records
-    with several images) every mark stays where it stands. Nothing is changed when `data_args.is_multimodal`
-    is false.
+    All image tokens of a turn become one in front of its text, as in the reference. With `keep_places`
+    (records with several images) every one stays where it stands. Nothing is changed when
+    `data_args.is_multimodal` is false.
     """
     if not data_args.is_multimodal:
         return sources
-    mark = DEFAULT_IMAGE_TOKEN
+    token = DEFAULT_IMAGE_TOKEN
     if data_args.mm_use_im_start_end:
-        mark = f"{DEFAULT_IM_START_TOKEN}{mark}{DEFAULT_IM_END_TOKEN}"
+        token = f"{DEFAULT_IM_START_TOKEN}{token}{DEFAULT_IM_END_TOKEN}"
     if "mmtag" in _current(conv).version:
-        mark = f"<Image>{mark}</Image>"
+        token = f"<Image>{token}</Image>"
 
     def convert(turn: Turn) -> Turn:
         text = turn["value"]
@@ -86,7 +97,7 @@ def preprocess_multimodal(
             return turn
         if not keep_places:
             text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
-        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, mark)}
+        return {**turn, "value": text.replace(DEFAULT_IMAGE_TOKEN, token)}
 
     return [[convert(turn) for turn in source] for source in sources]
 
@@ -105,17 +116,22 @@ def _speaking_turns(source: Sequence[Turn], conv: Conversation) -> list[tuple[st
     return [(roles[turn["from"]], turn["value"]) for turn in source[start:]]
 
 
+def _dialog(source: Sequence[Turn], conv: Conversation) -> Conversation:
+    """Put one conversation into a template, without its own examples. Raises UserError."""
+    dialog = conv.copy()
+    dialog.messages, dialog.offset = [], 0
+    for role, text in _speaking_turns(source, conv):
+        dialog.append_message(role, text)
+    return dialog
+
+
 def render(source: Sequence[Turn], conv: Conversation) -> tuple[str, list[tuple[int, int]]]:
     """Render one conversation; returns the prompt and the character range of each answer with its end mark.
 
     Raises UserError for turns that the template cannot hold.
     """
-    dialog = conv.copy()
-    dialog.messages, dialog.offset = [], 0  # without the template's own examples
-    for role, text in _speaking_turns(source, conv):
-        dialog.append_message(role, text)
     prompt, answers = "", []
-    for piece, supervised in dialog.spans():
+    for piece, supervised in _dialog(source, conv).spans():
         if supervised:
             answers.append((len(prompt), len(prompt) + len(piece)))
         prompt += piece
@@ -136,7 +152,7 @@ _STYLES = {
 def _preprocess_rounds(
     rule: str,
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool,
     conv: Conversation | None,
     label_masks: str | None,
@@ -170,14 +186,28 @@ def _preprocess_rounds(
 
 
 def _preprocess_spans(
-    sources: Sequence[Sequence[Turn]], tokenizer: Any, has_image: bool, conv: Conversation
+    sources: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, has_image: bool, conv: Conversation
 ) -> Batch:
     """Tokenize and label conversations by the spans of their own rendering, whatever the template."""
     rendered = [render(source, conv) for source in sources]
     return _stack([label_spans(prompt, spans, tokenizer, has_image) for prompt, spans in rendered], tokenizer)
 
 
-def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) -> Batch:
+def _preprocess_pieces(
+    sources: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, has_image: bool, conv: Conversation
+) -> Batch:
+    """Tokenize and label conversations piece by piece, with the ids that asking has for the same dialog."""
+    style, rows = style_of(conv.sep_style), []
+    for source in sources:
+        pieces = _dialog(source, conv).pieces()
+        encoded = encode_pieces(pieces, tokenizer, has_image=has_image, start_token=style.start_token)
+        ids = torch.tensor(encoded.ids, dtype=torch.long)  # (length,)
+        learned = torch.tensor(encoded.supervised, dtype=torch.bool)
+        rows.append((ids, ids.masked_fill(~learned, IGNORE_INDEX)))
+    return _stack(rows, tokenizer)
+
+
+def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Stack ids and labels of conversations, padded on the right: (n, length) each."""
     pad = tokenizer.pad_token_id or 0
     input_ids = pad_sequence([ids for ids, _ in rows], batch_first=True, padding_value=pad)
@@ -185,7 +215,7 @@ def _stack(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], tokenizer: Any) ->
     return {"input_ids": input_ids, "labels": labels}
 
 
-def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
+def reference_loses_answers(conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the reference's counts fail on plain short dialogs of this template and tokenizer.
 
     So they do for every tokenizer without a start token, and in ChatML, where few dialogs survive them.
@@ -203,9 +233,9 @@ def reference_loses_answers(conv: Conversation, tokenizer: Any) -> bool:
     return False
 
 
-def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: Any) -> str:
+def choose_label_masks(wanted: str | None, conv: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return `wanted`, or without it the way that labels answers with this template and tokenizer."""
-    if template_of(conv).labels == "spans":
+    if template_of(conv).labels in ("spans", "pieces"):
         if wanted == "reference":
             raise UserError(
                 "--label_masks is reference, but the reference has no counts for this template; use spans"
@@ -229,7 +259,7 @@ def _current(conv: Conversation | None) -> Conversation:
 
 def preprocess_v1(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -240,7 +270,7 @@ def preprocess_v1(
 
 def preprocess_llama_2(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -251,7 +281,7 @@ def preprocess_llama_2(
 
 def preprocess_mpt(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -262,7 +292,7 @@ def preprocess_mpt(
 
 def preprocess_plain(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     conv: Conversation | None = None,
     label_masks: str | None = None,
 ) -> Batch:
@@ -282,7 +312,7 @@ def preprocess_plain(
         masked = ids.clone()
         masked[: len(tokenizer_image_token(DEFAULT_IMAGE_TOKEN, tokenizer))] = IGNORE_INDEX
         if label_masks == "spans":
-            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of a mark inside the caption
+            masked[masked == IMAGE_TOKEN_INDEX] = IGNORE_INDEX  # of an image token inside the caption
         input_ids.append(ids)
         labels.append(masked)
     return {"input_ids": input_ids, "labels": labels}
@@ -290,7 +320,7 @@ def preprocess_plain(
 
 def preprocess(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool = False,
     conv: Conversation | None = None,
     label_masks: str | None = None,
@@ -311,4 +341,6 @@ def preprocess(
         return preprocess_v0(sources, tokenizer, has_image, conv, label_masks)
     if rule == "spans":
         return _preprocess_spans(sources, tokenizer, has_image, conv)
+    if rule == "pieces":
+        return _preprocess_pieces(sources, tokenizer, has_image, conv)
     return _preprocess_rounds(rule, sources, tokenizer, has_image, conv, label_masks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,10 +13,13 @@ from llava.conversation import Conversation
 from llava.mm_utils import tokenizer_image_token
 from llava.train.labels.encoding import Batch, Turn, image_ids, label_spans
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 V0_SIGNAL = "### "
 
 
-def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
+def _tokenize_fn(strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Tokenize each string on its own; returns ids, equal labels and the tokens that are not padding."""
     ids = [
         tokenizer(
@@ -73,7 +76,7 @@ def _v0_answers(source: Sequence[Turn], segments: Sequence[str]) -> list[tuple[i
 
 def preprocess_v0(
     sources: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     has_image: bool,
     conv: Conversation,
     label_masks: str | None,

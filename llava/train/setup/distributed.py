@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.base import VisionTower
@@ -14,12 +14,15 @@ from llava.train.setup.compiling import clear_dead_locks, extension_folder, is_b
 from llava.train.setup.noise import prints_as_messages
 from llava.utils import UserError, import_optional, watched
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerState, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = "deepspeed_shm_comm"  # what DeepSpeed compiles for processes on a CPU
 
 
-def start(training_args: Any) -> None:
+def start(training_args: TrainingArguments) -> None:
     """Prepare for several processes before a model is loaded.
 
     DeepSpeed needs no launcher (deepspeed, torchrun) for a single process. On a CPU the processes talk
@@ -51,7 +54,7 @@ def start(training_args: Any) -> None:
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
-def _allow_fsdp_on_cpu(state: Any) -> None:
+def _allow_fsdp_on_cpu(state: TrainerState) -> None:
     """Make accelerate shard on a CPU: it reads FSDP settings for accelerators only, and would run DDP."""
     from accelerate.utils import DistributedType
 
@@ -59,8 +62,8 @@ def _allow_fsdp_on_cpu(state: Any) -> None:
         state.distributed_type = DistributedType.MULTI_GPU  # becomes FSDP when the Trainer is built
 
 
-def split_by_layers(model: Any, plan: RunPlan) -> None:
-    """Let FSDP deal out the weights layer by layer.
+def split_by_layers(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Let FSDP shard the weights layer by layer.
 
     It takes the classes that a device map keeps whole, and stops at one that the model does not have; a whole
     tower is no layer.
@@ -91,7 +94,7 @@ def _environment_of_one() -> dict[str, str]:
     }
 
 
-def check_deepspeed_config(training_args: Any) -> None:
+def check_deepspeed_config(training_args: TrainingArguments) -> None:
     """Raise UserError, or warn, where the DeepSpeed config has settings that replace those of the flags."""
     config = training_args.hf_deepspeed_config.config
     if training_args.bits != 16 and training_args.hf_deepspeed_config.is_zero3():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llava.model.language_model.registry import FAMILIES, find_family
 from llava.utils import UserError, import_optional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def check_liger(device: torch.device) -> None:
     _patches()
 
 
-def use_liger(model: Any) -> None:
+def use_liger(model: PreTrainedModel) -> None:
     """Put the kernels that Liger has for an LLM (positions, norms, gated layers) into one that is loaded.
 
     The Trainer would look for `llava_llama` among Liger's models and do nothing: `args.for_trainer` tells it

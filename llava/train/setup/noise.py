@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 
-from transformers.utils import logging as transformers_logging
-
+from llava.inference.program import quiet_libraries
 from llava.utils import StreamToLogger
 
 logger = logging.getLogger(__name__)
@@ -26,11 +22,10 @@ def _errors_only(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def quiet_libraries(argv: Sequence[str]) -> bool:
+def quiet_unless_verbose(argv: Sequence[str]) -> bool:
     """Silence other libraries unless a command line has --verbose_libraries; tell whether it was done.
 
-    What somebody chose through TRANSFORMERS_VERBOSITY, PYTHONWARNINGS or -W stays. Bars of loading stay on a
-    terminal, where a large model takes minutes.
+    Bars of loading stay on a terminal, where a large model takes minutes.
     """
     # before all flags are read, since reading them makes transformers warn
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -39,12 +34,7 @@ def quiet_libraries(argv: Sequence[str]) -> bool:
         return False
     for name in OWN_LOGGERS:
         logging.getLogger(name).addFilter(_errors_only)
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        transformers_logging.set_verbosity_error()
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=LIBRARIES)
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+    quiet_libraries(modules=LIBRARIES, bars_on_terminal=True)
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,15 +11,18 @@ from llava._compat import attention_of
 from llava.model.language_model.probing import small_model
 from llava.model.language_model.registry import FAMILIES, find_family
 from llava.model.multimodal.packed_attention import SAMPLEWISE, use_samplewise_attention
-from llava.model.multimodal.splice import Row, pack_rows
+from llava.model.multimodal.splice import SplicedRow, pack_rows
 from llava.utils import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 _APART = 1e-3  # logits of packed samples that run into each other differ by more than 1
 
 
-def use_packing(model: Any) -> None:
+def use_packing(model: PreTrainedModel) -> None:
     """Make a model pack its training batches. Raises UserError for an LLM that would mix samples.
 
     The registry tells of its families; another LLM is tried out on a small random model of its kind.
@@ -67,13 +70,13 @@ def _small_model(model_type: str, attention: str | None) -> Any:
 
 
 @torch.no_grad()
-def _packed_against_alone(model: Any) -> float:
+def _packed_against_alone(model: PreTrainedModel) -> float:
     """Return the largest difference between logits of two samples in one row and alone."""
     order = torch.Generator().manual_seed(0)
     samples = [torch.randint(3, 60, (1, length), generator=order) for length in (9, 13)]
     embed = model.get_input_embeddings()
     alone = torch.cat([model(inputs_embeds=embed(one), use_cache=False).logits for one in samples], dim=1)
-    packed, _, positions = pack_rows([Row(embed(one)[0], one[0]) for one in samples])
+    packed, _, positions = pack_rows([SplicedRow(embed(one)[0], one[0]) for one in samples])
     settings = {"position_ids": positions, "sample_lengths": [9, 13], "use_cache": False}  # as in training
     logits = model(inputs_embeds=packed, **settings).logits
     return float((logits - alone).abs().max())
@@ -84,7 +87,7 @@ def pack_texts(inputs: dict[str, Any]) -> dict[str, Any]:
     ids, labels = inputs["input_ids"], inputs["labels"]
     keep = inputs["attention_mask"].bool()
     # ids take the place of embeddings
-    rows = [Row(own[mask][:, None], of[mask]) for own, of, mask in zip(ids, labels, keep, strict=True)]
+    rows = [SplicedRow(own[mask][:, None], of[mask]) for own, of, mask in zip(ids, labels, keep, strict=True)]
     packed, packed_labels, positions = pack_rows(rows)
     rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "labels", "attention_mask")}
     return {

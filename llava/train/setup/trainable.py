@@ -43,7 +43,7 @@ def quantization_arguments(plan: RunPlan, body: str = "model") -> dict[str, Any]
     return {**arguments, "device_map": device_map}
 
 
-def prepare_quantized(model: Any, plan: RunPlan) -> Any:
+def prepare_quantized(model: PreTrainedModel, plan: RunPlan) -> Any:
     """Freeze a quantised LLM and make gradients pass through it."""
     from peft import prepare_model_for_kbit_training
 
@@ -53,7 +53,7 @@ def prepare_quantized(model: Any, plan: RunPlan) -> Any:
     )
 
 
-def cast_quantized(model: Any, plan: RunPlan) -> None:
+def cast_quantized(model: PreTrainedModel, plan: RunPlan) -> None:
     """Bring the parts that are not quantised to the dtypes the reference trains them in."""
     half = torch.bfloat16
     for name, module in model.named_modules():
@@ -91,7 +91,7 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear} - heads)
 
 
-def add_lora(model: Any, plan: RunPlan) -> Any:
+def add_lora(model: PreTrainedModel, plan: RunPlan) -> Any:
     """Wrap a model with LoRA adapters on every linear layer of the LLM; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -112,7 +112,7 @@ def add_lora(model: Any, plan: RunPlan) -> Any:
 # ---- what trains ----
 
 
-def freeze_for_stage_1(model: Any) -> None:
+def freeze_for_stage_1(model: PreTrainedModel) -> None:
     """Freeze everything but the projector and `image_newline`, which stands among its outputs."""
     model.requires_grad_(False)
     model.get_model().mm_projector.requires_grad_(True)
@@ -121,7 +121,7 @@ def freeze_for_stage_1(model: Any) -> None:
         newline.requires_grad_(True)
 
 
-def unfreeze_tower(model: Any, plan: RunPlan) -> None:
+def unfreeze_tower(model: PreTrainedModel, plan: RunPlan) -> None:
     """Make the vision tower train.
 
     It takes the dtype of its optimizer's weights: a float32 start is not rounded to half precision first.

@@ -188,6 +188,17 @@ def test_arguments_that_cannot_be_used(checkpoints: Path, monkeypatch: pytest.Mo
         made(pretrained=folder)
 
 
+@pytest.mark.parametrize("kind", ["answer", "loss"])
+def test_an_image_for_a_model_without_tower_is_refused(model: Any, kind: str) -> None:
+    model.loaded = model.loaded._replace(image_processor=None)
+    with pytest.raises(UserError, match="no vision tower"):
+        if kind == "answer":
+            model.generate_until([ask(0, "What is it?")])
+        else:
+            model.loglikelihood([Instance(("What?", "red", lambda doc: doc["images"], 0, "task", "test"))])
+    assert model.generate_until([ask(2, "Hello")])[0]
+
+
 def test_tasks_of_several_rounds_are_refused(model: Any) -> None:
     with pytest.raises(UserError, match="one round only"):
         model.generate_until_multi_round([])

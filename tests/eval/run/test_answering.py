@@ -9,7 +9,9 @@ import pytest
 from llava.conversation import conv_templates
 from llava.eval.run.answering import answer_plan, note_path
 from llava.eval.run.answers import read_answers
+from llava.eval.run.asking import Outcome
 from llava.eval.run.plan import Shard, make_plan
+from llava.eval.run.results import of_run, score
 from llava.eval.tasks.base import TaskData
 from llava.eval.tasks.digits import Digits
 from llava.inference import ChatSession
@@ -71,6 +73,42 @@ def test_shards_in_one_file_are_the_whole(data, asker, tmp_path):
     ask(data, asker(), tmp_path / "b.jsonl")
     assert texts(tmp_path / "a.jsonl") == texts(tmp_path / "b.jsonl")
     assert [one["question_id"] for one in read_answers(tmp_path / "a.jsonl").records] == list(range(12))
+
+
+def test_an_empty_answer_is_an_answer_and_is_told(data, asker, tmp_path, monkeypatch):
+    """A model that says nothing has answered: it is not asked again, and the score says of which question."""
+    model, path = asker(), tmp_path / "a.jsonl"
+    original = model.answer
+
+    def answer(asks):
+        for one in original(asks):
+            yield Outcome(one.index, "", "stop") if one.index == 4 else one
+
+    monkeypatch.setattr(model, "answer", answer)
+    done = ask(data, model, path)
+    assert texts(path)[4] == "" and (done.asked, done.failures) == (12, ())
+    again = ask(data, model, path)
+    assert (again.already, again.asked) == (12, 0)
+    report, result = score(Digits(), data, read_answers(path))
+    assert (report.answered, report.empty, result["empty"]) == (12, (4,), [4])
+    assert next(one for one in report.graded if one.id == 4).credit == 0
+
+
+def test_questions_that_stand_twice_in_the_data_are_named(data, asker, tmp_path, caplog):
+    questions = json.loads((data.root / "test.json").read_text())
+    (data.root / "test.json").write_text(json.dumps([*questions, questions[5]]))
+    plan, path = make_plan(Digits(), data), tmp_path / "a.jsonl"
+    with caplog.at_level(logging.WARNING):
+        done = answer_plan(plan, asker(), path, quiet=True)
+    assert (done.asked, done.repeated) == (
+        13,
+        (5,),
+    ) and "1 questions stand in the data more than" in caplog.text
+    assert of_run(plan, asker(), done)["run"]["repeated_questions"] == [5]
+    report, _ = score(Digits(), data, read_answers(path))
+    assert "1 questions stand in the data more than once: 5" in report.notes
+    assert (report.asked, report.answered, report.repeated) == (13, 13, (5,))
+    assert answer_plan(plan, asker(), path, quiet=True).asked == 0
 
 
 def test_a_half_last_line_is_asked_again(data, asker, tmp_path, caplog):

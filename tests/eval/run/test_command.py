@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warming import python
 
 from llava.eval.run.command import main, parser_of
 from llava.eval.run.flags import read_data
@@ -40,6 +40,7 @@ def test_both_verbs_give_what_one_after_the_other_gives(flags, data, tmp_path, c
     assert result["task"] == "digits" and result["scores"][0]["kind"] == "official"
     assert result["counts"] == {
         **dict.fromkeys(("unparsable", "failed", "missing", "unexpected", "broken_lines"), 0),
+        **dict.fromkeys(("repeated", "empty"), 0),
         "asked": 12,
         "answered": 12,
     }
@@ -91,12 +92,33 @@ def test_scoring_counts_broken_lines_and_unexpected_answers(flags, data, tmp_pat
     assert "1 broken lines" in told and "1 answers to no question" in told
 
 
+def test_what_is_amiss_with_answers_is_named_by_question(data, tmp_path, capsys):
+    rows = [{"question_id": n, "text": str(n + 1)} for n in range(12)]
+    rows[4]["text"] = " "
+    rows += [rows[7] | {"text": "wrong"}, rows[2], rows[2], {"question_id": "other", "text": "x"}]
+    del rows[0]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    assert run("score", "digits", "--data-dir", data.root, "--answers", path) == 1
+    result = json.loads((tmp_path / "a.result.json").read_text())
+    named = {"missing": [0], "unexpected": ["other"], "repeated": [7, 2], "empty": [4]}
+    assert {name: result[name] for name in named} == named
+    assert {name: result["counts"][name] for name in named} == {name: len(ids) for name, ids in named.items()}
+    assert result["scores"][0]["value"] == pytest.approx(100 * 9 / 11)  # of two answers the last one counts
+    told = capsys.readouterr().out
+    assert "without an answer: 0\n" in told and "answered, and not asked: other\n" in told
+    assert "answered more than once: 7, 2\n" in told and "empty answers: 4\n" in told
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "holds no answers"),
         ("nothing\n", "holds no answers .1 broken lines, line 1 is no JSON object"),
-        ('{"question_id": 500, "text": "a"}\n', "none of the 1 answers .* is to a question of digits"),
+        (
+            '{"question_id": 500, "text": "a"}\n',
+            "digits: none of the 1 answers belongs to a question .* 500.; expected answers to Digits",
+        ),
     ],
 )
 def test_nothing_to_score_is_one_sentence(data, tmp_path, content, message):
@@ -142,7 +164,7 @@ def _port():
 @pytest.mark.slow
 def test_two_processes_of_a_launcher_share_a_run(flags, data, tmp_path):
     (data.root / "images" / "3-0.png").unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(_port()), "-m", "llava.eval", "digits", *flags]
     command += ["--answers", str(tmp_path / "a.jsonl")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from llava.eval.comparing.page import page_of
-from llava.eval.comparing.pairs import compare
+from llava.eval.comparing.pairs import compare, comparison_result, comparison_text
 from llava.eval.comparing.statistics import clustered_error, compare_credits, mcnemar
 from llava.eval.run.command import main
 from llava.eval.run.running import score_file
@@ -127,6 +127,45 @@ def test_what_cannot_be_compared_is_one_sentence(two_results, tmp_path):
     result.write_text("[]")
     with pytest.raises(UserError, match="no result of llava.eval"):
         compare(*two_results)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"reviews": "a"}, {"reviews": "b"}, None),
+        ({"judge-retries": "4", "judge-base-url": "http://x"}, {"judge-retries": "9"}, None),
+        ({"judge": ["gpt-a"]}, {"judge": ["gpt-a"], "judge-model": "gpt"}, None),
+        ({"judge": ["gpt-a"]}, {"judge": ["gpt-b"]}, "judge is .'gpt-a'. in .* and .'gpt-b'. in"),
+        ({"judge-model": "gpt-a"}, {"judge-model": "gpt-b"}, "judge is gpt-a in .* and gpt-b in"),
+        ({"rule": "a.json"}, {"rule": "b.json"}, "options is .*a.json"),
+    ],
+)
+def test_judged_results_are_compared_whatever_the_way_of_asking(
+    two_results, tmp_path, first, second, message
+):
+    """Where reviews lie and how a server is asked does not matter; who judged and by which rule does."""
+    for path, options in zip(two_results, (first, second), strict=True):
+        result = path.with_name(f"{path.stem}.result.json")
+        content = json.loads(result.read_text()) | {"task": "llava_bench"}
+        if "judge" in options:
+            content["judge"] = {"models": options["judge"]}
+        content["options"] = {key: value for key, value in options.items() if key != "judge"}
+        result.write_text(json.dumps(content))
+    if message is None:
+        assert len(compare(*two_results).flips) == 3
+    else:
+        with pytest.raises(UserError, match=message):
+            compare(*two_results)
+
+
+def test_results_of_other_data_are_compared_and_told(two_results):
+    result = two_results[1].with_name("second.result.json")
+    content = json.loads(result.read_text())
+    content["data"]["question-file"]["sha256"] = "0" * 64
+    result.write_text(json.dumps(content))
+    found = compare(*two_results)
+    assert "the two were scored with other versions of: question-file" in comparison_text(found)
+    assert comparison_result(found)["other_data"] == ["question-file"]
 
 
 @pytest.mark.slow

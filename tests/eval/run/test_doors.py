@@ -139,3 +139,52 @@ def test_questions_of_qbench(
     }
     (found,) = ask("model_vqa_qbench", words, [], monkeypatch)
     assert list(found) == [*row, "response"] and found["question"] == "Is it sharp?"
+
+
+@pytest.mark.parametrize(
+    "name, given, used",
+    [
+        ("llava-plain-7b", "llava_v1", "llava_v1_mmtag"),
+        ("LLaVA-Plain-13b", "v1", "v1_mmtag"),
+        ("llava-plain-7b", "v1_mmtag", "v1_mmtag"),
+        ("llava-plain-finetune-7b", "llava_v1", "llava_v1"),
+        ("llava-v1.5-7b", "llava_v1", "llava_v1"),
+    ],
+)
+def test_plain_models_are_asked_with_tags(
+    name: str, given: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The loader's program knows them by their name, and says so."""
+    from programs import PROGRAMS, start
+
+    asked = []
+    monkeypatch.setattr(
+        "llava.eval.doors.vqa_loader.answer_file", lambda args, **more: asked.append(more["conv_mode"]) or 0
+    )
+    line = [f"--model-path={tmp_path}/{name}", f"--conv-mode={given}"]
+    with pytest.raises(SystemExit) as ended:
+        start(PROGRAMS["model_vqa_loader"], line, monkeypatch)
+    assert (ended.value.code, asked) == (0, [used])
+    told = f"seems to be a plain model; its template is {used}"
+    assert (told in capsys.readouterr().out) == (given != used)
+
+
+@pytest.mark.slow
+def test_text_questions_for_a_language_model(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has no vision tower; the record has no prompt, and is what the review programs read."""
+    from llava.eval.model_qa import eval_model
+    from llava.eval.tasks.judged.vicuna80 import Vicuna80
+
+    monkeypatch.setattr(Vicuna80, "max_new_tokens", 4)
+    rows = [{"question_id": n, "text": f"What is {n}?", "category": "generic"} for n in (81, 82)]
+    (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    names = (str(checkpoints / "vicuna-tiny"), str(tmp_path / "q.jsonl"), str(tmp_path / "a.jsonl"))
+    assert eval_model(*names) == 0
+    before = (tmp_path / "a.jsonl").read_bytes()
+    found = [json.loads(one) for one in before.splitlines()]
+    assert [list(one) for one in found] == [["question_id", "text", "answer_id", "model_id", "metadata"]] * 2
+    assert [one["question_id"] for one in found] == [81, 82] and found[0]["model_id"] == "vicuna-tiny"
+    assert eval_model(*names) == 0 and (tmp_path / "a.jsonl").read_bytes() == before

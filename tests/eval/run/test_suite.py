@@ -59,8 +59,8 @@ def test_a_suite_loads_once_and_writes_each_result_at_once(
     several, checkpoints, tmp_path, monkeypatch, capsys
 ):
     loads, order = [], []
-    original, write = opening.open_model, suite.Run.answer_and_score
-    monkeypatch.setattr(opening, "open_model", lambda *a, **k: loads.append(1) or original(*a, **k))
+    original, write = opening.open_from_flags, suite.Run.answer_and_score
+    monkeypatch.setattr(opening, "open_from_flags", lambda *a, **k: loads.append(1) or original(*a, **k))
 
     def noted(self, task, data, *rest):
         order.append(

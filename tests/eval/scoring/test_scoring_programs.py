@@ -156,20 +156,54 @@ def test_science_qa(
     assert "is empty" in capsys.readouterr().err
 
 
-def test_gpt4_decides_where_it_has_an_answer(science: Path) -> None:
+def test_gpt4_decides_where_it_has_an_answer(science: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the second question to GPT-4 gives no letter, ours counts, as in the reference."""
     told = "The answer is {}."
     ours = answers(science / "ours.jsonl", {str(key): told.format(one) for key, one in enumerate("ABAA")})
     gpt4 = {"outputs": {"0": told.format("B"), "1": "I do not know", "2": told.format("C")}}
     again = {"outputs": {"0": told.format("A"), "2": "no letter"}}
     (science / "g.json").write_text(json.dumps(gpt4))
     (science / "q.json").write_text(json.dumps(again))
+    rows = [{"question_id": key, "prompt": "q", "text": text} for key, text in again["outputs"].items()]
+    lines(science / "q.jsonl", rows)
     files = (str(science / "g.json"), str(ours), str(science / "q.json"))
     counts, result = ensemble(str(science), "test", list("ABCDE"), files)
     assert counts == {
-        "total": 3, "ours": 2, "gpt4": 1, "gpt4_ours": 2, "upper": 3, "gpt4_failed": 1, "requeried": 2,
-        "requery": 3,
+        "total": 3, "ours": 2, "gpt4": 1, "gpt4_ours": 2, "upper": 3, "gpt4_failed": 1, "requeried": 1,
+        "requery": 2,
     }  # fmt: skip
-    assert result["results"] == {"0": 0, "1": 1, "2": 2} and result["acc"] == 100.0
+    assert result["results"] == {"0": 0, "1": 1, "2": 0} and result["count"] == 3
+    assert "1 of 4 problems are not answered in both" in capsys.readouterr().err
+    as_lines = ensemble(str(science), "test", list("ABCDE"), (*files[:2], str(science / "q.jsonl")))
+    assert as_lines == (counts, result)
+
+
+def test_the_programs_of_the_ensemble_print_the_lines_of_the_reference(
+    science: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {str(key): f"The answer is {one}." for key, one in enumerate("ABCA")}
+    answers(science / "ours.jsonl", told)
+    (science / "g.json").write_text(json.dumps({"outputs": told | {"3": "I do not know"}}))
+    answers(science / "q.jsonl", {})
+    words: dict[str, object] = {"base-dir": science, "gpt4-result": science / "g.json"}
+    words |= {"our-result": science / "ours.jsonl"}
+    run("eval_science_qa_gpt4", monkeypatch, words)
+    assert capsys.readouterr().out.splitlines() == [
+        "Total: 4, Correct: 4, Accuracy: 100.00%",
+        "Total: 4, Correct (upper): 4, Accuracy: 100.00%",
+        "Total: 4, GPT-4 NO-ANS (RANDOM): 1, Percentage: 25.00%",
+    ]
+    words |= {"requery-result": science / "q.jsonl", "output-result": science / "final.json"}
+    run("eval_science_qa_gpt4_requery", monkeypatch, words)
+    assert capsys.readouterr().out.splitlines()[:6] == [
+        "Total: 4, Our-Correct: 4, Accuracy: 100.00%",
+        "Total: 4, GPT-4-Correct: 3, Accuracy: 75.00%",
+        "Total: 4, GPT-4 NO-ANS (RANDOM): 1, Percentage: 25.00%",
+        "Total: 4, GPT-4-OursVisual-Correct: 4, Accuracy: 100.00%",
+        "Total: 4, Requery-Correct: 4, Accuracy: 100.00%",
+        "Total: 4, Correct upper: 4, Accuracy: 100.00%",
+    ]
+    assert json.loads((science / "final.json").read_text())["acc"] == 100.0
 
 
 @pytest.mark.parametrize(
@@ -240,14 +274,73 @@ def test_converters(
     assert "1 of 3 questions have no answer, the first is 3" in capsys.readouterr().err
 
 
-def test_a_broken_answers_file_is_not_converted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "m.jsonl").write_text('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te')
-    with pytest.raises(SystemExit):
-        run("convert_gqa", monkeypatch, {"src": tmp_path / "m.jsonl", "dst": tmp_path / "out.json"})
-    assert "1 lines are broken, the first: line 2" in capsys.readouterr().err
-    assert not (tmp_path / "out.json").exists()
+@pytest.fixture
+def servers(tmp_path: Path) -> dict[str, dict[str, object]]:
+    """The command lines of all converters, for the answers in m.jsonl to the questions 1 and 2."""
+    row = {"data_type": "image", "question_type_id": 1, "answer": "A"}
+    seed = {"question_type": {"Scene": 1}, "questions": [row | {"question_id": str(n)} for n in (1, 2)]}
+    (tmp_path / "seed.json").write_text(json.dumps(seed))
+    (tmp_path / "bench.tsv").write_text("index\tquestion\tA\n1\tq\ta\n2\tq\ta\n")
+    vizwiz = lines(tmp_path / "q.jsonl", [{"question_id": n, "image": f"{n}.jpg"} for n in (1, 2)])
+    lines(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": n} for n in (1, 2)])
+    (tmp_path / "answers/s/m").mkdir(parents=True)
+    (tmp_path / "answers/s/m/merge.jsonl").symlink_to(tmp_path / "m.jsonl")
+    source, target = tmp_path / "m.jsonl", tmp_path / "up/out"
+    return {
+        "convert_gqa": {"src": source, "dst": target},
+        "convert_mmvet": {"src": source, "dst": target},
+        "convert_seed": {
+            **{"annotation-file": tmp_path / "seed.json", "result-file": source},
+            "result-upload-file": target,
+        },
+        "convert_mmbench": {
+            **{"annotation-file": tmp_path / "bench.tsv", "result-dir": tmp_path},
+            **{"upload-dir": tmp_path / "up", "experiment": "m"},
+        },
+        "convert_vizwiz": {
+            **{"annotation-file": vizwiz, "result-file": source, "result-upload-file": target},
+        },
+        "convert_vqav2": {"dir": tmp_path, "ckpt": "m", "split": "s"},
+    }
+
+
+CONVERTERS = ["convert_gqa", "convert_mmvet", "convert_seed", "convert_mmbench", "convert_vizwiz"]
+CONVERTERS += ["convert_vqav2"]
+REFERENCE_PASSES_OVER = ("convert_vizwiz", "convert_vqav2")  # it counts broken lines; at others it fails
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_broken_lines_are_named_by_every_converter(
+    name: str, servers: dict[str, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole = [json.dumps({"question_id": n, "text": "A"}) for n in (1, 2)]
+    (tmp_path / "m.jsonl").write_text("\n".join([*whole, '{"question_id": 2, "te']))
+    if name in REFERENCE_PASSES_OVER:
+        run(name, monkeypatch, servers[name])
+        told = capsys.readouterr()
+        assert told.out == "total results: 2, total split: 2, error_line: 1\n"
+        assert "m.jsonl" in told.err or "merge.jsonl" in told.err
+        assert "1 lines are broken and have no answer: line 3 is no JSON object" in told.err
+        return
+    with pytest.raises(SystemExit) as ended:
+        run(name, monkeypatch, servers[name])
+    assert ended.value.code == 2
+    assert "1 lines are broken, the first: line 3" in capsys.readouterr().err
+    assert not (tmp_path / "up").exists()
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_questions_with_several_answers_are_named_by_every_converter(
+    name: str, servers: dict[str, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if name == "convert_mmbench":
+        pytest.importorskip("openpyxl", reason="openpyxl writes the workbook")
+    rows = [{"question_id": n, "text": text} for n, text in ((1, "A"), (2, "B"), (1, "B"))]
+    lines(tmp_path / "m.jsonl", rows)
+    run(name, monkeypatch, servers[name])
+    assert "1 questions have several answers, the last one counts: 1" in capsys.readouterr().err
 
 
 def test_vqav2_keeps_every_question_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,4 +382,12 @@ def test_reviews_without_scores_are_left_out(
     run("summarize", monkeypatch, {"dir": tmp_path / "reviews"})
     told = capsys.readouterr().out.splitlines()
     assert told[:4] == ["reviews_m", "all 71.4 70.0 50.0", "conv 71.4 70.0 50.0",
-                        "1 reviews have no scores and are left out"]  # fmt: skip
+                        "1 reviews have no scores and are left out: 1"]  # fmt: skip
+    lines(tmp_path / "reviews/reviews_m.jsonl", [*rows, rows[0], {"tuple": "8 4"}])
+    run("summarize", monkeypatch, {"dir": tmp_path / "reviews"})
+    told = capsys.readouterr().out.splitlines()
+    assert "2 reviews have no scores and are left out: 1, of line 5" in told
+    assert "1 reviews are of a question that has one already, and count as well: 0" in told
+    with pytest.raises(SystemExit):
+        run("summarize", monkeypatch, {"dir": tmp_path / "reviews", "version": "0613"})
+    assert "none of the 1 files of reviews is of the wanted judge (-v)" in capsys.readouterr().err

@@ -186,8 +186,15 @@ HALLUSIONBENCH = Example(
 _IMAGES = {
     "images": [{"id": 42, "file_name": "COCO_val2014_42.jpg"}, {"id": 7, "file_name": "COCO_val2014_07.jpg"}]
 }
+_CAPTIONS = [
+    {"image_id": 7, "id": 1, "caption": "The cat sits there."},
+    {"image_id": 42, "id": 2, "caption": "A big dog runs."},
+]
 COCO_CAPTION = Example(
-    "coco_caption", {"annotations/captions_val2014.json": _IMAGES}, ["a dog", "a cat "], score=None
+    "coco_caption",
+    {"annotations/captions_val2014.json": _IMAGES | {"annotations": _CAPTIONS}},
+    ["a big dog runs", "The cat sits there. "],
+    score=1000.0,
 )
 NOCAPS = Example("nocaps", {"nocaps_val_4500_captions.json": _IMAGES}, ["a dog", "a cat"], score=None)
 

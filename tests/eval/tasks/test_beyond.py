@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from beyond import AI2D, CHARTQA, COCO_CAPTION, DOCVQA, HALLUSIONBENCH, MATHVISTA, MMMU, REALWORLDQA, parquet
+from beyond import (
+    AI2D,
+    CHARTQA,
+    COCO_CAPTION,
+    DOCVQA,
+    HALLUSIONBENCH,
+    MATHVISTA,
+    MMMU,
+    NOCAPS,
+    REALWORLDQA,
+    parquet,
+)
 from written import scored
 
 from llava.eval.tasks.base import PackedImage
@@ -94,14 +107,25 @@ def test_yes_and_no_are_read_and_never_guessed(text: str, said: str | None) -> N
     assert yes_or_no(text) == said
 
 
-def test_captions_are_written_and_not_scored(tmp_path: Path) -> None:
+def test_captions_are_scored_and_written(tmp_path: Path) -> None:
+    """Of "a dog" two words are in "a big dog runs": 2 / (sqrt 2 * 2) for one of the four sizes of n-grams."""
     data = replace(COCO_CAPTION.place(tmp_path), submission=tmp_path / "up.json")
-    report = scored(COCO_CAPTION, data)
-    assert report.scores == ()
-    assert "CIDEr is not counted" in report.notes[-1]
+    report = scored(COCO_CAPTION, data, ["a dog", "a cat "])
+    (score,) = report.scores
+    assert (score.name, score.kind, score.unit, score.n) == ("CIDEr-D", "approximate", "points", 2)
+    shorter = math.exp(-(2**2) / 72)
+    dog, cat = 1000 * shorter * 2 / (2 * 2**0.5) / 4, 1000 * shorter * 1 / (2 * 2**0.5) / 4
+    assert score.value == pytest.approx((dog + cat) / 2) and "tokenizer in Java" in report.notes[-1]
     assert (tmp_path / "up.json").read_text() == (
         '[{"image_id": 42, "caption": "a dog"}, {"image_id": 7, "caption": "a cat"}]'
     )
+
+
+def test_captions_of_people_that_lack_are_no_score(tmp_path: Path) -> None:
+    data = replace(NOCAPS.place(tmp_path), submission=tmp_path / "up.json")
+    report = scored(NOCAPS, data)
+    assert report.scores == () and "holds no captions: CIDEr-D is not counted" in report.notes[-1]
+    assert json.loads((tmp_path / "up.json").read_text())[0] == {"image_id": 42, "caption": "a dog"}
 
 
 def test_parquet_files_that_are_broken_or_of_another_kind_are_told(tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def test_vqav2_is_scored_on_val_by_answer_type(tmp_path: Path) -> None:
     assert report.scores[0].kind == "official"
 
 
+def test_the_vqa_rule_of_what_the_reference_submits_stands_beside(tmp_path: Path) -> None:
+    """M4C's rule makes "man 's hat" of it, which is not what people said."""
+    originals = json.loads(json.dumps(VQAV2.originals))
+    originals["v2_mscoco_val2014_annotations.json"]["annotations"][1]["answers"] = people("man's hat")
+    example = replace(VQAV2, originals=originals)
+    report = scored(example, example.place(tmp_path), ["man's hat", "two", "yes"])
+    assert [(one.kind, one.name) for one in report.scores] == [
+        ("official", "accuracy"), ("reference", "accuracy as submitted"),
+    ]  # fmt: skip
+    assert [one.value for one in report.scores] == pytest.approx([100.0, 200 / 3])
+
+
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "originals"])
 def test_a_submission_to_vqav2_holds_all_of_test(reference: bool, tmp_path: Path) -> None:
     data = replace(VQAV2_TEST.place(tmp_path, reference=reference), submission=tmp_path / "up/tiny.json")

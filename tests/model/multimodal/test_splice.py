@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import (
-    Row,
-    assign_features,
-    merge_tiles,
-    pad_rows,
-    per_image,
-    splice_rows,
-    unpad_image,
-)
+from llava.model.multimodal.features import merge_tiles, unpad_image
+from llava.model.multimodal.splice import SplicedRow, assign_features, pad_rows, per_image, splice_rows
 from llava.utils import UserError
 
 IMAGE, IGNORE = -200, -100
@@ -254,7 +247,7 @@ def test_embeddings_are_looked_up_once_for_the_whole_batch():
 @quick
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.sampled_from(["left", "right"]))
 def test_padding(lengths, side):
-    rows = [Row(torch.randn(n, WIDTH), torch.arange(n) + 10 * i) for i, n in enumerate(lengths)]
+    rows = [SplicedRow(torch.randn(n, WIDTH), torch.arange(n) + 10 * i) for i, n in enumerate(lengths)]
     batch = pad_rows(rows, side=side)
     longest = max(lengths)
     assert batch.embeds.shape == (len(rows), longest, WIDTH)
@@ -272,7 +265,7 @@ def test_padding(lengths, side):
 
 def test_unknown_side():
     with pytest.raises(UserError, match="'top'; expected 'left' or 'right'"):
-        pad_rows([Row(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))], side="top")
+        pad_rows([SplicedRow(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))], side="top")
 
 
 def test_per_image_takes_lists_and_five_dimensions():

@@ -14,6 +14,7 @@ import folders
 import pytest
 import torch
 from recorded import RECORDED, check_close
+from warming import python
 
 from llava.model.apply_delta import apply_delta
 from llava.model.builder import load_pretrained_model
@@ -304,7 +305,7 @@ def test_commands_in_their_own_process(checkpoints, tmp_path):
     """`python -m llava.model.apply_delta --base ... --target ... --delta ...`, from another folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     base = ["--base", str(checkpoints / "vicuna-tiny"), "--target", str(tmp_path / "t")]
-    command = [sys.executable, "-m", "llava.model.apply_delta", *base]
+    command = [python(), "-m", "llava.model.apply_delta", *base]
     good = [*command, "--delta", str(checkpoints / "llava-tiny-v0-delta")]
     done = subprocess.run(good, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -6,13 +6,13 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from running import free_port, running, wait_until
+from warming import python
 
 from llava.serve.controller import Controller
 from llava.serve.gradio_web_server import build_parser
@@ -32,7 +32,7 @@ def start(tmp_path: Path) -> Iterator:
 
     def begin(line: str, *more: str) -> tuple[subprocess.Popen[str], str]:
         line = line.replace("runs/quickstart/llava-digits", NAME)
-        words = [sys.executable, *shlex.split(line)[1:], "--port", str(free_port()), *more]
+        words = [python(), *shlex.split(line)[1:], "--port", str(free_port()), *more]
         words += ["--log-dir", str(tmp_path)]
         process = subprocess.Popen(
             words, cwd=CHECKPOINTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

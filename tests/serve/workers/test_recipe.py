@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from running import free_port, wait_until
+from warming import python
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"  # each names its tower by a folder beside it
@@ -41,7 +41,7 @@ class Recipe:
             for written, port in ports.items():
                 line = line.replace(written, port)
             line = line.replace("runs/quickstart/llava-digits", NAME).replace("llava-digits", NAME)
-            self.commands.append([sys.executable, *shlex.split(line)[1:]])
+            self.commands.append([python(), *shlex.split(line)[1:]])
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, index: int) -> subprocess.Popen[bytes]:

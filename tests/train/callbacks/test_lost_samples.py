@@ -16,7 +16,7 @@ from recorded_training import Run, flags, run_train
 
 from llava.conversation import conv_templates
 from llava.model.tokenizer import load_tokenizer
-from llava.train.callbacks.unsupervised import LOST_KEY, REPORT_FILE, LostMarks, LostSamples
+from llava.train.callbacks.unsupervised import LOST_KEY, REPORT_FILE, LostSampleNames, LostSamples
 from llava.train.labels.preprocess import preprocess
 from llava.utils import UserError
 
@@ -122,17 +122,17 @@ def test_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     second.note({LOST_KEY: [8]})
     with pytest.raises(UserError, match="in 2 of the run's 100"):
         second.on_step_end(args, SimpleNamespace(is_world_process_zero=True), None)
-    anew = LostSamples(0.01, range(100))
-    anew.on_train_begin(args, SimpleNamespace(max_steps=100, global_step=0), None)
-    assert not anew.names
+    fresh = LostSamples(0.01, range(100))
+    fresh.on_train_begin(args, SimpleNamespace(max_steps=100, global_step=0), None)
+    assert not fresh.names
 
 
 def test_labels_that_are_cut_off_do_not_count() -> None:
     ids = torch.arange(1, 6)
     late = {"input_ids": ids, "labels": torch.tensor([-100, -100, -100, 4, 5])}
-    collate = LostMarks(lambda instances: {"n": len(instances)}, 3)
+    collate = LostSampleNames(lambda instances: {"n": len(instances)}, 3)
     assert len(collate([late, late])[LOST_KEY]) == 2
-    assert LostMarks(lambda instances: {}, None)([late])[LOST_KEY] == []
+    assert LostSampleNames(lambda instances: {}, None)([late])[LOST_KEY] == []
 
 
 def _rank(rank: int, folder: str) -> None:

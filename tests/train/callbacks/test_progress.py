@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.inference.program import quiet_libraries
 from llava.train.callbacks import progress
 from llava.train.callbacks.progress import Counts, Progress
 from llava.train.setup import noise
@@ -287,12 +288,15 @@ def test_where_lines_and_the_line_in_place_go(
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """Put back what quiet_libraries changes in a process."""
+    """Put back what quiet_unless_verbose changes in a process."""
     level = transformers_logging.get_verbosity()
+    levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "bitsandbytes")}
     with warnings.catch_warnings():
         yield
     transformers_logging.set_verbosity(level)
     transformers_logging.enable_progress_bar()
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
     for name in noise.OWN_LOGGERS:
         logging.getLogger(name).removeFilter(noise._errors_only)
 
@@ -316,7 +320,7 @@ def test_libraries_tell_errors_alone_unless_asked(
     # as DeepSpeed makes its logger, after the command line is read
     logger, handler = logging.getLogger("DeepSpeed"), logging.StreamHandler(text)
     transformers_logging.set_verbosity_warning()
-    assert noise.quiet_libraries(words) == quiet
+    assert noise.quiet_unless_verbose(words) == quiet
     logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     logger.warning("the accelerator is a CPU")
@@ -324,6 +328,19 @@ def test_libraries_tell_errors_alone_unless_asked(
     logger.removeHandler(handler)
     assert text.getvalue() == ("" if quiet else "the accelerator is a CPU\n") + "no memory\n"
     assert (transformers_logging.get_verbosity() == logging.ERROR) == quiet
+
+
+@pytest.mark.parametrize("by", [quiet_libraries, lambda: noise.quiet_unless_verbose([])])
+def test_a_chosen_verbosity_stays(
+    by: Callable[[], object], as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    transformers_logging.set_verbosity_info()
+    filters = list(warnings.filters)
+    by()
+    assert transformers_logging.get_verbosity() == logging.INFO
+    assert warnings.filters == filters
 
 
 def test_what_deepspeed_prints_becomes_a_message(

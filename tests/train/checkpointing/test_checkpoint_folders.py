@@ -73,7 +73,7 @@ def test_a_checkpoint_is_complete(
     for number in (1, 2):
         names = {path.name for path in (out / f"checkpoint-{number}").iterdir()}
         assert COMMON | STATE | files <= names
-    assert [one.state for one in find_checkpoints(out)] == ["whole", "whole"]
+    assert [one.state for one in find_checkpoints(out)] == ["complete", "complete"]
     assert not list(out.glob("tmp-*"))
     if "--bits" in command:  # the folder goes on the base as it is stored; the run's was quantised
         expected = _logits(run.trainer.model)
@@ -113,8 +113,8 @@ def test_rotation_keeps_the_newest(checkpoints: Path, training_data: Path, tmp_p
     assert [(one.step, one.state) for one in found] == [
         (1, "weights"),
         (2, "weights"),
-        (3, "whole"),
-        (4, "whole"),
+        (3, "complete"),
+        (4, "complete"),
     ]
     first = {path.name for path in found[0].path.iterdir()}
     assert {"config.json", "mm_projector.bin"} <= first
@@ -150,7 +150,7 @@ def _fake_checkpoint(target: Path) -> Path:
 
 def test_damage_is_named(tmp_path: Path) -> None:
     folder = _fake_checkpoint(tmp_path / "checkpoint-5")
-    assert folders.judge(folder) == folders.Checkpoint(folder, 5, "whole")
+    assert folders.judge(folder) == folders.Checkpoint(folder, 5, "complete")
     (folder / "optimizer.pt").write_text("cont")
     assert folders.judge(folder).reason == "optimizer.pt has 4 bytes of 7"
     (folder / "optimizer.pt").unlink()
@@ -189,7 +189,7 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     names = folders.clear_leftovers(tmp_path)
     assert names == ["tmp-checkpoint-5", "tmp-checkpoint-6", "tmp-final", "tmp-removed-checkpoint-4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "tmp-mine"]
-    assert folders.judge(kept).state == "whole"
+    assert folders.judge(kept).state == "complete"
 
 
 def test_a_model_that_is_half_moved_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

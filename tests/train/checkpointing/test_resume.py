@@ -17,6 +17,7 @@ import pytest
 import torch
 from launching import free_port, run_group
 from recorded_training import Run, flags, run_train
+from warming import python
 
 from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CheckpointError, read_tensors
@@ -62,10 +63,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
 ) -> None:
     (tmp_path / "out" / "checkpoint-3" / "optimizer.pt").unlink()
     (tmp_path / "out" / "tmp-checkpoint-4").mkdir()
-    assert len(run_train(argv).loss) == 1  # goes on from checkpoint-2
+    assert len(run_train(argv).loss) == 1  # resumes from checkpoint-2
     assert "checkpoint-3 is incomplete (optimizer.pt is missing); it is not used" in _warnings(caplog)
     assert "removed" in _warnings(caplog) and "tmp-checkpoint-4" in _warnings(caplog)
-    assert [one.state for one in find_checkpoints(tmp_path / "out")] == ["whole"] * 3  # 3 is replaced
+    assert [one.state for one in find_checkpoints(tmp_path / "out")] == ["complete"] * 3  # 3 is replaced
 
 
 def test_a_finished_run_trains_nothing_and_writes_the_same(
@@ -77,7 +78,7 @@ def test_a_finished_run_trains_nothing_and_writes_the_same(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_resume_never_starts_anew_and_keeps_what_was(
+def test_resume_never_starts_over_and_keeps_what_was(
     argv: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(run_train([*argv, "--resume", "never"]).loss) == 3
@@ -148,7 +149,7 @@ def test_order_of_samples_after_an_epoch(checkpoints: Path, training_data: Path,
 # ---- what has changed, and the manifest ----
 
 
-def test_changes_are_reported_before_going_on(
+def test_changes_are_reported_before_resuming(
     argv: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = argv[argv.index("--data_path") + 1]
@@ -156,8 +157,8 @@ def test_changes_are_reported_before_going_on(
     more = ["--max_steps", "4", "--learning_rate", "5e-4", "--per_device_train_batch_size", "2"]
     more += ["--data_path", str(tmp_path / "other.json"), "--logging_steps", "2"]
     assert len(run_train([*argv, *more]).loss) == 1
-    found = [one for one in _warnings(caplog).splitlines() if one.startswith("going on with a change: ")]
-    assert {one.removeprefix("going on with a change: ") for one in found} == {
+    found = [one for one in _warnings(caplog).splitlines() if one.startswith("resuming with a change: ")]
+    assert {one.removeprefix("resuming with a change: ") for one in found} == {
         "--learning_rate was 5e-05, is 0.0005",
         "--max_steps was 3, is 4",
         "--per_device_train_batch_size was 4, is 2",
@@ -351,7 +352,7 @@ assert guard.dropped == [2]
 def test_all_processes_drop_the_same_step(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher = [python(), "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     run_group([*launcher, "--master_port", str(free_port()), str(script)], 120)
 
 

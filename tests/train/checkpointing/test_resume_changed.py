@@ -150,7 +150,7 @@ def test_states_of_another_kind_are_one_sentence(
         run_train(argv)
     text = str(caught.value)
     what = "the random numbers" if name.startswith("rng") else "the optimizer or of its schedule"
-    assert f"{checkpoint} cannot be gone on from: the state of {what} cannot be loaded" in text
+    assert f"{checkpoint} cannot be resumed: the state of {what} cannot be loaded" in text
     assert "\n" not in text and "--resume never" in text
 
 

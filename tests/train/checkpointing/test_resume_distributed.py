@@ -43,7 +43,7 @@ SAVING = "--save_strategy steps --save_steps 2 --max_steps 4 --save_total_limit 
 
 @pytest.fixture(scope="module")
 def out(checkpoints: Path, training_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs: WAY-KIND without a break, WAY-KIND-cut gone on with from the second step."""
+    """Folder of the runs: WAY-KIND without a break, WAY-KIND-cut resumed from the second step."""
     folder = tmp_path_factory.mktemp("resumed")
     data = shutil.copytree(training_data, folder / "data")
     (data / "fsdp2.json").write_text(json.dumps({"version": 2}))
@@ -87,7 +87,10 @@ def test_resumed_run_equals_an_unbroken_one(way: str, kind: str, out: Path) -> N
 def test_every_checkpoint_is_whole(way: str, kind: str, out: Path) -> None:
     for end in ("", "-cut"):
         folder = out / f"{way}-{kind}{end}"
-        assert [(one.step, one.state) for one in find_checkpoints(folder)] == [(2, "whole"), (4, "whole")]
+        assert [(one.step, one.state) for one in find_checkpoints(folder)] == [
+            (2, "complete"),
+            (4, "complete"),
+        ]
         assert not list(folder.glob("tmp-*"))
         names = {path.name for path in (folder / "checkpoint-4").iterdir()}
         assert {"rng_state_0.pth", "rng_state_1.pth", "run_memory_0.json", "run_memory_1.json"} <= names

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recorded_training
 from recorded_training import dialog
+from warming import python
 
 from llava.train import check_data
 from llava.train.data.check_settings import CheckSettings
@@ -288,7 +288,7 @@ def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
 def test_the_program_with_several_processes(images: Path, tmp_path: Path) -> None:
     path, expected = write(tmp_path, PLANTED * 20)
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "llava.train.check_data", "--data_path", str(path), "--workers", "2"]
+    command = [python(), "-m", "llava.train.check_data", "--data_path", str(path), "--workers", "2"]
     command += ["--image_folder", str(images), "--json", str(report)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ import recorded_training
 import torch
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
+from warming import python
 
 from llava.conversation import conv_templates
 from llava.train.args import parse_args
@@ -360,7 +360,7 @@ def test_two_ranks_train_on_different_samples(
     program.write_text(WATCHED)
     argv = recorded_training.flags(checkpoints, training_data, tmp_path / "llava-out", STREAM)
     argv += ["--data_path", chat_shards, "--max_steps", "3", "--seed", "5", "--use_cpu", "True"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     ended = subprocess.run([*command, str(program), *argv], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (Path(f"{program}.{rank}").read_text().split() for rank in range(2))

@@ -84,7 +84,7 @@ def damaged(data: bytes) -> dict[str, bytes]:
     }
 
 
-def test_a_damaged_table_is_made_anew_or_named(tmp_path: Path) -> None:
+def test_a_damaged_table_is_made_again_or_named(tmp_path: Path) -> None:
     records = [{"id": k, "conversations": TEXT} for k in range(40)]
     path, cache = write(tmp_path, records), tmp_path / "tables"
     load_records(path, cache_dir=cache)
@@ -102,7 +102,7 @@ def test_a_damaged_table_is_made_anew_or_named(tmp_path: Path) -> None:
             assert len(found) == 40, what
 
 
-def test_a_table_of_other_columns_is_made_anew(tmp_path: Path) -> None:
+def test_a_table_of_other_columns_is_made_again(tmp_path: Path) -> None:
     import pyarrow
 
     path, cache = write(tmp_path, [{"conversations": TEXT}]), tmp_path / "tables"

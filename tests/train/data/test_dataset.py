@@ -92,7 +92,7 @@ def test_collator_cuts_at_the_limit(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(8, 2), (5, 1), (2, 1)])
-def test_images_whose_marks_are_cut_off_go_with_them(limit: int, kept: int) -> None:
+def test_images_whose_tokens_are_cut_off_go_with_them(limit: int, kept: int) -> None:
     """One is left as a stand-in for a row without marks, as a text has one."""
     ids = torch.tensor([1, 5, 6, IMAGE_TOKEN_INDEX, 7, IMAGE_TOKEN_INDEX, 8, 9])
     pictures = [torch.full((3, 2, 2), float(number)) for number in range(2)]
@@ -150,12 +150,12 @@ def test_anyres_tiles_equal_those_of_inference(
         ([{"id": "x", "conversations": dialog(("human", "a"), ("human", "b"))}], "alternate"),
         ([{"id": "x", "conversations": dialog(("human", 3), ANSWER)}], "a JSON number; expected text"),  # type: ignore[arg-type]
         (
-            [{"id": "x", "image": "a.png", "conversations": dialog(("human", "no mark"), ANSWER)}],
-            "it has 1 image(s) but 0 <image> mark(s)",
+            [{"id": "x", "image": "a.png", "conversations": dialog(("human", "no token"), ANSWER)}],
+            "it has 1 image(s) but 0 <image> token(s)",
         ),
         (
             [{"id": "x", "image": ["a", "b"], "conversations": dialog(("human", "<image>"), ANSWER)}],
-            "it has 2 image(s) but 1 <image> mark(s)",
+            "it has 2 image(s) but 1 <image> token(s)",
         ),
         ([{"id": "x", "image": None, "conversations": dialog(("human", "a"), ANSWER)}], "'image' is None"),
     ],

@@ -145,7 +145,9 @@ def test_faults_keep_their_message(tmp_path: Path) -> None:
         load_records(tmp_path / "gone.json")
 
 
-def test_marks_without_an_image_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_image_tokens_without_an_image_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     turns = dialog(("human", "What is <image>?"), ("gpt", "A mark."))
     load_records(write(tmp_path / "d.json", [record(0), {"id": 9, "conversations": turns}]))
     (entry,) = [one for one in caplog.records if one.levelno == logging.WARNING]
@@ -238,7 +240,7 @@ def test_a_mixture_weighs_and_limits_its_parts(tmp_path: Path) -> None:
     row = table[112]["id"] - 200
     assert table.name(112) == f"{tmp_path / 'c.json'}: record {row} (id {row + 200})"
     assert len(table.words) == len(table) == len(table.with_images)
-    assert ids(load_records(mixture, whole=True)) == [*range(40), *range(100, 140), *range(200, 240)]
+    assert ids(load_records(mixture, every_record=True)) == [*range(40), *range(100, 140), *range(200, 240)]
 
 
 @pytest.mark.parametrize(
@@ -314,13 +316,13 @@ def test_small_data_leaves_no_table_and_starts_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["d.json"]
 
 
-def test_a_damaged_table_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_table_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, cache = write(tmp_path / "d.json", [record(0)]), tmp_path / "cache"
     load_records(path, cache_dir=cache)
     (table,) = cache.glob("*.arrow")
     table.write_bytes(table.read_bytes()[:100])
     assert ids(load_records(path, cache_dir=cache)) == [0]
-    assert "is made anew" in caplog.text
+    assert "is made again" in caplog.text
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

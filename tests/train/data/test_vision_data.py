@@ -17,7 +17,7 @@ from llava.mm_utils import get_model_name_from_path, parse_grid_pinpoints, proce
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import read_config, read_tensors
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal.splice import merge_tiles
+from llava.model.multimodal.features import merge_tiles
 from llava.train.llava_trainer import LLaVATrainer
 from llava.utils import UserError
 

@@ -1,4 +1,4 @@
-"""The memory estimate: what ZeRO deals out, what accumulation adds, quantised weights, and no trace left."""
+"""The memory estimate: what ZeRO shards, what accumulation adds, quantised weights, and no trace left."""
 
 from __future__ import annotations
 

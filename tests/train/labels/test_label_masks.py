@@ -258,7 +258,7 @@ def test_cut_and_padded_like_the_tokenizer(masks: str, variant_tokenizer: Callab
     assert tokenizer.decode(labels[labels != IGNORE_INDEX]) == "B</s>"
 
 
-def test_image_mark_in_a_caption(variant_tokenizer: Callable[..., Any]) -> None:
+def test_an_image_token_in_a_caption(variant_tokenizer: Callable[..., Any]) -> None:
     tokenizer = variant_tokenizer("plain")
     turns = [dialog(("human", "<image>"), ("gpt", "One <image> two"))]
     ids, labels = (

@@ -54,7 +54,7 @@ def test_recorded_labels(case: dict[str, Any], variant_tokenizer: Callable[..., 
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in recorded("image_marks.json")])
-def test_recorded_image_marks(case: dict[str, Any]) -> None:
+def test_recorded_image_tokens(case: dict[str, Any]) -> None:
     sources = [dialog(*(("human", text) for text in texts)) for texts in case["texts"]]
     args = SimpleNamespace(is_multimodal=True, mm_use_im_start_end=case["start_end"])
     with default_template(case["template"]):
@@ -62,7 +62,7 @@ def test_recorded_image_marks(case: dict[str, Any]) -> None:
     assert [[turn["value"] for turn in source] for source in out] == case["expected"]
 
 
-def test_marks_of_several_images_stay_in_place() -> None:
+def test_image_tokens_of_several_images_stay_in_place() -> None:
     args = SimpleNamespace(is_multimodal=True, mm_use_im_start_end=False)
     turns = [dialog(("human", "First <image>, then <image>: which?"), ("gpt", "The first."))]
     assert train.preprocess_multimodal(turns, args, keep_places=True) == turns

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recorded_training import dialog
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -17,7 +18,7 @@ from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle, Template, find_template
 from llava.conversation.registry import TEMPLATES
 from llava.inference.chat import ChatSession
-from llava.inference.prompt import pick_conv_mode, stop_strings
+from llava.inference.prompt import encode_prompt, pick_conv_mode, stop_strings
 from llava.inference.sampling import SamplingParams
 from llava.model.builder import load_pretrained_model
 from llava.model.conversion.template import chat_template
@@ -45,7 +46,7 @@ def own_template() -> Iterator[Template]:
     code = re.search(r"## A template of your own\n.*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None and code[1].count("\n") <= 10
     exec(compile(code[1], str(PAGE), "exec"), {})
-    yield TEMPLATES["gemma_it"]
+    yield TEMPLATES["falcon_it"]
     for mapping, old in ((lib.conv_templates, before), (TEMPLATES, known)):
         mapping.clear()
         mapping.update(old)
@@ -55,30 +56,31 @@ def test_a_registered_template_trains_chats_and_exports(
     own_template: Template, variant_tokenizer: Callable[..., Any], checkpoints: Path
 ) -> None:
     conv, tokenizer = own_template.conversation, variant_tokenizer("plain")
-    assert lib.key_for_training("gemma_it") == "gemma_it"
+    assert lib.key_for_training("falcon_it") == "falcon_it"
     assert choose_label_masks(None, conv, tokenizer) == "spans"
-    assert _learned(conv, tokenizer) == "Aredcat.<end_of_turn>\nAdog.<end_of_turn>\n"
+    assert _learned(conv, tokenizer) == "Aredcat.<|im_end|>Adog.<|im_end|>"
     with pytest.raises(UserError, match="no counts for this template"):
         choose_label_masks("reference", conv, tokenizer)
-    assert stop_strings(conv) == ("<end_of_turn>",)
-    assert lib.choose_template("x", {"model_type": "llava_gemma"})[0] == "gemma_it"
-    assert lib.choose_template("my-gemma", None)[0] == "gemma_it"
+    assert stop_strings(conv) == ("<|im_end|>",)
+    assert lib.choose_template("x", {"model_type": "llava_falcon"})[0] == "falcon_it"
+    assert lib.choose_template("my-falcon", None)[0] == "falcon_it"
     said = conv.copy()
     said.append_message(said.roles[0], "Hi")
     said.append_message(said.roles[1], None)
     messages = [{"role": "user", "content": "Hi"}]
     jinja = chat_template(conv)
     rendered = render_jinja_template([messages], chat_template=jinja, add_generation_prompt=True)[0][0]
-    assert rendered == said.get_prompt() == f"{said.roles[0]}Hi<end_of_turn>\n{said.roles[1]}"
-    with pytest.raises(UserError, match="already a template named 'gemma_it'"):
+    assert rendered == said.get_prompt() == f"{said.roles[0]}Hi<|im_end|>\n{said.roles[1]}"
+    with pytest.raises(UserError, match="already a template named 'falcon_it'"):
         lib.register_template(own_template)
     loaded = load_pretrained_model(
         str(checkpoints / "llava-tiny-v1.5"), None, "x", device="cpu", dtype="float32"
     )
     tokenizer, model = loaded[0], loaded[1]
-    session = ChatSession(*loaded[:3], template="gemma_it")
+    session = ChatSession(*loaded[:3], template="falcon_it")
     answer = session.ask("Hi", params=SamplingParams(temperature=0, max_new_tokens=3))
-    ids = tokenizer(said.get_prompt(), return_tensors="pt").input_ids
+    ids = torch.tensor([encode_prompt(tokenizer, said, 0)])
+    assert ids[0, 0] == tokenizer.bos_token_id
     new = model.generate(ids, do_sample=False, max_new_tokens=3)[0]
     assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
     assert session.conversation.get_prompt().startswith(said.get_prompt())
@@ -88,11 +90,13 @@ def test_a_model_type_has_one_template(own_template: Template) -> None:
     """And those of the library's templates are those of its families."""
     templates = {one.name: one for one in TEMPLATES.values() if one is not own_template}
     taken = [name for one in templates.values() for name in one.model_types]
-    assert len(taken) == len(set(taken)) and set(taken) <= {family.llava_type for family in FAMILIES}
-    other = Template("other_gemma", own_template.conversation, ("llava_x", "llava_gemma"))
-    with pytest.raises(UserError, match="of type 'llava_gemma', which 'gemma_it' has taken"):
+    assert len(taken) == len(set(taken))
+    published = {"llava_qwen", "llava_gemma"}  # the types of LLaVA-NeXT's folders
+    assert set(taken) <= {family.llava_type for family in FAMILIES} | published
+    other = Template("other_falcon", own_template.conversation, ("llava_x", "llava_falcon"))
+    with pytest.raises(UserError, match="of type 'llava_falcon', which 'falcon_it' has taken"):
         lib.register_template(other)
-    assert "other_gemma" not in lib.conv_templates
+    assert "other_falcon" not in lib.conv_templates
 
 
 def test_a_new_version_goes_by_its_own_style(variant_tokenizer: Callable[..., Any]) -> None:

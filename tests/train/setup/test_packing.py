@@ -41,7 +41,7 @@ def load(checkpoints: Path) -> Callable[..., Any]:
 
 
 def _batch(tiles: bool = False) -> dict[str, Any]:
-    """Rows of 20, 9 and 14 tokens: a picture, none, two pictures; the first and last token are labelled."""
+    """Rows of 20, 9 and 14 tokens: an image, none, two images; the first and last token are labelled."""
     order = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 900, (3, 20), generator=order)
     labels = ids.clone()

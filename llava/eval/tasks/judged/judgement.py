@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from llava.eval.judges.judging import Item, Outcome, check_items, estimate_of, j
 from llava.eval.judges.replies import Scale, Value, value_of
 from llava.eval.judges.settings import JUDGE_OPTIONS, RULE_OPTION, JudgeSettings, settings_of
 from llava.eval.judges.wording import Rule, read_rules
-from llava.eval.tasks.base import Option, Record, Report, TaskData
+from llava.eval.tasks.base import JsonValue, Option, Record, Report, TaskData
 
 MARK = (
     "judged by {}: a judged number depends on its judge, and is not comparable with published ones, "
@@ -29,6 +30,7 @@ OPTIONS = (
         "--judge-model its reviews are counted as they are",
         scoring=True,
         is_path=True,
+        compared=False,
     ),
 )
 MAX_TOKENS = 1024
@@ -54,9 +56,28 @@ class Judgement:
             (0, 0) if self.outcome is None else (len(self.outcome.failed), len(self.outcome.unreadable))
         )
         notes = (*report.notes, *self.notes)
+        written = (*report.written, *self.written)
         return replace(
-            report, failed=lost, unparsable=unread, notes=notes, written=(*report.written, *self.written)
+            report, failed=lost, unparsable=unread, notes=notes, written=written, judge=self.by_whom()
         )
+
+    def by_whom(self) -> dict[str, JsonValue]:
+        """Return who judged, as the server named it, and by which prompts; {} where nobody did."""
+        if self.outcome is None:
+            return {}
+        lines = self.outcome.lines.values()
+        prompts = sorted({str(one["judge_prompt"]) for one in lines if "judge_prompt" in one})
+        names = self.outcome.models
+        return {
+            "model": names[0] if len(names) == 1 else None,  # None: several, or nobody
+            "models": list(names),
+            "asked_for": sorted({str(one["judge_asked"]) for one in lines if "judge_asked" in one}),
+            "prompts": hashlib.sha256("".join(prompts).encode()).hexdigest() if prompts else None,
+            "judged": len(self.outcome.lines),
+            "kept": self.outcome.kept,
+            "cached": self.outcome.cached,
+            "retries": self.outcome.retries,
+        }
 
 
 def judge(

@@ -53,12 +53,15 @@ class PairTask(Task):
         """Let the judge score the pairs; without one, write what it is to judge."""
         found = answered(self, self.asks(data), answers)
         place = data.path(self, "reference-answers")
-        theirs = by_question(read_lines(place, {}), place)
+        known = {str(ask.id): ask.id for ask in found.asks}  # 1 and "1" are one question
+        theirs = {
+            known.get(str(key), key): row for key, row in by_question(read_lines(place, {}), place).items()
+        }
         latest = {ask.id: {"question_id": ask.id, "text": text} for ask, text in found.pairs}
         ours: dict[str | int, Record] = {}
         for record in answers:
-            key = record["question_id"]
-            if isinstance(key, str | int) and key in latest:
+            key = known.get(str(record["question_id"]))
+            if key in latest:
                 ours[key] = {**record, **latest[key]}
         context = None if self.style.context is None else read_context(data.path(self, "context"), self.style)
         both = (theirs, ours)

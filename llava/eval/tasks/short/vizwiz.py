@@ -7,24 +7,23 @@ from pathlib import Path
 
 from llava.eval.submissions import vizwiz_rows, write_json
 from llava.eval.tasks import prompts
-from llava.eval.tasks.annotated import AnnotatedTask, Rows
-from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
+from llava.eval.tasks.annotated import Rows
+from llava.eval.tasks.base import Ask, DataFile, Record, TaskData
 from llava.eval.tasks.files import TEXT, read_list
 from llava.eval.tasks.grading import Answered
 from llava.eval.tasks.questions import image_folder, question_file
-from llava.eval.tasks.short.people import graded_by_people
+from llava.eval.tasks.short.people import PeopleTask
 from llava.utils import UserError
 
 SITE = "https://vizwiz.org/tasks-and-datasets/vqa/"
 
 
-class VizWiz(AnnotatedTask):
+class VizWiz(PeopleTask):
     """Test has no answers, and its challenge is closed; val is scored here."""
 
     name = "vizwiz"
     title = "VizWiz"
     splits = ("test", "val")
-    answers_in = "answers"
     unseen = ("test",)
     notes = ("the challenge of the test split is closed; --split val is scored here",)
     data = (
@@ -48,14 +47,6 @@ class VizWiz(AnnotatedTask):
         """Ask for a word or phrase, or "Unanswerable"."""
         text = prompts.lines(str(row["question"]), prompts.UNANSWERABLE, prompts.SHORT)
         return Ask(identity, text, (self.image(data, str(row["image"])),), group=str(row["image"]))
-
-    def grade(self, ask: Ask, row: Record, text: str) -> Graded:
-        """Grade by the VQA rule."""
-        return graded_by_people(ask, row, text, f"{self.name}, {ask.id}")
-
-    def kinds(self, row: Record) -> dict[str, str]:
-        """Tell kinds of answers apart, unanswerable ones among them."""
-        return {"answer type": str(row.get("answer_type"))}
 
     def write(self, found: Answered, rows: Rows, data: TaskData) -> list[Path]:
         """Write [{image, answer}], normalised as in the reference; raises UserError if one is missing."""

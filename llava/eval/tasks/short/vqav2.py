@@ -6,25 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava.eval.submissions import vqav2_rows, write_json
-from llava.eval.tasks.annotated import AnnotatedTask, Rows
-from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
+from llava.eval.tasks.annotated import Rows
+from llava.eval.tasks.base import Ask, DataFile, Record, TaskData
 from llava.eval.tasks.files import ID, TEXT, Fields, check_rows, read_lines, read_object
 from llava.eval.tasks.grading import Answered
 from llava.eval.tasks.prompts import short_answer
 from llava.eval.tasks.questions import image_folder, question_file
-from llava.eval.tasks.short.people import graded_by_people
+from llava.eval.tasks.short.people import PeopleTask
 
 SITE = "https://visualqa.org/download.html"
 COCO = "http://images.cocodataset.org/zips/test2015.zip (val2014.zip for val2014)"
 
 
-class VQAv2(AnnotatedTask):
+class VQAv2(PeopleTask):
     """The server takes test2015 as a whole, of which the reference asks test-dev2015."""
 
     name = "vqav2"
     title = "VQAv2"
     splits = ("test-dev2015", "test2015", "val2014")
-    answers_in = "answers"
     unseen = ("test-dev2015", "test2015")
     notes = ("the server of test-dev keeps submissions waiting since 2025; --split val2014 is scored here",)
     data = (
@@ -74,14 +73,6 @@ class VQAv2(AnnotatedTask):
         half = data.split_of(self).replace("-dev", "")
         image = f"COCO_{half}_{int(str(row['image_id'])):012d}.jpg"
         return Ask(identity, short_answer(str(row["question"])), (self.image(data, image),), group=image)
-
-    def grade(self, ask: Ask, row: Record, text: str) -> Graded:
-        """Grade by the official rule."""
-        return graded_by_people(ask, row, text, f"{self.name}, question {ask.id}")
-
-    def kinds(self, row: Record) -> dict[str, str]:
-        """Tell yes/no, number and other questions apart."""
-        return {"answer type": str(row.get("answer_type"))}
 
     def write(self, found: Answered, rows: Rows, data: TaskData) -> list[Path]:
         """Write the answers to all of test2015; those that were not asked are empty, as in the reference."""

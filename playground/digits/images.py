@@ -1,4 +1,4 @@
-"""Pictures of digits: dark ink on white paper, in files and as tensors, and small random distortions."""
+"""Images of digits: dark ink on white paper, in files and as tensors, and small random distortions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 
-SIDE = 64  # pixels of a picture file
+SIDE = 64  # pixels of an image file
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ def load_halves() -> tuple[Digits, Digits]:
 
 
 def render(ink: np.ndarray) -> torch.Tensor:
-    """Enlarge ink (n, 8, 8) to pictures (n, 64, 64): 0 is ink, 1 is paper."""
+    """Enlarge ink (n, 8, 8) to images (n, 64, 64): 0 is ink, 1 is paper."""
     paper = 1.0 - torch.from_numpy(ink)[:, None]  # (n, 1, 8, 8)
     large = F.interpolate(paper, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
     return large[:, 0].clamp(0.0, 1.0)  # (n, 64, 64)
 
 
-def distort(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rotate, scale, shear, shift and bend pictures (n, side, side) a little, each in its own way."""
-    count, side = len(pictures), pictures.shape[-1]
+def distort(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rotate, scale, shear, shift and bend images (n, side, side) a little, each in its own way."""
+    count, side = len(images), images.shape[-1]
 
     def spread(width: float) -> torch.Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * width
@@ -60,12 +60,12 @@ def distort(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     bend = torch.randn(count, 2, 4, 4, generator=generator) * 0.08
     bend = F.interpolate(bend, size=(side, side), mode="bicubic", align_corners=False)
     grid = grid + bend.permute(0, 2, 3, 1)  # (n, side, side, 2)
-    ink = 1.0 - pictures[:, None]  # what lies outside is paper
+    ink = 1.0 - images[:, None]  # what lies outside is paper
     return 1.0 - F.grid_sample(ink, grid, align_corners=False)[:, 0]
 
 
-def write_pictures(pictures: torch.Tensor, paths: list[Path]) -> None:
-    """Write pictures (n, side, side) with values from 0 to 1 as grey PNG files."""
-    values = (pictures * 255).round().to(torch.uint8).numpy()
+def write_images(images: torch.Tensor, paths: list[Path]) -> None:
+    """Write images (n, side, side) with values from 0 to 1 as grey PNG files."""
+    values = (images * 255).round().to(torch.uint8).numpy()
     for value, path in zip(values, paths, strict=True):
         Image.fromarray(value).save(path, compress_level=1)

@@ -1,0 +1,1 @@
+"""What the answering programs of the reference do behind their flags: a module each; they load torch."""

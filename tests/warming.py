@@ -1,0 +1,53 @@
+"""`python()`: an interpreter for programs of the tests, which need not import torch and transformers again.
+
+It behaves as `sys.executable` (tests/test_warming.py compares them), but a program starts in a tenth of the
+time: tests/warm/server.py has imported all that already, and forks. Tests of what an import costs or prints
+use `sys.executable`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent / "warm"
+FOLDER = "LLAVA_TESTS_WARM"  # the folder of a run of pytest, for all its workers; set in tests/conftest.py
+FORKS = sys.platform == "linux"
+
+
+def python() -> str:
+    """Return the path of the interpreter; `sys.executable` where processes cannot be forked."""
+    if not FORKS or FOLDER not in os.environ:
+        return sys.executable
+    folder = Path(os.environ[FOLDER])
+    program = folder / "python"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _start(folder)
+            text = (HERE / "client.py").read_text().replace("@SOCKET@", str(folder / "socket"))
+            text = text.replace("@INTERPRETER@", sys.executable)
+            program.write_text(f"#!{sys.executable} -SI\n{text}")
+            program.chmod(0o755)
+    return str(program)
+
+
+def _start(folder: Path) -> None:
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    owner = (folder / "owner").read_text()
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(HERE / "server.py"), str(folder / "socket"), owner],
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    while not (folder / "socket").exists() and server.poll() is None:
+        time.sleep(0.02)
