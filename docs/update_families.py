@@ -13,7 +13,7 @@ from llava.model.language_model.registry import family_of
 from llava.train.setup.packing import keeps_samples_apart
 
 PAGE = Path(__file__).parent / "families.md"
-ROW = re.compile(r"^\| `([\w-]+)` \|.*$", re.MULTILINE)
+ROW = re.compile(r"^\| `(?!model_type`)([\w-]+)` \|.*$", re.MULTILINE)
 
 
 def row(base_type: str) -> str:

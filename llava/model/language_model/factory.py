@@ -180,6 +180,7 @@ def _entry(
         attention=tuple(kernel for kernel in KERNELS if kernel.startswith(offers)),
         liger=base_type,
         exports=like_llama and has_plain_head(small),
+        spare_rows=True,
         made=True,
         positions=config.attribute_map.get("max_position_embeddings", "max_position_embeddings"),
         **names,

@@ -30,6 +30,7 @@ class Family:
     final_norm: str = "norm"
     head: str = "lm_head"
     positions: str = "max_position_embeddings"  # field of the config: the longest input
+    spare_rows: bool = False  # whether embeddings may have more rows than there are tokens, which stay
     made: bool = False  # by the factory; an entry that somebody wrote goes before it
 
     @property

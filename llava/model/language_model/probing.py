@@ -61,6 +61,7 @@ SMALL: Mapping[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     # linear attention and state spaces
+    "full_attn_idxs": [1, 3],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
