@@ -290,7 +290,7 @@ PROGRAMS = {
         ("model-path", "model-base"),
         ("model-path",),
         ("host", "worker-address", "controller-address", "model-name", "device", "api-key"),
-        ("port", "limit-model-concurrency"),
+        ("port", "limit-model-concurrency", "cache-mb"),
     ),
     "sglang_worker": Program(
         "llava.serve.sglang_worker",

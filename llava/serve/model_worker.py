@@ -14,7 +14,7 @@ from llava.serve.cli import add_loading_flags, check_model_path
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
-from llava.utils import lazy_names, run_program
+from llava.utils import check_whole, lazy_names, run_program
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ __getattr__ = lazy_names(
 
 
 def build_parser() -> ProgramParser:
-    """Build the parser of the command line: the reference's flags, and --api-key."""
+    """Build the parser of the command line: the reference's flags, --cache-mb and --api-key."""
     parser = ProgramParser(
         prog="python -m llava.serve.model_worker",
         description="Load a model and answer the requests that a controller sends; stop it with Ctrl-C.",
@@ -40,6 +40,9 @@ def build_parser() -> ProgramParser:
     add_loading_flags(parser)
     parser.add_argument("--model-name", default=None, help="name that it registers (default: the path's end)")
     parser.add_argument("--multi-modal", action="store_true", help="has no effect: the checkpoint tells")
+    parser.add_argument(
+        "--cache-mb", type=int, default=1024, help="memory for what later prompts may share (default: 1024)"
+    )
     parser.add_argument("--use-flash-attn", action="store_true", help="use flash_attention_2")
     return parser
 
@@ -50,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
     if args.multi_modal:
         logger.warning("--multi-modal has no effect: the checkpoint tells whether it takes images")
     flags = read_worker_flags(args)
+    check_whole("--cache-mb", args.cache_mb, 0)
     set_up_logging("info", secrets=(flags.api_key,))
     with bind(flags.host, flags.port) as listening:  # before a model is loaded for nothing
         from llava.serve.web_server import run_server  # loads uvicorn
@@ -68,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
             args.device,
             args.use_flash_attn,
             limit_model_concurrency=args.limit_model_concurrency,
+            cache_bytes=args.cache_mb * 2**20,
             api_key=flags.api_key,
         )
         run_server(base.app, listening, api_key=flags.api_key)

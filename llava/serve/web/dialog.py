@@ -15,10 +15,13 @@ MAX_CHARACTERS = 200_000
 MAX_IMAGES = 16  # of one question
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _VERSION = 1
+_NOT_WAITED_FOR = (
+    "the page was loaded again, or lost its server, before the answer was whole; Retry asks again"
+)
 
 
 class Failure(NamedTuple):
-    """Why there is no answer, or not all of one."""
+    """Why there is no answer, or not all of one. request_id: "" where no request failed."""
 
     message: str
     code: str
@@ -28,7 +31,8 @@ class Failure(NamedTuple):
         """Return what the page shows, below what there is of the answer."""
         words = re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(self.message.split()))
         title = "The answer broke off" if answer else "No answer"
-        told = f"⚠️ **{title}:** {words}\n\n`{self.code}` · request `{self.request_id}`"
+        name = f" · request `{self.request_id}`" if self.request_id else ""
+        told = f"⚠️ **{title}:** {words}\n\n`{self.code}`{name}"
         closed = "\n```" if answer.count("```") % 2 else ""
         return f"{answer}{closed}\n\n{told}" if answer else told
 
@@ -79,6 +83,12 @@ class PageDialog:
         """Return the dialog with an answer, or a failure, to its last question."""
         last = replace(self.turns[-1], answer=answer, failure=failure)
         return replace(self, turns=(*self.turns[:-1], last))
+
+    def reopened(self) -> PageDialog:
+        """Return the dialog as an opened page shows it: an answer on its way does not come any more."""
+        if not self.turns or self.turns[-1].answer is not None or self.turns[-1].failure is not None:
+            return self
+        return self.with_answer(None, Failure(_NOT_WAITED_FOR, "page_reloaded", ""))
 
     def prompt_turns(self) -> list[PageTurn]:
         """List the turns that a model is to read: questions that were never answered are not among them."""

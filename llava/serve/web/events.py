@@ -104,7 +104,7 @@ class PageEvents:
 
     async def load_demo(self, stored: object, request: gr.Request) -> tuple[dict[str, Any], Messages, Update]:
         """Show the dialog that the browser kept, and the models; `?model=` in the address chooses one."""
-        dialog = PageDialog.of_json(stored)
+        dialog = PageDialog.of_json(stored).reopened()
         names = await self.get_model_list()
         wanted = [request.query_params.get("model"), dialog.model, *names]
         chosen = next((one for one in wanted if one in names), None)

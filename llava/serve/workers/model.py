@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.conversation import choose_template
 from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong, Ticket
+from llava.inference.engine.engine import DEFAULT_CACHE_BYTES
 from llava.inference.loading import LoadedModel, open_model
 from llava.mm_utils import get_model_name_from_path
 from llava.model.multimodal.config import MultimodalConfig
@@ -27,7 +28,8 @@ class ModelWorker(BaseWorker):
     """A worker that answers with the model of a checkpoint.
 
     The first ten arguments are the reference's. limit_model_concurrency: answers at a time; others wait, and
-    are sent a frame each second, so that nobody between takes the worker for dead. Raises UserError for a
+    are sent a frame each second, so that nobody between takes the worker for dead. cache_bytes: what earlier
+    prompts may leave for later ones. Raises UserError for a
     checkpoint that cannot be loaded.
     """
 
@@ -46,6 +48,7 @@ class ModelWorker(BaseWorker):
         use_flash_attn: bool = False,
         *,
         limit_model_concurrency: int = 5,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         api_key: str | None = None,
     ) -> None:
         name = model_name or get_model_name_from_path(model_path)
@@ -65,7 +68,10 @@ class ModelWorker(BaseWorker):
         logger.info("loaded %s in %.1f s", name, time.monotonic() - began)
         self.is_multimodal = self.loaded.has_tower
         self.engine: AnyEngine = Engine(
-            self.loaded, max_running=limit_model_concurrency, max_waiting=MAX_WAITING
+            self.loaded,
+            max_running=limit_model_concurrency,
+            max_waiting=MAX_WAITING,
+            cache_bytes=cache_bytes,
         )
         self.start()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import socket
@@ -12,8 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import PLACEHOLDER, SIZES, Site
-from page_engine import write_digit
-from running import running, wait_until
+from page_engine import digit_image, write_digit
+from running import Mortal, running, wait_until
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
@@ -196,6 +198,48 @@ def test_a_second_image_and_two_at_once(open_page: Open, expect: Any, tmp_path: 
     expect(answers(page).last).to_contain_text("3 and 4 and 7.")
 
 
+# An image as a browser has it; what makes it is called with its base64 and its name.
+AS_FILE = """const bytes = Uint8Array.from(atob(given[0]), (one) => one.charCodeAt(0));
+  const file = new File([bytes], given[1], {type: "image/png"});"""
+
+
+def as_given(digit: int) -> list[str]:
+    buffer = io.BytesIO()
+    digit_image(digit).save(buffer, "PNG")
+    return [base64.b64encode(buffer.getvalue()).decode(), f"digit-{digit}.png"]
+
+
+def paste(page: Any, digit: int) -> None:
+    """Copy an image, as a program for screenshots does, and press Ctrl+V in the text box."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    copy = (
+        "async (given) => {"
+        + AS_FILE
+        + "await navigator.clipboard.write([new ClipboardItem({'image/png': file})]);}"
+    )
+    page.evaluate(copy, as_given(digit))
+    page.get_by_placeholder(PLACEHOLDER).press("Control+V")
+
+
+def drop(page: Any, digit: int) -> None:
+    """Draw a file over the text box and let it go."""
+    carried = page.evaluate_handle(
+        "(given) => {" + AS_FILE + "const held = new DataTransfer(); held.items.add(file); return held;}",
+        as_given(digit),
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.get_by_placeholder(PLACEHOLDER).dispatch_event(event, {"dataTransfer": carried})
+
+
+def test_images_are_pasted_and_dropped(open_page: Open, expect: Any) -> None:
+    page = open_page()
+    for count, bring in enumerate((paste, drop), start=1):
+        bring(page, 4 + count)
+        expect(page.locator("#message .thumbnail-item")).to_have_count(count)
+    ask_and_wait(page, expect, "Which ones?")
+    expect(answers(page).last).to_contain_text("5 and 6.")
+
+
 def test_a_wrong_file_is_told_and_nothing_is_asked(
     open_page: Open, site: Site, expect: Any, tmp_path: Path
 ) -> None:
@@ -225,6 +269,36 @@ def test_an_engine_that_dies_mid_answer_is_told_with_the_requests_id(
     page.screenshot(path=shots / "desktop-error.png")
     idle(page, expect)
     ask_and_wait(page, expect, "Are you there?")
+
+
+def test_a_page_whose_server_is_killed_says_so_and_goes_on_when_it_is_back(
+    browser: Any, make_site: Open, expect: Any
+) -> None:
+    """What was asked and answered stays; the answer that was being written is lost: Retry asks again."""
+    app, _, _ = make_site()
+    server = Mortal(app)
+    context = browser.new_context()  # whose browser complains of broken connections
+    try:
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_function("document.querySelector('#model input')?.value == 'llava-test'")
+        ask_and_wait(page, expect, "Are you there?")
+        ask(page, "Please count")
+        expect(answers(page).last).to_contain_text("1 2 3")
+        server.kill()
+        expect(page.get_by_test_id("toast-body")).to_contain_text("Connection to the server was lost")
+        expect(answers(page).last).to_contain_text("1 2 3")
+        again, _, _ = make_site()  # a new process knows nothing of the old one's pages
+        server = Mortal(again, server.port)
+        expect(page.get_by_test_id("toast-body")).to_have_count(0)
+        expect(answers(page).last).to_contain_text("Retry asks again")
+        expect(questions(page)).to_have_count(2)
+        expect(answers(page).first).to_contain_text("You asked: Are you there?")
+        page.get_by_label("Retry", exact=True).click()
+        expect(answers(page).last).to_contain_text("1 2 3")
+    finally:
+        context.close()
+        server.kill()
 
 
 def test_what_a_model_says_is_text_and_loads_nothing_from_elsewhere(browser: Any, site: Site) -> None:

@@ -384,6 +384,16 @@ def test_a_reload_shows_the_dialog_and_an_image_that_is_gone_is_told(page: Page,
     assert "not kept any more" in page.window[-1]["content"]
 
 
+def test_an_answer_that_a_reload_cut_off_is_told_and_can_be_asked_for_again(page: Page) -> None:
+    page.ask("One")
+    begun = page.dialog.ask("Two", (), "Pad").to_json()  # what a browser keeps before the answer is whole
+    kept, window, _ = asyncio.run(page.events.load_demo(begun, page.request()))
+    dialog = PageDialog.of_json(kept)
+    assert dialog.turns[0] == page.dialog.turns[0] and dialog.turns[1].failure.code == "page_reloaded"
+    assert window[-1]["role"] == "assistant" and "Retry asks again" in window[-1]["content"]
+    assert dialog.turn_at(len(window) - 1) == 1 and "request" not in window[-1]["content"]
+
+
 def test_the_saved_dialog_is_a_request_to_the_api(page: Page, tmp_path: Path) -> None:
     from asking import client_of
     from fake_engine import FakeEngine

@@ -104,6 +104,15 @@ def test_what_a_request_leaves_out_has_the_reference_s_defaults(worker: ModelWor
     assert WorkerParams.read({"prompt": "p", "stop": ["a", "b"]}).sampling.stop == ("a", "b")
 
 
+def test_what_a_worker_keeps_of_a_prompt_is_as_large_as_it_is_told() -> None:
+    for size, cached in ((0, 0), (2**20, 8)):
+        worker = make_worker(cache_bytes=size)
+        asked = [ask(worker, prompt_of("Tell me of the sea."))[-1]["usage"] for _ in range(2)]
+        assert [one["cached_tokens"] > cached for one in asked] == [False, size > 0]
+        assert worker.engine.stats().cache_budget == size
+        worker.close()
+
+
 # ---- failures ----
 
 BAD = {
