@@ -167,12 +167,10 @@ def _entry(
     body = small.base_model
     offers = (*supported_attention(head), "eager")
     embedding = _name_in(body, small.get_input_embeddings())
-    names = {
-        "embedding": embedding,
-        "final_norm": _final_norm(body, embedding),
-        "head": _name_in(small, small.get_output_embeddings()),
-    }
-    like_llama = (head.base_model_prefix, *names.values()) == ("model", "embed_tokens", "norm", "lm_head")
+    final_norm = _final_norm(body, embedding)
+    head_name = _name_in(small, small.get_output_embeddings())
+    names = (head.base_model_prefix, embedding, final_norm, head_name)
+    like_llama = names == ("model", "embed_tokens", "norm", "lm_head")
     return Family(
         base_type,
         config,
@@ -183,7 +181,9 @@ def _entry(
         spare_rows=True,
         made=True,
         positions=config.attribute_map.get("max_position_embeddings", "max_position_embeddings"),
-        **names,
+        embedding=embedding,
+        final_norm=final_norm,
+        head=head_name,
     )
 
 
