@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class Tower(Protocol):
     @property
     def image_processor(self) -> Any:
         """What makes pixel values of images."""
+
+    def omit_unneeded(self, missing: Iterable[str]) -> bool:
+        """Remove parts that no feature needs and that are not stored; tells whether it could."""
 
     def load_model(self) -> None:
         """Load the tower from its own files."""

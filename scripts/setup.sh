@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV="${VENV:-.venv}"
 CONSTRAINTS="${CONSTRAINTS:-constraints.txt}"
-EXTRAS="${EXTRAS:-train,serve,eval,dev,test-serve}"
+EXTRAS="${EXTRAS:-train,serve,eval,video,dev,test-serve}"
 STAMP="$VENV/.llava-setup"   # digest of what was installed, and the seconds it took
 MAKING="$VENV/.llava-making" # there while an installation runs; left behind by one that was broken off
 

@@ -4,6 +4,7 @@ from llava.conversation.chat_style import ChatStyle
 from llava.conversation.choose import (
     choose_template,
     key_for_training,
+    version_for,
     warn_of_unknown_template,
 )
 from llava.conversation.newer_templates import (
@@ -105,6 +106,7 @@ __all__ = [
     "register_template",
     "key_for_training",
     "template_of",
+    "version_for",
     "warn_of_unknown_template",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from llava.conversation.registry import TEMPLATES, Template, conv_templates, find_template
@@ -44,6 +45,26 @@ def _read(config: object | None, key: str) -> Any:
 def _registered() -> list[Template]:
     """List the templates in the order in which they are tried on a model's type and name."""
     return sorted({id(one): one for one in TEMPLATES.values()}.values(), key=lambda one: one.rank)
+
+
+# LLMs that the reference trains by default with v0, whatever they are.
+_OF_THE_REFERENCE = ("llama", "mistral", "mpt")
+
+
+def version_for(path: str, config: Mapping[str, Any], *, has_chat_template: bool) -> tuple[str, str] | None:
+    """Return the template that training starts with where no --version is given, and why; None: the default.
+
+    config: of the LLM or LLaVA that it starts from. has_chat_template: whether its tokenizer has one.
+    """
+    family = str(config.get("model_type")).removeprefix("llava_")
+    if family in (*_OF_THE_REFERENCE, "llava"):
+        return None
+    for template in _registered():
+        if f"llava_{family}" in template.model_types:
+            return template.name, f"{path} is of type {family!r}"
+    if not has_chat_template:
+        return None
+    return CHAT_TEMPLATE, f"{path} is of type {family!r}, which LLaVA has no template for"
 
 
 # Model types of LLaVAs whose names tell which of several templates they speak.

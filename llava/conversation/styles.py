@@ -129,6 +129,11 @@ class Style:
         """Render a dialog as pieces of template and of what was said; some may be empty."""
         raise UserError(f'the style {self.name} has labels="pieces", which needs a ChatStyle; use "spans"')
 
+    @property
+    def digest(self) -> str:
+        """Return the digest of a template that comes from outside and may change; "" for one of this code."""
+        return ""
+
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Style:
         """Return the style for a model's tokenizer; only a style that renders with it becomes another."""
         return self

@@ -6,6 +6,7 @@ template's. The texts are put back, and the whole must equal the true rendering.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,11 @@ class TokenizerStyle(ChatStyle):
         """False: the rendering has the start token, where the template wants it."""
         return False
 
+    @property
+    def digest(self) -> str:
+        """Return the digest of the tokenizer's template."""
+        return hashlib.sha256(self._needed().get_chat_template().encode()).hexdigest()[:16]
+
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Style:
         """Return the style that renders with this tokenizer. Raises UserError where its template cannot."""
         if self.tokenizer is tokenizer:
@@ -112,19 +118,20 @@ class TokenizerStyle(ChatStyle):
 
         The template's own start token is omitted: in exported folders the tokenizer puts it in front.
         """
-        source = self._needed().get_chat_template()
         switches = "".join(
             f"{{% if {name} is not defined %}}{{% set {name} = {str(value).lower()} %}}{{% endif %}}"
             for name, value in self.switches.items()
         )
-        return f"{_FLATTEN.replace('IMAGE', quoted(image_token))}{{% set bos_token = '' %}}{switches}{source}"
+        flatten = _FLATTEN.replace("IMAGE", quoted(image_token))
+        return f"{flatten}{{% set bos_token = '' %}}{switches}{self._needed().get_chat_template()}"
 
     def _needed(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer. Raises UserError where it is missing."""
         if self.tokenizer is None:
             raise UserError(
-                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here: get it "
-                "by llava.conversation.conversation_for(key, tokenizer)"
+                f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here; in "
+                "Python get it by llava.conversation.conversation_for(key, tokenizer); serve the model by "
+                "llava.serve.openai_api --model-path instead of a controller"
             )
         return self.tokenizer
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from llava.arguments import ProgramParser, local_path
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
-from llava.eval.tasks.files import ID, TEXT, check_rows, read_lines, read_object
+from llava.eval.tasks.files import ID, TEXT, read_lines, read_listed
+from llava.eval.tasks.short.textvqa_prompts import checked_question_of
 from llava.utils import UserError, accept_any_text, run_program, shortened
 
-_OLD = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+GRADED = ".graded.jsonl"  # `llava.eval score` writes such a file beside the answers
 
 
 def build_parser() -> ProgramParser:
@@ -21,33 +21,20 @@ def build_parser() -> ProgramParser:
     )
     parser.add_argument("--result-file", type=local_path, default=None, help="an answers file")
     parser.add_argument(
-        "--result-dir", type=local_path, default=None, help="a folder whose .jsonl files are all scored"
+        "--result-dir", type=local_path, default=None, help="a folder whose files of answers are all scored"
     )
     return parser
 
 
 def prompt_processor(prompt: str) -> str:
     """Return a prompt's question in lower case. Raises UserError for a prompt that is none of TextVQA."""
-    lines = prompt.split("\n")
-    if prompt.startswith("OCR tokens: "):
-        if found := _OLD.search(prompt):
-            return found[1].lower()
-    elif "Reference OCR token: " in prompt and len(lines) == 3:
-        return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
-    elif len(lines) == 2:
-        return lines[0].lower()
-    raise UserError(
-        f"the prompt {shortened(repr(prompt), 120)} is none of TextVQA; expected a question and the line "
-        "that asks for a single word or phrase, with OCR tokens between or before them"
-    )
+    return checked_question_of(prompt)
 
 
 def eval_single(annotation_file: str, result_file: str) -> None:
     """Score one answers file, and print name, number of answers and accuracy. Raises UserError."""
     path = Path(annotation_file)
-    rows = check_rows(
-        read_object(path, {"data": list})["data"], {"image_id": ID, "question": TEXT, "answers": list}, path
-    )
+    rows = read_listed(path, "data", {"image_id": ID, "question": TEXT, "answers": list})
     annotations = {(row["image_id"], str(row["question"]).lower()): row for row in rows}
     results = read_lines(Path(result_file), {"question_id": ID, "prompt": TEXT, "text": TEXT})
     predictions = []
@@ -76,7 +63,7 @@ def main() -> None:
         if not Path(args.result_dir).is_dir():
             raise UserError(f"--result-dir {args.result_dir} is no folder; expected one of answers files")
         for path in sorted(Path(args.result_dir).iterdir()):
-            if path.suffix == ".jsonl":
+            if path.suffix == ".jsonl" and not path.name.endswith(GRADED):
                 eval_single(args.annotation_file, str(path))
             else:
                 print(f"Skipping {path.name}")

@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--conv-mode", default="llava_v1", help="prompt template (default: llava_v1)")
     args = parser.parse_args()
     from llava.eval.run.asking_files import answer_file  # loads torch
-    from llava.eval.tasks.choice.qbench import QBench, QBenchZh
+    from llava.eval.tasks.choice.qbench import QBench
+    from llava.eval.tasks.choice.qbench_zh import QBenchZh
 
     greedy = {"temperature": 0.0, "top_p": None, "num_beams": 1, "num_chunks": 1, "chunk_idx": 0}
     asked = argparse.Namespace(question_file=args.questions_file, **greedy, **vars(args))

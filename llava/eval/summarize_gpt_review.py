@@ -12,6 +12,7 @@ from llava.eval.tasks.grading import some_of
 from llava.utils import UserError, accept_any_text, run_program
 
 PREFIXES = ("gpt4_text_", "reviews_", "review_")
+TO_JUDGE = ".to-judge.jsonl"  # what `llava.eval score` writes there where nobody has judged yet
 
 
 def build_parser() -> ProgramParser:
@@ -43,7 +44,7 @@ def review_files(folder: str | None, files: Sequence[str]) -> list[Path]:
         raise UserError(
             f"the folder of reviews is {folder or 'not given'}; name it with -d, or files with -f"
         )
-    found = sorted(Path(folder).glob("*.jsonl"))
+    found = [one for one in sorted(Path(folder).glob("*.jsonl")) if not one.name.endswith(TO_JUDGE)]
     if "review" not in str(folder):
         found = [one for one in found if one.name.startswith(PREFIXES)]
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -15,13 +15,14 @@ from llava._compat import no_split_modules, set_no_split_modules
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoints.class_loading import load_class
-from llava.model.checkpoints.files import CheckpointError, part_of, read_tensors
-from llava.model.checkpoints.gather import gathered
+from llava.model.checkpoints.files import read_tensors
+from llava.model.checkpoints.projector import fill_projector
 from llava.model.checkpoints.saving import save_whole_model
 from llava.model.checkpoints.token_rows import add_image_tokens, average_new_rows
 from llava.model.multimodal import splice
 from llava.model.multimodal.config import MultimodalConfig, VisionSettings
-from llava.model.multimodal.features import merge_tiles, unpad_image
+from llava.model.multimodal.encoding import Encoder
+from llava.model.multimodal.features import unpad_image
 from llava.model.multimodal.inputs import checked_beside, checked_ids, checked_images
 from llava.model.multimodal.loss import SupervisedOutput, losses_of_samples, read_by, supervised_positions
 from llava.model.multimodal.splice import SplicedRow
@@ -31,6 +32,7 @@ from llava.model.multimodal_encoder.registry import tower_class_names
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_projector.registry import check_widths, projected_tile
 from llava.protocols import ImageTokenArguments, Tokenizer, VisionArguments
+from llava.video import Video
 
 if TYPE_CHECKING:  # what the mixins are mixed into
     from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -54,6 +56,11 @@ logger = logging.getLogger(__name__)
 Images = torch.Tensor | Sequence[torch.Tensor]
 Maybe = torch.Tensor | None
 Prepared = tuple[Maybe, Maybe, Maybe, Any, Maybe, Maybe]
+
+
+def _words(modalities: Sequence[str] | None) -> dict[str, Sequence[str]]:
+    """Keywords for methods of which other projects have versions that know no videos."""
+    return {} if modalities is None else {"modalities": modalities}
 
 
 class LlavaMetaModel(_LLM):
@@ -139,21 +146,8 @@ class LlavaMetaModel(_LLM):
 
     def load_projector(self, weights: dict[str, torch.Tensor], source: str) -> None:
         """Fill the projector from weights named `...mm_projector.*`; `source` is named in errors."""
-        found = part_of(weights, "mm_projector")
-        newline = next((value for name, value in weights.items() if name.endswith("image_newline")), None)
-        with gathered(self.mm_projector.parameters(), write=True):
-            expected = {name: tuple(value.shape) for name, value in self.mm_projector.state_dict().items()}
-            if {name: tuple(value.shape) for name, value in found.items()} != expected:
-                stored = {name: tuple(value.shape) for name, value in found.items()}
-                raise CheckpointError(
-                    f"{source} does not fit the projector {self.config.mm_projector_type!r}: it holds "
-                    f"{stored or 'none'}, "
-                    f"expected {expected}. Check mm_projector_type and the width of tower and LLM."
-                )
-            self.mm_projector.load_state_dict(found)
-        if newline is not None and getattr(self, "image_newline", None) is not None:
-            with gathered([self.image_newline], write=True), torch.no_grad():
-                self.image_newline.copy_(newline)
+        newline = getattr(self, "image_newline", None)
+        fill_projector(self.mm_projector, newline, weights, source, self.config.mm_projector_type)
 
 
 class LlavaMetaForCausalLM(_LLM):
@@ -193,34 +187,28 @@ class LlavaMetaForCausalLM(_LLM):
         return projector(features if weight is None else features.to(weight))
 
     def image_features(
-        self, images: Images, image_sizes: Sequence[Sequence[int]] | None
+        self,
+        images: Images,
+        image_sizes: Sequence[Sequence[int]] | None,
+        modalities: Sequence[str] | None = None,
     ) -> list[torch.Tensor]:
-        """Return one feature sequence (length, C) an image, its tiles merged as the config says.
+        """Return one feature sequence (length, C) an image or video, merged as the config says; see Encoder.
 
-        images: (N, 3, H, W), or a list of (3, H, W) or (tiles, 3, H, W), or (N, tiles, 3, H, W). image_sizes:
-        the images' (width, height), needed for spatial merges.
+        The tower runs once. modalities: "image" or "video" for each, by default images.
         """
-        if torch.is_tensor(images) and images.ndim == 4:
-            return list(self.encode_images(images))
-        tiles = splice.per_image(images)
-        encoded = self.encode_images(torch.cat(tiles)).split([len(one) for one in tiles])  # tower runs once
         tower, settings = self.get_vision_tower(), MultimodalConfig.of(self.config)
-        tile = projected_tile(settings, tower.tile_features)
-        if image_sizes is not None and len(image_sizes) < len(tiles) and settings.merge_type != "flat":
-            raise CheckpointError(f"{len(tiles)} images came with {len(image_sizes)} image_sizes.")
-        return [
-            merge_tiles(
-                features,
-                image_sizes[index] if image_sizes is not None and settings.merge_type != "flat" else None,
-                settings=settings,
-                patches_per_side=tile.side,
-                tile_size=tower.tile_size,
-                image_newline=getattr(self.get_model(), "image_newline", None),
-                grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
-                unpad=unpad_image,
-            )
-            for index, features in enumerate(encoded)
-        ]
+        return Encoder(
+            settings=settings,
+            encode=self.encode_images,
+            tower=tower,
+            project=self._project,
+            tower_side=tower.num_patches_per_side,
+            side=projected_tile(settings, tower.tile_features).side,
+            tile_size=tower.tile_size,
+            image_newline=getattr(self.get_model(), "image_newline", None),
+            grid_of=get_anyres_image_grid_shape,  # looked up here: other projects replace these two
+            unpad=unpad_image,
+        )(images, image_sizes, modalities)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -231,6 +219,7 @@ class LlavaMetaForCausalLM(_LLM):
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sequence[Sequence[int]] | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> Prepared:
         """Replace image tokens (-200) in input_ids (B, T) by image features.
 
@@ -245,7 +234,7 @@ class LlavaMetaForCausalLM(_LLM):
         if self.get_vision_tower() is None or images is None or len(images) == 0:
             splice.refuse_image_tokens(input_ids)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
+        rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes, modalities)
         batch = splice.pad_rows(rows, side=MultimodalConfig.of(self.config).padding_side)
         return (
             None,
@@ -263,6 +252,7 @@ class LlavaMetaForCausalLM(_LLM):
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sequence[Sequence[int]] | None,
+        modalities: Sequence[str] | None,
     ) -> list[SplicedRow]:
         """Embed each row without its padding, images in their places, cut to the longest length."""
         settings = MultimodalConfig.of(self.config)
@@ -271,7 +261,9 @@ class LlavaMetaForCausalLM(_LLM):
                 "Training the projector alone (tune_mm_mlp_adapter) together with mm_use_im_start_end is "
                 "not supported."
             )
-        features = [] if images is None or not len(images) else self.image_features(images, image_sizes)
+        features = []
+        if images is not None and len(images) > 0:
+            features = self.image_features(images, image_sizes, **_words(modalities))
         keep = (
             torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         )
@@ -300,6 +292,7 @@ class LlavaMetaForCausalLM(_LLM):
         image_sizes: Sequence[Sequence[int]] | None = None,
         return_dict: bool | None = None,
         skip_logits: bool | None = None,
+        modalities: Sequence[str] | None = None,
         **kwargs: object,
     ) -> Any:
         """Run the LLM on input_ids (B, T) whose image tokens stand for `images` (shapes: `image_features`).
@@ -311,15 +304,22 @@ class LlavaMetaForCausalLM(_LLM):
         skip_logits = self.training and self.supervised_logits_only if skip_logits is None else skip_logits
         samples = None if input_ids is None else input_ids.shape[0]
         if skip_logits and self.packs_samples and input_ids is not None and labels is not None:
-            rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes)
+            rows = self._spliced_rows(input_ids, attention_mask, labels, images, image_sizes, modalities)
             inputs_embeds, labels, position_ids = splice.pack_rows(rows)
             input_ids, attention_mask, use_cache = None, None, False
             kwargs["sample_lengths"] = [len(row.labels) for row in rows]
         elif inputs_embeds is None and input_ids is not None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
-                )
+                    input_ids,
+                    position_ids,
+                    attention_mask,
+                    past_key_values,
+                    labels,
+                    images,
+                    image_sizes,
+                    **_words(modalities),
+                )  # fmt: skip
             )
         optional = {
             "output_attentions": output_attentions,
@@ -377,16 +377,17 @@ class LlavaMetaForCausalLM(_LLM):
     def generate(
         self,
         inputs: torch.Tensor | Sequence[int] | None = None,
-        images: Images | Image.Image | Sequence[Image.Image] | None = None,
+        images: Images | Image.Image | Video | Sequence[Image.Image | Video] | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         **kwargs: object,
     ) -> Any:
         """Generate from token ids (B, T) or (T,) and images; returns the new ids only (B, new).
 
-        Pillow images are processed here. Rows may be padded on either side, as attention_mask says; keywords
-        are those of transformers' `generate`. Text under transformers' word, `input_ids=` without images,
-        comes back as there, with the ids of the prompt in front: its pipelines and other programs cut them
-        off. Raises UserError for what is no prompt, NotImplementedError for inputs_embeds.
+        Pillow images and `llava.video.Video` objects are processed here; of tensors `modalities=` tells which
+        are videos. Rows may be padded on either side, as attention_mask says; other keywords are those of
+        transformers' `generate`. Text under its word, `input_ids=` without images, comes back as there, with
+        the prompt in front, which its pipelines cut off. Raises UserError for what is no prompt,
+        NotImplementedError for inputs_embeds.
         """
         if "inputs_embeds" in kwargs:
             raise NotImplementedError(
@@ -398,12 +399,13 @@ class LlavaMetaForCausalLM(_LLM):
         ids = ids.to(self.get_input_embeddings().weight.device)
         positions = checked_beside(kwargs.pop("position_ids", None), ids, "position_ids")
         mask = checked_beside(kwargs.pop("attention_mask", None), ids, "attention_mask")
+        modalities = cast("Sequence[str] | None", kwargs.pop("modalities", None))
         embeds = None
         if images is not None:
             processor = getattr(self.get_vision_tower(), "image_processor", None)
-            pixels, image_sizes = checked_images(images, image_sizes, processor, self.config)
+            pixels, image_sizes, found = checked_images(images, image_sizes, processor, self.config, len(ids))
             ids, positions, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
-                ids, positions, mask, None, None, pixels, image_sizes
+                ids, positions, mask, None, None, pixels, image_sizes, **_words(found or modalities)
             )
         if embeds is None:
             splice.refuse_image_tokens(ids)

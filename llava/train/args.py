@@ -30,11 +30,12 @@ from llava.train.checks import (
     check_output_dir,
 )
 from llava.train.data_args import DataArguments, explained
-from llava.train.inherited import given_flags, inherit_settings
+from llava.train.inherited import choose_version, given_flags, inherit_settings
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
+from llava.train.tunable import spread_parts
 from llava.utils import UserError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,9 @@ class ModelArguments:
     mm_vision_select_feature: str | None = explained("patch", "patch, or cls_patch to keep the class token")
     mm_vision_resolution: int | None = explained(None, "Pixels that the tower gets, its config's by default")
     unfreeze_mm_vision_tower: bool = explained(False, "Train the vision tower as well")
+    mm_tunable_parts: str | None = explained(
+        None, "What trains, in LLaVA-NeXT's words: some of mm_vision_tower,mm_mlp_adapter,mm_language_model"
+    )
 
     def __post_init__(self) -> None:
         check_choice("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
@@ -249,7 +253,12 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
-    model_args, data_args = inherit_settings(model_args, data_args, given_flags(parser, words, CLASSES))
+    given = given_flags(parser, words, CLASSES)
+    model_args, data_args = inherit_settings(model_args, data_args, given)
+    model_args = choose_version(model_args, given)
+    model_args, freeze_projector = spread_parts(model_args, given, lora=training_args.lora_enable)
+    if freeze_projector is not None:
+        training_args.freeze_mm_mlp_adapter = freeze_projector
     check_args(model_args, data_args, training_args)
     return model_args, data_args, training_args
 

@@ -26,6 +26,7 @@ from llava.train.setup import distributed, trainable
 from llava.train.setup.attention import select_attention
 from llava.train.setup.liger import use_liger
 from llava.train.setup.packing import use_packing
+from llava.train.tunable import freezes_head
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ def attach_vision(
     if grids is not None:
         config.image_grid_pinpoints = grids
 
+    if freezes_head(plan.mm_tunable_parts):
+        model.requires_grad_(False)
+        model.get_model().mm_projector.requires_grad_(True)
+    if plan.mm_tunable_parts is not None:
+        config.mm_tunable_parts = plan.mm_tunable_parts
     config.tune_mm_mlp_adapter = plan.tune_mm_mlp_adapter
     if plan.tune_mm_mlp_adapter:
         trainable.freeze_for_stage_1(model)

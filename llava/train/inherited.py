@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from llava.conversation import version_for
 from llava.model.checkpoints.errors import CheckpointError
-from llava.model.checkpoints.files import CONFIG_FILE, read_config
+from llava.model.checkpoints.files import CONFIG_FILE, find_file, read_config, read_json
 from llava.model.language_model.registry import is_llava
 from llava.model.multimodal.config import MultimodalConfig
 from llava.utils import UserError
@@ -76,6 +77,29 @@ def inherit_settings(
         told = ", ".join(f"{name} {value}" for name, value in changed.items())
         logger.info("taken from %s, since no flag says otherwise: %s", path, told)
     return _replaced(model_args, of_model), _replaced(data_args, of_data)
+
+
+def choose_version(model_args: ModelArguments, given: frozenset[str]) -> ModelArguments:
+    """Return the arguments with the template of the LLM's family, where no --version was given.
+
+    The reference's families keep its default, as does what cannot be read.
+    """
+    ours = vars(model_args)
+    path: str = ours["model_name_or_path"]
+    try:
+        config = read_config(path)
+        if "version" in given or (is_llava(config) and config.get("conv_template")):
+            return model_args
+        own = find_file(path, "chat_template.jinja") is not None
+        settings = None if own else find_file(path, "tokenizer_config.json")
+        own = own or (settings is not None and bool(read_json(settings).get("chat_template")))
+    except CheckpointError:  # told when the model is loaded
+        return model_args
+    chosen = version_for(path, config, has_chat_template=own)
+    if chosen is None:
+        return model_args
+    logger.info("--version %s is taken: %s", *chosen)
+    return _replaced(model_args, {"version": chosen[0]})
 
 
 def _changes(

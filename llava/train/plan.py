@@ -39,6 +39,7 @@ class RunPlan:
     tune_mm_mlp_adapter: bool = False
     freeze_mm_mlp_adapter: bool = False
     unfreeze_mm_vision_tower: bool = False
+    mm_tunable_parts: str | None = None
     use_im_start_end: bool = False
     lora_enable: bool = False
     lora_r: int = 64

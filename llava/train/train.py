@@ -190,7 +190,12 @@ def train(attn_implementation: str | None = None) -> None:
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one
         checkpoint = choose_checkpoint(training_args)
-        manifest = make_manifest(model_args, replace(data_args, label_masks=masks), training_args)
+        manifest = make_manifest(
+            model_args,
+            replace(data_args, label_masks=masks),
+            training_args,
+            template=conversation_lib.style_of(conv.sep_style).digest,
+        )
         if not training_args.dry_run:
             manifest = open_run(manifest, training_args, checkpoint)
         model, settings = build_model(

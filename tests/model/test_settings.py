@@ -25,7 +25,7 @@ BAD = [
     ("image_aspect_ratio", "Pad", "square, pad, anyres"),
     ("image_aspect_ratio", 3, "square, pad, anyres"),
     ("image_aspect_ratio", ["pad"], "square, pad, anyres"),
-    ("mm_resampler_type", "spatial_pool", "none (null)"),
+    ("mm_resampler_type", "perceiver", "spatial_pool"),
     ("mm_patch_merge_type", "spatial_base", "flat, spatial or spatial_unpad"),
     ("mm_vision_select_feature", "cls", "patch, cls_patch"),
     ("mm_projector_type", "mlp2x_relu", "linear, mlpNx_gelu"),

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from llava.conversation import conversation_for
+from llava.conversation import conversation_for, style_of
 from llava.eval.run.asking import Outcome
 from llava.eval.tasks.base import Ask, JsonValue
 from llava.inference.batch import DEFAULT_BATCH_SIZE, READ_AHEAD, Answer, Reader, answer_prompts
@@ -45,11 +45,13 @@ class LocalModel:
         self._model_id = model_id
         self.conv_mode = conv_mode
         self.template = conversation_for(conv_mode, loaded.tokenizer)
+        digest = style_of(self.template.sep_style).digest
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         quantized = getattr(loaded.model, "quantization_method", None)
         self._settings: dict[str, JsonValue] = {
             "weights": weights,
             "template": conv_mode,
+            **({"chat_template": digest} if digest else {}),
             "dtype": dtype if quantized is None else f"{dtype}, {quantized}",
             **{name: value for name, value in asdict(params).items() if value not in (None, ())},
         }

@@ -11,7 +11,8 @@ from llava.arguments import ProgramParser, local_path
 from llava.atomic import write_text
 from llava.eval.metrics.letters import FAILED, choice_index, read_letter, told_letter
 from llava.eval.tasks.base import JsonValue, Record
-from llava.eval.tasks.files import ID, TEXT, read_by_id, read_lines, read_object, read_text
+from llava.eval.tasks.choice.science_problems import read_problems
+from llava.eval.tasks.files import ID, TEXT, read_lines, read_object, read_text
 from llava.eval.tasks.grading import some_of
 from llava.utils import UserError
 
@@ -25,19 +26,6 @@ def add_flags(parser: ProgramParser) -> None:
     )
     parser.add_argument("--split", default="test", help="the split that was asked (default: test)")
     parser.add_argument("--options", type=list, default=OPTIONS, help="letters of options (default: ABCDE)")
-
-
-def read_problems(base_dir: str, split: str) -> dict[str, Record]:
-    """Return the problems of a split by id. Raises UserError."""
-    folder = Path(base_dir)
-    ids = read_object(folder / "pid_splits.json", {split: list})[split]
-    problems = read_by_id(folder / "problems.json", {"choices": list, "answer": int})
-    assert isinstance(ids, list)
-    if lacking := [one for one in ids if str(one) not in problems]:
-        raise UserError(f"{folder / 'problems.json'} has no problem {lacking[0]!r} of the split {split}")
-    if not ids:
-        raise UserError(f"the split {split} of {folder / 'pid_splits.json'} is empty; nothing can be scored")
-    return {str(one): problems[str(one)] for one in ids}
 
 
 def read_ours(path: str) -> dict[str, Record]:
@@ -72,7 +60,7 @@ def read_requery(path: str) -> dict[str, str]:
 
 def score(base_dir: str, split: str, options: Sequence[str], result_file: str) -> tuple[Record, Record]:
     """Return what was right and wrong, and the result file of the reference; a missing answer is FAILED."""
-    problems, ours = read_problems(base_dir, split), read_ours(result_file)
+    problems, ours = read_problems(Path(base_dir), split), read_ours(result_file)
     if not set(problems) & set(ours):
         raise UserError(
             f"{result_file}: none of its {len(ours)} answers is to a problem of the split {split}"
@@ -137,7 +125,7 @@ def ensemble(
     without a letter is wrong; the reference draws lots. Problems that one of them has not answered are named
     on standard error. Returns counts, and the final result file.
     """
-    problems, gpt4, ours = read_problems(base_dir, split), read_outputs(files[0]), read_ours(files[1])
+    problems, gpt4, ours = read_problems(Path(base_dir), split), read_outputs(files[0]), read_ours(files[1])
     again = {} if files[2] is None else read_requery(files[2])
     if lost := [key for key in problems if key not in ours or key not in gpt4]:
         told = f"{len(lost)} of {len(problems)} problems are not answered in both {files[0]} and {files[1]}"

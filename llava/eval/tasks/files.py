@@ -74,6 +74,11 @@ def read_list(path: Path, fields: Fields) -> list[Record]:
     return check_rows(_parse(read_text(path), path), fields, path)
 
 
+def read_listed(path: Path, name: str, fields: Fields) -> list[Record]:
+    """Read a JSON file that holds one object, with a list of objects with these fields under `name`."""
+    return check_rows(read_object(path, {name: list})[name], fields, path)
+
+
 def read_by_id(path: Path, fields: Fields) -> dict[str, Record]:
     """Read a JSON file that holds id -> object, as GQA and ScienceQA publish their questions."""
     table = read_object(path, {})

@@ -19,7 +19,7 @@ TASKS: dict[str, str] = {
     "mmbench": "llava.eval.tasks.choice.mmbench:MMBench",
     "mmbench_cn": "llava.eval.tasks.choice.mmbench:MMBenchCN",
     "qbench": "llava.eval.tasks.choice.qbench:QBench",
-    "qbench_zh": "llava.eval.tasks.choice.qbench:QBenchZh",
+    "qbench_zh": "llava.eval.tasks.choice.qbench_zh:QBenchZh",
     "seed": "llava.eval.tasks.choice.seed:SEED",
     "chartqa": "llava.eval.tasks.short.chartqa:ChartQA",
     "docvqa": "llava.eval.tasks.short.docvqa:DocVQA",

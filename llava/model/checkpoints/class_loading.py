@@ -56,12 +56,26 @@ def load_class(
     try:
         with loading_report_held() as held:
             model, info = load(path, *args, output_loading_info=True, **kwargs)
+        _omit_unneeded(model, info)
         shown = _has_faults(model, info)
     finally:
         for record in held if shown else ():
             _REPORTER.handle(record)
     settle_layers(model)
     return (model, info) if with_info else model
+
+
+def _omit_unneeded(model: LlavaModel, info: dict[str, Any]) -> None:
+    """Remove parts of a stored tower that are not stored and that no feature needs, as a last layer."""
+    tower = model.get_vision_tower()
+    missing = {name for name in info["missing_keys"] if files.is_tower_key(name)}
+    weights = {name for name in missing if not files.is_recomputed(name)}
+    if tower is None or not tower.is_loaded or not weights:
+        return
+    if len(weights) < sum(1 for _ in tower.vision_tower.parameters()) and tower.omit_unneeded(
+        name.partition("vision_tower.")[2] for name in weights
+    ):
+        info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - missing)
 
 
 def _has_faults(model: LlavaModel, info: dict[str, Any]) -> bool:

@@ -19,7 +19,9 @@ PADDING_SIDES = ("right", "left")
 # fields of a config.json -> values that are known; absent fields and null take the reference's defaults
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "mm_vision_select_feature": SELECT_FEATURES,
-    "mm_resampler_type": (),
+    "mm_resampler_type": ("spatial_pool",),
+    "mm_spatial_pool_mode": ("average", "max", "bilinear"),
+    "mm_newline_position": ("grid", "frame", "one_token", "no_token"),
     "tokenizer_padding_side": PADDING_SIDES,
 }
 _SWITCHES = (
@@ -48,6 +50,12 @@ class MultimodalConfig:
     max_length: int | None
     s2: bool  # the tower looks at several scales
     s2_scales: str | None
+    # of videos
+    pool_mode: str  # "average", "max" or "bilinear"
+    pool_stride: int
+    pools_first: bool  # frames are pooled before the projector, not behind it
+    newline_position: str  # "grid", "frame", "one_token" or "no_token"
+    of_next: bool  # written by LLaVA-NeXT's code, or as it writes
 
     @classmethod
     def of(cls, config: object) -> MultimodalConfig:
@@ -79,6 +87,11 @@ class MultimodalConfig:
             max_length=read("tokenizer_model_max_length", None),
             s2=bool(read("s2", False)),
             s2_scales=read("s2_scales", None),
+            pool_mode=read("mm_spatial_pool_mode", "bilinear"),
+            pool_stride=read("mm_spatial_pool_stride", 2),
+            pools_first=read("mm_resampler_type", None) == "spatial_pool",
+            newline_position=read("mm_newline_position", "one_token"),
+            of_next=read("mm_tunable_parts", None) is not None,
         )
 
     @classmethod
@@ -103,6 +116,10 @@ class MultimodalConfig:
             if not isinstance(config.get(name), str | None):
                 what = "the folder or hub name of a vision tower" if name == "mm_vision_tower" else "a text"
                 raise UserError(f"{name} is {config[name]!r}; expected {what}.")
+        if config.get("mm_spatial_pool_stride") is not None:
+            _positive("mm_spatial_pool_stride", config["mm_spatial_pool_stride"], what="patches")
+        if config.get("add_faster_video"):
+            raise UserError("add_faster_video is set; faster and slower frames side by side are not known.")
         if config.get("mm_vision_resolution") is not None:
             _positive("mm_vision_resolution", config["mm_vision_resolution"], what="pixels")
         _positive("mm_hidden_size", config.get("mm_hidden_size"), what="the width of the tower's features")
@@ -121,6 +138,14 @@ class MultimodalConfig:
     def tile_cap(self) -> int | None:
         """How many tiles' patches an image keeps at most, None: all."""
         return tile_cap(self.image_aspect_ratio)
+
+    @property
+    def pads_several(self) -> bool:
+        """Whether an image that is not alone in its prompt is one padded square, without tiles.
+
+        So LLaVA-NeXT's code does, whose configs have mm_tunable_parts or a cap.
+        """
+        return self.tiles and (self.of_next or self.tile_cap is not None)
 
     @property
     def has_newline(self) -> bool:

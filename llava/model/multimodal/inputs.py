@@ -10,9 +10,10 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.images import as_image
-from llava.mm_utils import process_images
+from llava.model.multimodal.media import process_media
 from llava.protocols import ImageProcessor
 from llava.utils import UserError
+from llava.video import Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -84,35 +85,42 @@ def checked_beside(value: object, ids: torch.Tensor, name: str) -> torch.Tensor 
 
 
 def checked_images(
-    images: object, image_sizes: Sizes | None, processor: ImageProcessor | None, config: PreTrainedConfig
-) -> tuple[Any, Sizes | None]:
-    """Return pixel values and sizes of images: Pillow objects are processed as the model was trained.
+    images: object,
+    image_sizes: Sizes | None,
+    processor: ImageProcessor | None,
+    config: PreTrainedConfig,
+    rows: int = 1,
+) -> tuple[Any, Sizes | None, list[str] | None]:
+    """Return pixel values, sizes and, where there are videos, modalities of images.
 
-    processor: the tower's image processor, None for a model without one. Tensors pass as they are; one image
-    (3, H, W) becomes a batch. Raises UserError for what is neither, and says which entry it is.
+    Pillow images and videos are processed as the model was trained; of several images in one row each may be
+    a square. processor: the tower's image processor, None for a model without one. Tensors pass as they are;
+    one image (3, H, W) becomes a batch. Raises UserError for what is neither, and says which entry it is.
     """
-    if isinstance(images, Image.Image):
+    if isinstance(images, (Image.Image, Video)):
         images = [images]
     if images is None or (isinstance(images, (list, tuple)) and not images):
-        return images, image_sizes
+        return images, image_sizes, None
     if isinstance(images, torch.Tensor):
         _check_pixels(images, "images", (3, 4, 5))
-        return (images[None] if images.ndim == 3 else images), image_sizes
+        return (images[None] if images.ndim == 3 else images), image_sizes, None
     if not isinstance(images, (list, tuple)):
         raise UserError(f"generate() got a {type(images).__name__} as images; {_EXPECTED}")
-    kind = Image.Image if isinstance(images[0], Image.Image) else torch.Tensor
+    media = (Image.Image, Video)
+    kind = media if isinstance(images[0], media) else (torch.Tensor,)
     for index, image in enumerate(images):
         if not isinstance(image, kind):
             raise UserError(f"generate() got a {type(image).__name__} as images[{index}]; {_EXPECTED}")
-    if kind is torch.Tensor:
+    if kind == (torch.Tensor,):
         for index, image in enumerate(images):
             _check_pixels(image, f"images[{index}]", (3, 4))
-        return images, image_sizes
+        return images, image_sizes, None
     if processor is None:
         raise UserError("generate() got images, and this model has no vision tower: it reads text only.")
-    opened = [as_image(image) for image in images]
+    opened = [image if isinstance(image, Video) else as_image(image) for image in images]
     sizes = [image.size for image in opened] if image_sizes is None else image_sizes
-    return process_images(opened, processor, config), sizes
+    pixels, modalities = process_media(opened, processor, config, together=rows == 1)
+    return pixels, sizes, modalities
 
 
 _EXPECTED = (

@@ -14,9 +14,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from llava.model.checkpoints import loading
 from llava.model.checkpoints.errors import explained
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import CheckpointError, find_file, first_line, read_config, read_json
+from llava.model.checkpoints.files import CheckpointError, first_line, read_config, read_json
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.tile import TileFeatures
+from llava.model.multimodal_encoder.published import PROCESSORS, processor_file, tower_config
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
 
@@ -72,6 +73,7 @@ class VisionTower(nn.Module):
     layer_arguments: ClassVar[Mapping[str, Any]] = {"attention_mask": None}  # of each layer's forward
     beside_layers: ClassVar[tuple[str, ...]] = ()  # parameters outside of those modules that layers need
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
+    omitted_layers = 0  # behind the selected one, that the checkpoint does not store
     converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
 
     def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
@@ -95,7 +97,7 @@ class VisionTower(nn.Module):
     # ---------------------------------------------------------------------------------------------- loading
 
     def _read_config(self) -> Any:
-        content = read_config(self.vision_tower_name)
+        content = tower_config(self.vision_tower_name)
         content = content.get("vision_config") or content  # of a model with text and vision, the vision half
         place = f"{self.vision_tower_name}/config.json"
         try:
@@ -137,6 +139,7 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             logger.debug("%s is already loaded; load_model() does nothing", self.vision_tower_name)
             return
+        read_config(self.vision_tower_name)  # not what is known of a published tower: its files are needed
         self._read_config()  # a clear error before transformers' own
         # "auto" would spread a tower over devices: it stays whole, and moves with .to()
         device_map = None if device_map == "auto" else device_map
@@ -153,6 +156,7 @@ class VisionTower(nn.Module):
     def forget_weights(self) -> None:
         """Return to the state before loading, for a checkpoint that turned out to bring no tower weights."""
         self.is_loaded = False
+        self.omitted_layers = 0
         self.cfg_only = self.vision_tower.config
         del self.vision_tower
 
@@ -177,11 +181,13 @@ class VisionTower(nn.Module):
 
     def _build_image_processor(self) -> Any:
         processor_class: Any = self.processor_class
-        if file := find_file(self.vision_tower_name, PROCESSOR_FILE):
+        if file := processor_file(self.vision_tower_name, PROCESSOR_FILE):
             read_json(file)  # a damaged file ends here, with its name
             with explained(self.vision_tower_name, PROCESSOR_FILE):
                 processor = processor_class.from_pretrained(self.vision_tower_name)
             return processor if self.resolution is None else resize_processor(processor, self.resolution)
+        if known := PROCESSORS.get(self.vision_tower_name):
+            return resize_processor(processor_class(**known), self.tile_size)
         logger.warning(
             "%s has no %s; images are processed by the defaults of %s at %d pixels",
             self.vision_tower_name,
@@ -235,8 +241,41 @@ class VisionTower(nn.Module):
     def layers_before(self, index: int) -> Iterable[nn.Module]:
         """Return the layers that `hidden_states[index]` of the vision model has passed."""
         layers: nn.ModuleList = self.vision_tower.vision_model.get_submodule(self.layers)
-        check_layer(index, len(layers))
-        return layers[: index if index >= 0 else len(layers) + 1 + index]
+        total = len(layers) + self.omitted_layers
+        check_layer(index, total)
+        needed = index if index >= 0 else total + 1 + index
+        if needed > len(layers):
+            raise UserError(
+                f"mm_vision_select_layer is {index}, which needs {needed} layers, and the checkpoint stores "
+                f"{len(layers)} of the {total} of the vision tower {self.vision_tower_name}; expected "
+                f"{len(layers) - total - 1}, as it was trained."
+            )
+        return layers[:needed]
+
+    def omit_unneeded(self, missing: Iterable[str]) -> bool:
+        """Remove parts that the selected features do not need, for a checkpoint that does not store them.
+
+        missing: names of the weights that it lacks, in this module. LLaVA-NeXT's SigLIP towers are without
+        their last layer and their pooling head. Returns False, and removes nothing, if others are missing.
+        """
+        model = self.vision_tower.vision_model
+        layers: nn.ModuleList = model.get_submodule(self.layers)
+        needed = len(list(self.layers_before(self.select_layer)))
+        behind, others = len(layers), set()
+        for name in missing:
+            name = name.removeprefix("vision_tower.").removeprefix("vision_model.")
+            place = name.removeprefix(f"{self.layers}.").partition(".")[0]
+            if name.startswith(f"{self.layers}.") and int(place) >= needed:
+                behind = min(behind, int(place))
+            elif name.startswith((f"{self.layers}.", *self.before_layers, *self.beside_layers)):
+                return False
+            else:
+                others.add(name.partition(".")[0])
+        self.omitted_layers += len(layers) - behind
+        del layers[behind:]
+        for name in others:
+            setattr(model, name, nn.Identity())  # which passes on what it gets, as in LLaVA-NeXT
+        return True
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of a batch (N, 3, H, W) in the tower's dtype: (N, P, C)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class FusedVisionTower(VisionTower):
         """The towers, in the order of the name."""
         modules: Any = self.vision_tower
         return list(modules)
+
+    def omit_unneeded(self, missing: Iterable[str]) -> bool:
+        """Remove nothing: fused towers are stored whole."""
+        return False
 
     def check_grids(self) -> None:
         """Raise UserError for towers that cut images into different numbers of patches."""

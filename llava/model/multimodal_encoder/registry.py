@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava.model.checkpoints.files import CheckpointError, read_config
+from llava.model.checkpoints.files import CheckpointError
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder import clip_encoder, convnext_encoder, dino_encoder, vit_encoder
 from llava.model.multimodal_encoder.aimv2_encoder import Aimv2VisionTower
@@ -15,6 +15,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.fused import FusedVisionTower, split_name
 from llava.model.multimodal_encoder.internvit_encoder import InternVisionTower
 from llava.model.multimodal_encoder.mlcd_encoder import MLCDVisionTower
+from llava.model.multimodal_encoder.published import tower_config
 from llava.model.multimodal_encoder.radio_encoder import RadioVisionTower
 from llava.model.multimodal_encoder.s2 import multi_scale
 from llava.model.multimodal_encoder.siglip_encoder import NaflexVisionTower, SiglipVisionTower
@@ -88,7 +89,7 @@ def build_tower(settings: MultimodalConfig, **kwargs: bool) -> VisionTower:
 def read_tower_config(name: str) -> dict[str, Any]:
     """Read the config.json of a tower. Raises CheckpointError that says what names it and what helps."""
     try:
-        return read_config(name)
+        return tower_config(name)
     except CheckpointError as error:
         place = "" if Path(name).is_absolute() else f" (looked for the folder {Path(name).absolute()})"
         raise CheckpointError(

@@ -70,9 +70,16 @@ WHAT_TRAINS = frozenset(_WHAT_TRAINS.split())
 
 
 def make_manifest(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    *,
+    template: str = "",
 ) -> dict[str, Any]:
-    """Describe a run that is about to start; takes well under a second."""
+    """Describe a run that is about to start; takes well under a second.
+
+    template: the digest of a chat template that is the tokenizer's.
+    """
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -89,6 +96,7 @@ def make_manifest(
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint(_model_files(model_args.model_name_or_path)),
         },
+        **({"template": template} if template else {}),
         "settings": {
             "model": _settings(model_args),
             "data": _settings(data_args),
@@ -199,6 +207,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = before.get(part, {}), now[part]
         if old.get("path") == new["path"] and old.get("fingerprint") != new["fingerprint"]:
             found.append(f"the content of {new['path']} is not what it was")
+    if before.get("template", now.get("template")) != now.get("template"):
+        found.append(f"the chat template of {now['model']['path']} is not what it was")
     for name, version in now["versions"].items():
         was = before.get("versions", {}).get(name)
         if was is not None and was != version:

@@ -18,13 +18,14 @@ from llava.eval.run.plan import Shard, make_plan
 from llava.eval.run.results import score
 from llava.eval.run.running import score_file
 from llava.eval.scoring.converters import convert_gqa, convert_seed, convert_vizwiz, convert_vqav2
+from llava.eval.summarize_gpt_review import review_files
 from llava.eval.tasks.base import Ask, JsonValue, Record, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.eval.webpage.data import compared
 from llava.utils import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "tasks"))
-from examples import GQA, SEED, VIZWIZ_TEST, VQAV2_TEST
+from examples import GQA, SEED, TEXTVQA, VIZWIZ_TEST, VQAV2_TEST
 from written import Example, answers, write
 
 
@@ -220,6 +221,29 @@ def test_a_submission_is_what_the_converter_makes_of_the_same_answers(name: str,
     score(example.the_task(), data, read_answers(path))
     convert(tmp_path, path, tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_folder_that_scores_were_written_to_is_scored_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the answers lie what each question earned, the result, and how they were made."""
+    from programs import PROGRAMS, start
+
+    data, folder = TEXTVQA.place(tmp_path), tmp_path / "answers"
+    write(folder / "tiny.jsonl", lines(answers(TEXTVQA, data)).decode())
+    score_file(TEXTVQA.the_task(), data, folder / "tiny.jsonl", None)
+    assert sorted(one.name for one in folder.iterdir())[0] == "tiny.graded.jsonl"
+    capsys.readouterr()
+    words = [f"--annotation-file={tmp_path / 'TextVQA_0.5.1_val.json'}", f"--result-dir={folder}"]
+    start(PROGRAMS["eval_textvqa"], words, monkeypatch)
+    told = capsys.readouterr().out
+    assert told.count("Accuracy: 100.00%") == 1 and "Skipping tiny.graded.jsonl" in told
+
+
+def test_what_nobody_has_judged_is_not_summarised(tmp_path: Path) -> None:
+    for name in ("tiny.judge-1.jsonl", "tiny.to-judge.jsonl"):
+        write(tmp_path / "reviews" / name, [{"question_id": 1}])
+    assert [one.name for one in review_files(str(tmp_path / "reviews"), ())] == ["tiny.judge-1.jsonl"]
 
 
 def _old(result: dict[str, JsonValue]) -> dict[str, JsonValue]:

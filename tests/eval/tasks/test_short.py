@@ -14,8 +14,8 @@ from open_examples import TEXTVQA, VIZWIZ, VIZWIZ_TEST, VQAV2, VQAV2_TEST, peopl
 from written import answers, scored
 
 from llava.eval.metrics.vqa import m4c_accuracy, m4c_answer, vqa_accuracy, vqa_answer
-from llava.eval.tasks.choice.science_qa import said_letter
-from llava.eval.tasks.short.textvqa import question_of
+from llava.eval.tasks.choice.science_problems import said_letter
+from llava.eval.tasks.short.textvqa_prompts import question_of
 from llava.utils import UserError
 
 

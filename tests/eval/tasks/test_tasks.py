@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from pathlib import Path
 
@@ -22,6 +24,21 @@ HERE = ("llava.eval.tasks.short.", "llava.eval.tasks.choice.", "llava.eval.tasks
 
 def test_every_task_has_an_example() -> None:
     assert {one.task for one in EXAMPLES} == {name for name, where in TASKS.items() if where.startswith(HERE)}
+
+
+@pytest.mark.parametrize("name", [name for name, where in TASKS.items() if where.startswith(HERE)])
+def test_a_benchmark_is_a_short_file(name: str) -> None:
+    """At most 60 lines of code, without imports, docstrings and blank lines; the rest lies elsewhere."""
+    source = Path(inspect.getfile(type(task_named(name)))).read_text()
+    tree = ast.parse(source)
+    passed: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            passed |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines = [one for at, one in enumerate(source.splitlines(), start=1) if one.strip() and at not in passed]
+    assert len(lines) <= 60, f"{len(lines)} lines"
 
 
 @with_reference

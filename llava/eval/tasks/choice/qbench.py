@@ -1,4 +1,4 @@
-"""Q-Bench: choices about the quality of images, in English and in Chinese."""
+"""Q-Bench: choices about the quality of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 from llava.eval.submissions import write_lines
 from llava.eval.tasks import prompts
 from llava.eval.tasks.annotated import ChoiceTask, Rows
-from llava.eval.tasks.base import Ask, DataFile, Option, Record, Said, TaskData
+from llava.eval.tasks.base import Ask, DataFile, Record, Said, TaskData
 from llava.eval.tasks.files import TEXT, Fields, read_list
 from llava.eval.tasks.grading import Answered, Key, by_prompt, read_record
 from llava.eval.tasks.questions import image_folder
@@ -20,8 +20,7 @@ SITE = "https://huggingface.co/datasets/teowu/LLVisionQA-QBench"
 class QBench(ChoiceTask):
     """LLVisionQA. The record is the question's own with `response`, as the program for it writes."""
 
-    name = "qbench"
-    title = "Q-Bench"
+    name, title = "qbench", "Q-Bench"
     max_new_tokens = 1024
     splits = ("dev", "test")
     answers_in = "correct_ans"
@@ -52,13 +51,9 @@ class QBench(ChoiceTask):
     def ask(self, identity: str | int, row: Record, data: TaskData) -> Ask:
         """Ask with a line for each option, and a line break at the end."""
         options = "".join(f"{one}\n" for one in prompts.options(self.choices(row)[:4]))
-        text, image = (
-            f"{row['question']}{self.instruction(data)}{options}",
-            self.image(data, str(row["img_path"])),
-        )
-        return Ask(
-            identity, text, (image,), recorded=str(row["question"]), extra={"row": row}, group=str(identity)
-        )
+        question, images = str(row["question"]), (self.image(data, str(row["img_path"])),)
+        text = f"{question}{self.instruction(data)}{options}"
+        return Ask(identity, text, images, recorded=question, extra={"row": row}, group=str(identity))
 
     def record(self, ask: Ask, said: Said) -> Record:
         """Return the question's own record and `response`."""
@@ -83,29 +78,3 @@ class QBench(ChoiceTask):
         """Write the records with their responses, which the authors take."""
         told = (self.row_of(ask, rows) | {"response": text} for ask, text in found.pairs)
         return write_lines(data.submission, told)
-
-
-class QBenchZh(QBench):
-    """The same in Chinese."""
-
-    name = "qbench_zh"
-    title = "Q-Bench (Chinese)"
-    folder = "qbench"
-    options = (
-        Option(
-            "line-break", "what stands before the Chinese instruction", "backslash", ("backslash", "newline")
-        ),
-    )
-    data = (
-        QBench.data[0],
-        DataFile("question-file", "质衡-问答-{half}集.json", "the file of questions", SITE),
-    )
-
-    def where(self, file: DataFile, split: str) -> str:
-        """Return the usual place; the files have Chinese names."""
-        return file.where.format(half={"dev": "验证", "test": "测试"}[split])
-
-    def instruction(self, data: TaskData) -> str:
-        """Return the Chinese line; its backslash is a failed escape in the program that scores came from."""
-        start = "\n" if data.options.get("line-break") == "newline" else "\\"
-        return f"{start}在下列选项中选择一个:\n"

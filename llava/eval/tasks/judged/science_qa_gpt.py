@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llava.eval.tasks.base import Ask, DataFile, Record, Report, TaskData
-from llava.eval.tasks.choice.science_qa import ScienceQA, said_letter
+from llava.eval.tasks.choice.science_problems import said_letter
+from llava.eval.tasks.choice.science_qa import ScienceQA
 from llava.eval.tasks.files import read_object
 from llava.eval.tasks.grading import answered
 from llava.eval.tasks.judged.judgement import OPTIONS

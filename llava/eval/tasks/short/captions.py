@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
-from llava.eval.metrics.cider import SCALE, cider_d
 from llava.eval.submissions import write_json
 from llava.eval.tasks import prompts
-from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Report, Score, Task, TaskData
-from llava.eval.tasks.files import ID, TEXT, check_rows, read_object
-from llava.eval.tasks.grading import Answered, answered, mean
+from llava.eval.tasks.base import Ask, DataFile, Record, Report, Task, TaskData
+from llava.eval.tasks.files import ID, TEXT, read_listed
+from llava.eval.tasks.grading import answered
 from llava.eval.tasks.questions import checked, image_folder
+from llava.eval.tasks.short.caption_scores import cider, graded_captions, read_captions
 
 NOTE = (
     "CIDEr-D with words split here: the published one runs a tokenizer in Java, see --submission for a server"
@@ -36,7 +35,7 @@ class COCOCaption(Task):
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield each image of the annotation file."""
         path, folder = data.path(self, "annotation-file"), data.place(self, "image-folder")
-        rows = check_rows(read_object(path, {"images": list})["images"], {"id": ID, "file_name": TEXT}, path)
+        rows = read_listed(path, "images", {"id": ID, "file_name": TEXT})
         yield from checked(
             self,
             (
@@ -50,19 +49,11 @@ class COCOCaption(Task):
         found = answered(self, self.asks(data), answers)
         rows = [{"image_id": ask.id, "caption": text.strip()} for ask, text in found.pairs]
         written = write_json(data.submission, rows)
-        people = self.captions(data)
+        people = read_captions(data.path(self, "annotation-file"))
         if not people:
             return found.report([], written=written, notes=[NO_CAPTIONS])
-        graded = _graded(found, people)
+        graded = graded_captions(found, people)
         return found.report([cider(graded)], graded, written=written, notes=[NOTE])
-
-    def captions(self, data: TaskData) -> dict[str, list[str]]:
-        """Return what people said of each image; {} where the file has no captions. Raises UserError."""
-        path = data.path(self, "annotation-file")
-        whole, people = read_object(path, {}), dict[str, list[str]]()
-        for row in check_rows(whole.get("annotations", []), {"image_id": ID, "caption": TEXT}, path):
-            people.setdefault(str(row["image_id"]), []).append(str(row["caption"]))
-        return people
 
 
 class NoCaps(COCOCaption):
@@ -77,20 +68,3 @@ class NoCaps(COCOCaption):
             "annotation-file", "nocaps_val_4500_captions.json", "the images", site, "CC BY 2.0", count=4500
         ),
     )
-
-
-def _graded(found: Answered, people: dict[str, list[str]]) -> list[Graded]:
-    """Return what the captions of images earn, of which people's are known: CIDEr-D of 10."""
-    pairs = [(ask, text, people[str(ask.id)]) for ask, text in found.pairs if str(ask.id) in people]
-    scores = cider_d([text for _, text, _ in pairs], [some for _, _, some in pairs])
-    return [
-        Graded(ask.id, text.strip(), some[0], score / SCALE)
-        for (ask, text, some), score in zip(pairs, scores, strict=True)
-    ]
-
-
-def cider(graded: Sequence[Graded]) -> Score:
-    """Return the CIDEr-D of a set as it is published: times 100, at most 1000."""
-    one = mean("CIDEr-D", graded, "approximate", unit="points")
-    stderr = None if one.stderr is None else SCALE * one.stderr
-    return replace(one, value=SCALE * one.value, low=None, high=None, stderr=stderr)

@@ -10,7 +10,7 @@ from llava.eval.metrics.anls import anls
 from llava.eval.submissions import write_json
 from llava.eval.tasks.annotated import AnnotatedTask, Rows
 from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
-from llava.eval.tasks.files import ID, TEXT, check_rows, read_object
+from llava.eval.tasks.files import ID, TEXT, read_listed
 from llava.eval.tasks.grading import Answered
 from llava.eval.tasks.prompts import short_answer
 from llava.eval.tasks.questions import image_folder
@@ -48,7 +48,7 @@ class DocVQA(AnnotatedTask):
         """Yield the questions."""
         path = data.path(self, "annotation-file")
         fields = {"questionId": ID, "question": TEXT, self.image_field: TEXT}
-        for row in check_rows(read_object(path, {"data": list})["data"], fields, path):
+        for row in read_listed(path, "data", fields):
             identity = row["questionId"]
             assert isinstance(identity, int | str)
             yield identity, row

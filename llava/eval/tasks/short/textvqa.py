@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from llava.eval.metrics.vqa import m4c_accuracy, m4c_answer
 from llava.eval.tasks import prompts
 from llava.eval.tasks.annotated import AnnotatedTask
 from llava.eval.tasks.base import Ask, DataFile, Graded, Record, TaskData
-from llava.eval.tasks.files import TEXT, Fields, check_rows, read_object
+from llava.eval.tasks.files import TEXT, Fields, read_listed
 from llava.eval.tasks.grading import Key
 from llava.eval.tasks.questions import image_folder, question_file
 from llava.eval.tasks.short.people import texts
+from llava.eval.tasks.short.textvqa_prompts import question_of
 
 SITE = "https://textvqa.org/dataset/"
-_OLD = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
 class TextVQA(AnnotatedTask):
@@ -48,17 +47,13 @@ class TextVQA(AnnotatedTask):
         """Yield the questions, each with the tokens of its image where the OCR file is there."""
         tokens: dict[str, Record] = {}
         if data.has(self, "ocr-file"):
-            told = self._read(data, "ocr-file", {"image_id": TEXT, "ocr_tokens": list})
+            fields: Fields = {"image_id": TEXT, "ocr_tokens": list}
+            told = read_listed(data.path(self, "ocr-file"), "data", fields)
             tokens = {str(row["image_id"]): row for row in told}
-        for row in self._read(data, "annotation-file", {"image_id": TEXT, "question": TEXT}):
-            yield (
-                str(row["image_id"]),
-                row | {"ocr_tokens": tokens.get(str(row["image_id"]), {}).get("ocr_tokens", [])},
-            )
-
-    def _read(self, data: TaskData, key: str, fields: Fields) -> list[Record]:
-        path = data.path(self, key)
-        return check_rows(read_object(path, {"data": list})["data"], fields, path)
+        fields = {"image_id": TEXT, "question": TEXT}
+        for row in read_listed(data.path(self, "annotation-file"), "data", fields):
+            name = str(row["image_id"])
+            yield name, row | {"ocr_tokens": tokens.get(name, {}).get("ocr_tokens", [])}
 
     def from_originals(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions; raises UserError without OCR tokens, which the prompts need."""
@@ -81,11 +76,3 @@ class TextVQA(AnnotatedTask):
         people = texts(row["answers"], f"textvqa, {ask.id}")
         said = m4c_answer(text)
         return Graded(ask.id, said, people[0], m4c_accuracy(text, people), bool(said), ask.group)
-
-
-def question_of(prompt: str) -> str:
-    """Return a prompt's question in lower case, with tokens before or behind it, or in the oldest form."""
-    told = prompt.split("\n")
-    if prompt.startswith("OCR tokens: ") and (found := _OLD.search(prompt)):
-        return found[1].lower()
-    return told[1 if prompt.startswith(prompts.OCR.strip()) and len(told) == 3 else 0].lower()

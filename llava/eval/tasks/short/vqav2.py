@@ -8,7 +8,7 @@ from pathlib import Path
 from llava.eval.submissions import vqav2_rows, write_json
 from llava.eval.tasks.annotated import Rows
 from llava.eval.tasks.base import Ask, DataFile, Record, TaskData
-from llava.eval.tasks.files import ID, TEXT, Fields, check_rows, read_lines, read_object
+from llava.eval.tasks.files import ID, TEXT, Fields, read_lines, read_listed
 from llava.eval.tasks.grading import Answered
 from llava.eval.tasks.prompts import short_answer
 from llava.eval.tasks.questions import image_folder, question_file
@@ -58,15 +58,12 @@ class VQAv2(PeopleTask):
         """Yield the questions; those of val2014 with what people answered."""
         people: dict[str, Record] = {}
         if data.split_of(self) not in self.unseen:
-            told = self._read(data, "annotation-file", "annotations", {"question_id": int, "answers": list})
+            fields: Fields = {"question_id": int, "answers": list}
+            told = read_listed(data.path(self, "annotation-file"), "annotations", fields)
             people = {str(row["question_id"]): row for row in told}
-        fields: Fields = {"question_id": int, "image_id": int, "question": TEXT}
-        for row in self._read(data, "questions", "questions", fields):
+        fields = {"question_id": int, "image_id": int, "question": TEXT}
+        for row in read_listed(data.path(self, "questions"), "questions", fields):
             yield int(str(row["question_id"])), people.get(str(row["question_id"]), {}) | row
-
-    def _read(self, data: TaskData, key: str, name: str, fields: Fields) -> list[Record]:
-        path = data.path(self, key)
-        return check_rows(read_object(path, {name: list})[name], fields, path)
 
     def ask(self, identity: str | int, row: Record, data: TaskData) -> Ask:
         """Ask for a word or phrase."""
@@ -79,8 +76,7 @@ class VQAv2(PeopleTask):
         if data.submission is None or data.split_of(self) not in self.unseen:
             return []
         path = data.path(self, "submission-questions")
-        if path.suffix == ".jsonl":
-            whole = read_lines(path, {"question_id": ID})
-        else:
-            whole = check_rows(read_object(path, {"questions": list})["questions"], {"question_id": ID}, path)
+        fields: Fields = {"question_id": ID}
+        is_ours = path.suffix == ".jsonl"
+        whole = read_lines(path, fields) if is_ours else read_listed(path, "questions", fields)
         return write_json(data.submission, vqav2_rows((row["question_id"] for row in whole), found.said()))

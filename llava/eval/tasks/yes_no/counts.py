@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+from llava.eval.tasks.base import Score
 
 
 @dataclass
@@ -63,3 +66,14 @@ class Counts:
             "said yes": (self.tp + self.fp) / n,
         }
         return {name: 100 * value for name, value in rates.items()} | {"questions": float(self.n)}
+
+
+def mean_f1(parts: Sequence[Counts]) -> Score:
+    """Return the mean F1 of the parts of a benchmark in percent, with its bounds."""
+    n = sum(one.n for one in parts)
+
+    def mean(some: Sequence[Counts]) -> float:
+        return 100 * sum(one.f1 for one in some) / len(some)
+
+    low, high = (mean([one.if_unsure(right=right) for one in parts]) for right in (False, True))
+    return Score("F1, mean of the categories", "official", mean(parts), n, low=low, high=high)

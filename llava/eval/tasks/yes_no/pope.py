@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
-from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Report, Score, TaskData
+from llava.eval.tasks.base import Ask, DataFile, Graded, Record, Report, TaskData
 from llava.eval.tasks.files import TEXT, read_lines
 from llava.eval.tasks.grading import answered, mean
 from llava.eval.tasks.prompts import short_answer
 from llava.eval.tasks.questions import QuestionTask, image_folder, question_file
 from llava.eval.tasks.rules import is_yes_or_no, pope_says
-from llava.eval.tasks.yes_no.counts import Counts
+from llava.eval.tasks.yes_no.counts import Counts, mean_f1
 from llava.utils import UserError
 
 CATEGORIES = ("adversarial", "popular", "random")
@@ -69,16 +68,5 @@ class POPE(QuestionTask):
             counts[str(ask.extra["category"])].add(said == "yes", label == "yes", sure=is_yes_or_no(text))
             graded.append(Graded(ask.id, said, label, float(said == label), is_yes_or_no(text), ask.group))
         present = {name: one for name, one in counts.items() if one.n}
-        n = len(present)
-        f1 = Score(
-            "F1, mean of the categories",
-            "official",
-            100 * sum(one.f1 for one in present.values()) / n,
-            len(graded),
-            low=100 * sum(one.if_unsure(right=False).f1 for one in present.values()) / n,
-            high=100 * sum(one.if_unsure(right=True).f1 for one in present.values()) / n,
-        )
-        accuracy = replace(mean("accuracy", graded), name="accuracy")
-        return found.report(
-            [f1, accuracy], graded, tables={name: one.table() for name, one in present.items()}
-        )
+        scores = [mean_f1(list(present.values())), mean("accuracy", graded)]
+        return found.report(scores, graded, tables={name: one.table() for name, one in present.items()})

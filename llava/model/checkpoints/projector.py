@@ -1,0 +1,36 @@
+"""Fills a projector, and the newline beside it, from weights of a file."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llava.model.checkpoints.files import CheckpointError, part_of
+from llava.model.checkpoints.gather import gathered
+
+
+def fill_projector(
+    projector: nn.Module,
+    image_newline: nn.Parameter | None,
+    weights: dict[str, torch.Tensor],
+    source: str,
+    kind: str,
+) -> None:
+    """Fill a projector of `kind` from weights named `...mm_projector.*`; `source` is named in errors.
+
+    image_newline: is filled as well, if there is one and the weights have it. Raises CheckpointError.
+    """
+    found = part_of(weights, "mm_projector")
+    newline = next((value for name, value in weights.items() if name.endswith("image_newline")), None)
+    with gathered(projector.parameters(), write=True):
+        expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+        if {name: tuple(value.shape) for name, value in found.items()} != expected:
+            stored = {name: tuple(value.shape) for name, value in found.items()}
+            raise CheckpointError(
+                f"{source} does not fit the projector {kind!r}: it holds {stored or 'none'}, expected "
+                f"{expected}. Check mm_projector_type and the width of tower and LLM."
+            )
+        projector.load_state_dict(found)
+    if newline is not None and image_newline is not None:
+        with gathered([image_newline], write=True), torch.no_grad():
+            image_newline.copy_(newline)
