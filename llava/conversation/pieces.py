@@ -125,7 +125,7 @@ class KnownTokens:
 
 
 def known_tokens(tokenizer: PreTrainedTokenizerBase) -> KnownTokens:
-    """Return what a tokenizer's added tokens are, anew when some were added since."""
+    """Return what a tokenizer's added tokens are, again when some were added since."""
     known = _known_tokens(tokenizer)
     # counting takes milliseconds as well, and a new token stands behind the others
     grown = (

@@ -70,19 +70,22 @@ STAGES["lora"] = {
 }
 
 
-def command(stage: str, work: Path, device: str, changed: Mapping[str, str] | None = None) -> list[str]:
-    """Build the command line of a stage; `changed` flags win over its own."""
+def command(
+    stage: str, work: Path, device: str, changed: Mapping[str, str | None] | None = None
+) -> list[str]:
+    """Build the command line of a stage; `changed` flags win over its own, None omits one."""
     on_gpu = device.startswith("cuda")
-    flags = {**SHARED, **STAGES[stage], "bf16": str(on_gpu), "tf32": str(on_gpu), **(changed or {})}
+    own = {**SHARED, **STAGES[stage], "bf16": str(on_gpu), "tf32": str(on_gpu)}
+    flags: dict[str, str | None] = {**own, **(changed or {})}
     if not on_gpu:
         flags["use_cpu"] = "True"
     words = [sys.executable, "llava/train/train_mem.py"]
     for name, value in flags.items():
-        words += [f"--{name}", value.format(work=work)]
+        words += [] if value is None else [f"--{name}", value.format(work=work)]
     return words
 
 
-def train(stage: str, work: Path, device: str, changed: Mapping[str, str] | None = None) -> None:
+def train(stage: str, work: Path, device: str, changed: Mapping[str, str | None] | None = None) -> None:
     """Run a stage; its progress goes to the terminal, its command line to a file beside its folder.
 
     Raises CalledProcessError when it fails.
