@@ -115,12 +115,12 @@ class _OnDemand(dict[str, Any]):
         return made
 
 
-def make_configs_on_demand(mapping: Any, make: Callable[[str], type[PretrainedConfig] | None]) -> None:
+def make_configs_on_demand(mapping: object, make: Callable[[str], type[PretrainedConfig] | None]) -> None:
     """Let AutoConfig's mapping ask `make` for the class of a model type that nobody has registered.
 
     The public `AutoConfig.register` wants the class itself: that of every LLM, at the time of import.
     """
-    mapping._extra_content = _OnDemand(mapping._extra_content, make)
+    vars(mapping)["_extra_content"] = _OnDemand(vars(mapping)["_extra_content"], make)
 
 
 def cached_hub_file(repository: str, name: str, **hub: object) -> str | None:

@@ -34,7 +34,7 @@ class MadeConfig(ReadableByReference):
     """An LLM's config with the multimodal fields."""
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: object) -> Any:
         """Build it from the content of a `config.json`, also one that calls the type by another name."""
         return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin
+
+    class _Causal(PreTrainedModel, GenerationMixin): ...
+
 
 VOCABULARY = 64
 WINDOW = 8  # of sliding attention, shorter than the texts that are tried
@@ -86,7 +92,7 @@ SMALL: Mapping[str, Any] = {
 OPTIONAL = ("sliding_window", "final_logit_softcapping")  # a model that has none stays without
 
 
-def small_config(config_class: type[PreTrainedConfig], **changes: Any) -> Any:
+def small_config(config_class: type[PreTrainedConfig], **changes: object) -> Any:
     """Return a config of a small model of its kind; `changes` replace fields."""
     default = config_class()
     known = vars(default)
@@ -101,7 +107,8 @@ def small_config(config_class: type[PreTrainedConfig], **changes: Any) -> Any:
         fields["layer_types"] = [
             distinct[place % len(distinct)] for place in range(SMALL["num_hidden_layers"])
         ]
-    return config_class(**{**fields, **changes})
+    settings: dict[str, Any] = {**fields, **changes}
+    return config_class(**settings)
 
 
 def causal_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
@@ -123,7 +130,7 @@ def undisturbed() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def small_model(model_type: str, **changes: Any) -> Any:
+def small_model(model_type: str, **changes: object) -> Any:
     """Return a small random causal LM of a `model_type`, in eval mode, whose every weight matters."""
     config_class = CONFIG_MAPPING[model_type]
     with undisturbed():
@@ -137,7 +144,7 @@ def small_model(model_type: str, **changes: Any) -> Any:
 # ---- what is tried out ----
 
 
-def fault_of(model: Any) -> str:
+def fault_of(model: _Causal) -> str:
     """Say what keeps a small model of an LLM's kind from being a LLaVA; "" when nothing does.
 
     Its logits from embeddings must be those from token ids, no position may see later ones, padding on the
@@ -168,7 +175,7 @@ def fault_of(model: Any) -> str:
     return "" if torch.equal(chosen, answer) else "its answers with a cache differ from those without"
 
 
-def _padded(model: Any, embeds: torch.Tensor, padding: int = 3) -> torch.Tensor:
+def _padded(model: _Causal, embeds: torch.Tensor, padding: int = 3) -> torch.Tensor:
     """Return the logits (1, L, V) of embeddings (1, L, C) that stand behind padding."""
     row = torch.cat([embeds[:, :1].expand(-1, padding, -1), embeds], dim=1)
     mask = (torch.arange(row.shape[1])[None] >= padding).long()
@@ -178,7 +185,7 @@ def _padded(model: Any, embeds: torch.Tensor, padding: int = 3) -> torch.Tensor:
     return model(**inputs).logits[:, padding:]
 
 
-def has_plain_head(model: Any) -> bool:
+def has_plain_head(model: _Causal) -> bool:
     """Tell whether logits are the head's weights times the last hidden states, and nothing else."""
     with undisturbed():
         ids = torch.arange(3, 12)[None]
