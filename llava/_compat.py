@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -97,6 +97,30 @@ def no_split_modules(model: PreTrainedModel) -> list[str]:
 def set_no_split_modules(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Choose the classes that a device map and FSDP keep whole; accelerate reads them from the model."""
     model._no_split_modules = list(names)
+
+
+class _OnDemand(dict[str, Any]):
+    """A dict that asks `make` for what it lacks."""
+
+    def __init__(self, known: Mapping[str, Any], make: Callable[[str], Any]) -> None:
+        super().__init__(known)
+        self._make = make
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (isinstance(key, str) and self._make(key) is not None)
+
+    def __missing__(self, key: str) -> Any:
+        if (made := self._make(key)) is None:
+            raise KeyError(key)
+        return made
+
+
+def make_configs_on_demand(mapping: object, make: Callable[[str], type[PretrainedConfig] | None]) -> None:
+    """Let AutoConfig's mapping ask `make` for the class of a model type that nobody has registered.
+
+    The public `AutoConfig.register` wants the class itself: that of every LLM, at the time of import.
+    """
+    vars(mapping)["_extra_content"] = _OnDemand(vars(mapping)["_extra_content"], make)
 
 
 def cached_hub_file(repository: str, name: str, **hub: object) -> str | None:

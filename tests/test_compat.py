@@ -20,10 +20,12 @@ from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MptConfig,
     MptForCausalLM,
     Trainer,
     TrainingArguments,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.tokenization_python import Trie
 from transformers.utils import cached_file
 
@@ -119,6 +121,18 @@ def test_the_classes_that_stay_whole_are_read_and_set(model: LlamaForCausalLM) -
     _compat.set_no_split_modules(model, [])
     assert _compat.no_split_modules(model) == [] and model._no_split_modules == []
     _compat.set_no_split_modules(model, before)
+
+
+def test_configs_are_made_when_they_are_asked_for() -> None:
+    mapping = type(CONFIG_MAPPING)({})
+    mapping.register("known", LlamaConfig)
+    _compat.make_configs_on_demand(mapping, {"made": MptConfig}.get)
+    assert mapping["known"] is LlamaConfig and mapping["made"] is MptConfig
+    assert "made" in mapping and "other" not in mapping
+    with pytest.raises(KeyError, match="other"):
+        mapping["other"]
+    mapping.register("later", LlamaConfig)
+    assert mapping["later"] is LlamaConfig
 
 
 def test_an_optional_file_of_a_folder_may_be_missing(tmp_path: Path) -> None:

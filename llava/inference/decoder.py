@@ -164,8 +164,10 @@ class Decoder:
         return out.logits[:, -1], out.past_key_values
 
     def _crop(self, n_positions: int) -> None:
-        """Cut the cache to its first positions."""
+        """Cut the cache to its first positions. Raises RuntimeError or ValueError where that cannot be."""
         assert self._cache is not None
+        if any(hasattr(layer, "recurrent_states") for layer in self._cache.layers):
+            raise ValueError("a state belongs to all positions before it")
         self._cache.crop(n_positions - self._filled)  # a negative number is cut from the end
 
 

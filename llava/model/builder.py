@@ -312,10 +312,16 @@ def _fill(plan: LoadPlan, model: LlavaModel, info: dict[str, Any], exempt: Exemp
 
 
 def _add_image_tokens(model: PreTrainedModel, tokenizer: Tokenizer, exempt: Exempt | None) -> None:
-    """Add the tokens that the config asks for; the embeddings get a row for each token."""
+    """Add the tokens that the config asks for; the embeddings get a row for each token.
+
+    Rows beyond the tokens are cut off, as the reference does, but in families whose models have such rows.
+    """
     settings = MultimodalConfig.of(model.config)
     if settings.use_im_patch_token:
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
     if settings.use_im_start_end:
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    _resize(model, len(tokenizer), exempt)
+    family = find_family(model.config.model_type)
+    keeps_spare = family is not None and family.spare_rows
+    if not keeps_spare or model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+        _resize(model, len(tokenizer), exempt)

@@ -72,6 +72,10 @@ class LlavaMetaModel(_LLM):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        self.attach_vision(config)
+
+    def attach_vision(self, config: PreTrainedConfig) -> None:
+        """Give the model the tower and projector that its config names, still without the tower's weights."""
         settings = MultimodalConfig.of(config)
         if settings.vision_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
@@ -81,14 +85,10 @@ class LlavaMetaModel(_LLM):
             self.mm_projector = build_vision_projector(config, delay_load=True)
             if "unpad" in settings.merge_type:
                 self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
-                with torch.no_grad():  # for a model built from scratch
-                    self.image_newline.normal_(std=config.hidden_size**-0.5)
+                nn.init.normal_(self.image_newline, std=config.hidden_size**-0.5)  # if built from scratch
 
     def forward(self, *args: object, **kwargs: object) -> Any:
-        """Run the LLM's model; while a loss is computed, only labelled positions (1, n, C) leave it.
-
-        So the LLM's own head, with its scalings, caps and biases, computes no logits for the others.
-        """
+        """Run the LLM's model; while a loss is computed, its head gets labelled positions (1, n, C) only."""
         output = super().forward(*args, **kwargs)
         if self.positions_for_head is not None:
             states = output.last_hidden_state  # (B, L, C)

@@ -138,10 +138,24 @@ class Controller:
         with self._lock:
             if name not in self.worker_info and len(self.worker_info) >= self.max_workers:
                 raise ServeError(503, "too many workers are registered", code="too_many_workers")
-            is_new = name not in self.worker_info
+            before = self.worker_info.get(name)
             self.worker_info[name] = info
+            clashes = [] if before and before.templates == info.templates else self._clashes(name, info)
+        for other, model, key in clashes[:1]:
+            words = "workers %s and %s serve %r with other templates (%s, %s); give one another --model-name"
+            logger.warning(words, name, other, model, info.templates[model], key)
+        is_new = before is None
         logger.info("%s worker %s with %s", "new" if is_new else "known", name, ", ".join(info.model_names))
         return True
+
+    def _clashes(self, name: str, info: WorkerInfo) -> list[tuple[str, str, str]]:
+        """List (worker, model, template) where another worker has a model's name with another template."""
+        return [
+            (other, model, known.templates[model])
+            for other, known in self.worker_info.items()
+            for model, key in info.templates.items()
+            if other != name and known.templates.get(model, key) != key
+        ]
 
     def get_worker_status(self, worker_name: str) -> dict[str, Any] | None:
         """Ask a worker for its status; None, and a log line, if it does not answer."""
@@ -274,6 +288,11 @@ class Controller:
                 self.remove_worker(address)
                 if not begun:
                     continue
+            except httpx2.HTTPStatusError as error:
+                logger.warning("worker %s refuses a request: %s", address, _words(error))
+                if error.response.is_client_error:
+                    yield _worker_refuses(error.response.status_code)
+                    return
             except httpx2.HTTPError as error:
                 logger.warning("worker %s broke off: %s", address, _words(error))
             yield _worker_gone()
@@ -294,6 +313,15 @@ def _no_worker(model: str, were_dead: bool) -> bytes:
     gone = " (those that did could not be reached)" if were_dead else ""
     message = f"no worker has the model {model[:200]!r}{gone}"
     return error_frame(ErrorCode.NO_WORKER, ServeError(503, message, code="no_worker", retry_after_s=5))
+
+
+def _worker_refuses(status: int) -> bytes:
+    """Return the frame of a worker that will refuse the request again."""
+    why = "the request"
+    if status in (401, 403):
+        why = "the controller's key: start controller and workers with one key (LLAVA_API_KEY)"
+    message = f"the worker refuses {why} (status {status})"
+    return error_frame(ErrorCode.FAILED, ServeError(502, message, code="worker_refuses"))
 
 
 def _worker_gone() -> bytes:

@@ -23,15 +23,15 @@ from playground.digits.quickstart import make_data_and_models  # noqa: E402
 from playground.digits.training import train  # noqa: E402
 
 BASELINE = "mlp2x_gelu"
-PROJECTORS = (
+PROJECTORS = (  # the digits tower gives 2 x 2 features
     BASELINE,
     "linear",
     "identity",
     "mlp2x_res2x_gelu",
     "avg_pool2x_mlp2x_gelu",
     "pixel_shuffle2x_mlp2x_gelu",
-    "perceiver2x_8tokens",
-    "qformer2x_8tokens",
+    "perceiver2x_2tokens",
+    "qformer2x_2tokens",
 )
 KINDS = (*ONE_IMAGE, *TWO_IMAGES)
 BEGIN, END = "<!-- numbers:begin -->\n", "<!-- numbers:end -->"
@@ -90,7 +90,7 @@ def table(report: dict[str, Any]) -> str:
     for row in rows:
         lines.append(
             f"| `{row['projector']}` | {row['tokens']} | {row['parameters']:,} | {row['which_digit']:.1%} | "
-            f"{row['odd_or_even']:.1%} | {row['mean']:.1%} | {100 * (row['mean'] - base['mean']):+.1f} |"
+            f"{row['odd_even']:.1%} | {row['mean']:.1%} | {100 * (row['mean'] - base['mean']):+.1f} |"
         )
     steps = f"the first {report['steps']} steps of" if report["steps"] else "all of"
     asked = f"{report['questions']} test questions of each kind"

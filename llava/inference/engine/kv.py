@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+from llava.utils import UserError
 
 # Keys and values (B, heads, length, head size) of each layer.
 Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -77,6 +79,19 @@ class Columns(NamedTuple):
     row: int
     start: int
     end: int
+
+
+def refuse_states(config: PreTrainedConfig) -> None:
+    """Raise UserError for an LLM whose layers keep a state instead of keys and values.
+
+    A state (linear attention, convolutions) belongs to all positions before it: rows cannot be cut or joined.
+    """
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    if any("LinearAttention" in kind for kind in kinds):
+        raise UserError(
+            f"{config.model_type} keeps a state of the text instead of keys and values in some layers, which "
+            "answers that run together cannot share; ask it with model.generate()."
+        )
 
 
 def new_cache() -> Cache:

@@ -14,6 +14,7 @@ from llava.inference.engine.kv import (
     last_columns,
     layers_of,
     new_cache,
+    refuse_states,
     rows_of,
     stack,
     width_of,
@@ -51,6 +52,7 @@ class Stepper:
         self.images_at_once, self.contain = images_at_once, contain
         self.rows: list[Row] = []  # that run
         self.again: list[Row] = []  # whose group failed: to be begun one by one
+        refuse_states(loaded.model.config)
         self._call = ModelCall(loaded.model)
         self._cache: Cache | None = None  # of the rows that run
         self._prefill: Prefill | None = None

@@ -139,7 +139,7 @@ def text_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     kept = {name: value for name, value in fields.items() if not name.startswith(_MULTIMODAL)}
     family = family_of(config)
     return {
-        "architectures": [family.model_class.__name__.removeprefix("Llava")],
+        "architectures": [family.llm_class.__name__ if family.llm_class else ""],
         **kept,
         "model_type": family.base_type,
         "vocab_size": vocabulary,
@@ -167,7 +167,7 @@ def check_hf(config: Mapping[str, Any], path: str) -> str:
     known = [family.base_type for family in FAMILIES if family.exports]
     towers = sorted({one.config_class.model_type for one in TOWERS.values() if one.converts_to_hf})
     reason = None
-    if text.get("model_type", "llama") not in known:
+    if not _exports(text.get("model_type", "llama")):
         reason = f"its language model is {text.get('model_type')!r}; known: {', '.join(known)}"
     elif vision.get("model_type", towers[0]) not in towers:
         reason = f"its vision tower is {vision.get('model_type')!r}; known: {', '.join(towers)}"
@@ -182,6 +182,14 @@ def check_hf(config: Mapping[str, Any], path: str) -> str:
     if reason:
         raise CheckpointError(f"{path} cannot be expressed as a LLaVA checkpoint: {reason}.")
     return kind
+
+
+def _exports(text_type: object) -> bool:
+    """Tell whether LLaVA stands on an LLM, and transformers' LLaVA classes hold it."""
+    try:
+        return family_of({"model_type": text_type}).exports
+    except CheckpointError:
+        return False
 
 
 def vision_config(config: Mapping[str, Any]) -> PreTrainedConfig:

@@ -30,11 +30,19 @@ class Family:
     final_norm: str = "norm"
     head: str = "lm_head"
     positions: str = "max_position_embeddings"  # field of the config: the longest input
+    spare_rows: bool = False  # whether embeddings may have more rows than there are tokens, which stay
+    made: bool = False  # by the factory; an entry that somebody wrote goes before it
 
     @property
     def llava_type(self) -> str:
         """The `model_type` of its LLaVA."""
         return self.config_class.model_type
+
+    @property
+    def llm_class(self) -> type[PreTrainedModel] | None:
+        """Transformers' class that its LLaVA stands on, None for one that is not from there."""
+        ancestors = self.model_class.__mro__
+        return next((one for one in ancestors if one.__module__.startswith("transformers.models.")), None)
 
     @property
     def body(self) -> str:
@@ -58,13 +66,13 @@ FAMILIES: list[Family] = []
 def register_family(family: Family) -> None:
     """Add a family, of this library or of another project, and tell transformers' Auto classes.
 
-    A family that is registered again is replaced. Raises ValueError for a `model_type` that other classes
-    have.
+    A family that is registered again is replaced, and so is one that the factory has made. Raises ValueError
+    for a `model_type` that other classes have.
     """
     for known in list(FAMILIES):
-        types = {known.base_type, known.llava_type}
+        types = {known.llava_type} if known.made or family.made else {known.base_type, known.llava_type}
         if types & {family.base_type, family.llava_type}:
-            if known.model_class.__name__ != family.model_class.__name__:
+            if not known.made and known.model_class.__name__ != family.model_class.__name__:
                 raise ValueError(
                     f"{family.model_class.__name__} is for {family.base_type} and {family.llava_type}, which "
                     f"{known.model_class.__name__} has taken; choose another model_type for its config."
@@ -74,5 +82,7 @@ def register_family(family: Family) -> None:
     AutoConfig.register(family.llava_type, family.config_class, exist_ok=True)
     AutoModelForCausalLM.register(family.config_class, family.model_class, exist_ok=True)
     # mixtures of experts are stored under other names than they have in memory
-    if mapping := get_checkpoint_conversion_mapping(family.base_type):
-        register_checkpoint_conversion_mapping(family.model_class.__name__, mapping, overwrite=True)
+    for name in (family.llm_class.__name__ if family.llm_class else "", family.base_type):
+        if mapping := get_checkpoint_conversion_mapping(name):
+            register_checkpoint_conversion_mapping(family.model_class.__name__, mapping, overwrite=True)
+            break

@@ -7,13 +7,21 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, __version__
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava._compat import supported_attention
 from llava.model import language_model
 from llava.model.checkpoints.errors import CheckpointError, explained
 from llava.model.checkpoints.foreign import foreign_config
+from llava.model.language_model.factory import (
+    OTHER_NAMES,
+    PREFIX,
+    base_type_of,
+    base_type_of_class,
+    family_for,
+    refuse_inexact,
+)
 from llava.model.language_model.family import FAMILIES, KERNELS, Family, register_family
 
 __all__ = [
@@ -42,31 +50,43 @@ def is_llava(config: Mapping[str, Any]) -> bool:
 
 
 def find_family(model_type: str | None) -> Family | None:
-    """Return the family of a `model_type`, of a LLaVA or of a text model; None for another LLM."""
-    return next((one for one in FAMILIES if model_type in (one.base_type, one.llava_type)), None)
+    """Return the family of a `model_type`, of a LLaVA or of a text model; None for one that is not known yet.
+
+    Families of the factory are known once `family_of` has met a config of their kind.
+    """
+    if model_type in OTHER_NAMES and not any(one.llava_type == model_type for one in FAMILIES):
+        model_type = PREFIX + OTHER_NAMES[model_type]
+    named = [one for one in FAMILIES if model_type in (one.base_type, one.llava_type)]
+    return min(named, key=lambda one: one.made, default=None)
 
 
 def family_of(config: Mapping[str, Any], path: str = "") -> Family:
-    """Return the family of a `config.json`, of a LLaVA or of a text model.
+    """Return the family of a `config.json`, of a LLaVA or of a text model, made if it is not known yet.
 
-    First releases wrote `model_type` "llava"; their architecture names the class. Raises CheckpointError for
-    an unknown type; `path`, the folder, is named in it.
+    First releases and LLaVA-NeXT wrote `model_type` "llava"; their architecture names the class. Raises
+    CheckpointError for a type that cannot be a LLaVA; `path`, the folder, is named in it.
     """
     model_type = config.get("model_type")
     if family := find_family(model_type):
         return family
-    architectures = config.get("architectures") or []
+    architectures = [str(name) for name in config.get("architectures") or []]
     for family in FAMILIES:
         if family.model_class.__name__ in architectures:
             return family
     if foreign := foreign_config(config, path or "This model"):
         raise CheckpointError(foreign)
-    known = ", ".join(f"{one.base_type}, {one.llava_type}" for one in FAMILIES)
-    raise CheckpointError(
-        f"{path and f'{path}: '}config.json has model_type {model_type!r} and architectures {architectures}; "
-        f"known model types: {known}. LLaVA on another LLM, e.g. LLaVA-NeXT's llava_qwen, is loaded with "
-        f"its own project's code."
-    )
+    base_types = [base_type_of(model_type), *(base_type_of_class(name) for name in architectures)]
+    base_type = next(filter(None, base_types), None)
+    if base_type is None:
+        raise CheckpointError(
+            f"{path and f'{path}: '}config.json has model_type {model_type!r} and architectures "
+            f"{architectures}, which name no language model that transformers {__version__} knows; expected "
+            f"its model_type, or llava_ and its model_type."
+        )
+    try:
+        return find_family(base_type) or family_for(base_type)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}" if path else str(error)) from error
 
 
 def llava_config(config: Mapping[str, Any], path: str = "") -> Any:
@@ -76,7 +96,9 @@ def llava_config(config: Mapping[str, Any], path: str = "") -> Any:
     """
     family = family_of(config, path)
     with explained(path or "This model"):
-        return family.config_class.from_dict({**config, "model_type": family.config_class.model_type})
+        built = family.config_class.from_dict({**config, "model_type": family.config_class.model_type})
+    refuse_inexact(built, path)
+    return built
 
 
 # ---- what can be asked of any LLM, with an entry or without ----

@@ -38,8 +38,7 @@ KINDS = {
     "text": "a text model",
     "text_lora": "a LoRA adapter of a text model",
 }
-# the last norm's weights are around 1 or above; a difference of two models has them around 0
-FINAL_NORMS = tuple(family.final_norm_weight for family in FAMILIES)
+# what the last norm's weights are at least, around 1 or above; a difference of two models has them around 0
 SMALLEST_NORM = 0.1
 
 
@@ -379,12 +378,13 @@ def _check_generation_config(report: Report, plan: LoadPlan) -> None:
 
 def _look_for_a_delta(report: Report) -> None:
     """Note a published difference of two models, which loads but answers nonsense."""
+    names = tuple(family.final_norm_weight for family in FAMILIES)
     try:
         places = files.weight_files(report.path)
-        norms = [one for place in places for one in files.read_tensors(place, only=FINAL_NORMS).items()]
+        norms = [one for place in places for one in files.read_tensors(place, only=names).items()]
     except CheckpointError:
         return  # told already
-    if any(name in FINAL_NORMS and value.float().abs().mean() < SMALLEST_NORM for name, value in norms):
+    if any(name in names and value.float().abs().mean() < SMALLEST_NORM for name, value in norms):
         report.problems.append(
             f"{report.path} looks like a delta, the difference to a base model; add the base with: "
             f"python -m llava.model.apply_delta --base BASE --delta {report.path} --target NEW_FOLDER"

@@ -6,10 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava._compat import attention_of
+from llava.model.language_model.probing import small_model
 from llava.model.language_model.registry import FAMILIES, find_family
 from llava.model.multimodal.packed_attention import SAMPLEWISE, use_samplewise_attention
 from llava.model.multimodal.splice import SplicedRow, pack_rows
@@ -20,19 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# fields of a config that make a small model of its kind; four layers have one of each kind in use today
-_SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 _APART = 1e-3  # logits of packed samples that run into each other differ by more than 1
 
 
@@ -76,23 +62,11 @@ def keeps_samples_apart(model_type: str, attention: str | None) -> tuple[bool, s
 
 
 def _small_model(model_type: str, attention: str | None) -> Any:
-    config_class = CONFIG_MAPPING[model_type]
-    names = {config_class.attribute_map.get(name, name): value for name, value in _SMALL.items()}
-    known = vars(config_class())
     wanted = "sdpa" if attention in ("sdpa", SAMPLEWISE) else "eager"
-    config = config_class(
-        **{name: value for name, value in names.items() if name in known}, attn_implementation=wanted
-    )
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        # not through from_config, which under ZeRO-3 would shard it
-        model = (found[0] if isinstance(found, tuple) else found)(config)
-        for value in model.parameters():  # initial values are too small to show a fault
-            value.data.add_(torch.randn_like(value) * 0.1)
+    model = small_model(model_type, attn_implementation=wanted)
     if attention_of(model.config) == "sdpa":
         use_samplewise_attention(model.config)
-    return model.eval()
+    return model
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from llava.model.checkpoints import quantization
 from llava.model.checkpoints.gather import is_split
@@ -73,12 +74,18 @@ def cast_quantized(model: PreTrainedModel, plan: RunPlan) -> None:
 
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
-    """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head."""
+    """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head.
+
+    GPT-2's `Conv1D` is one. Layers that transformers derives from a linear one are not: routers of experts,
+    which return several tensors.
+    """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in NO_ADAPTER)
+        if isinstance(module, (nn.Linear, Conv1D))
+        and not type(module).__module__.startswith("transformers.models.")
+        and not any(part in name for part in NO_ADAPTER)
     }
     heads = {"lm_head", *(name.rpartition(".")[2] for name, module in linear.items() if module is head)}
     return sorted({name.rpartition(".")[2] for name in linear} - heads)

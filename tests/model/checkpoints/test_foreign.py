@@ -43,9 +43,9 @@ CONFIGS = {
         {"model_type": "llava_onevision", "architectures": ["LlavaOnevisionForConditionalGeneration"]},
         ["LlavaOnevisionForConditionalGeneration", "not in LLaVA's format"],
     ),
-    "LLaVA-NeXT on Qwen": (
-        {"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"], "mm_vision_tower": "x/y"},
-        ["'llava_qwen'", "known model types", "its own project's code"],
+    "LLaVA on an unknown LLM": (
+        {"model_type": "llava_galactic", "architectures": ["LlavaGalactic"], "mm_vision_tower": "x/y"},
+        ["'llava_galactic'", "['LlavaGalactic']", "name no language model that transformers"],
     ),
     "Qwen2-VL": (
         {
