@@ -46,6 +46,10 @@ class Video:
     seconds: tuple[float, ...] = field(default=())
     duration: float | None = None
 
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise VideoError(f"the video {self.name!r} has no frames; give at least one image")
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of a frame."""
