@@ -36,7 +36,7 @@ def row(base_type: str) -> str:
 
 
 def updated(text: str) -> str:
-    """Return the page with every line of its table made anew."""
+    """Return the page with every line of its table made again."""
     return ROW.sub(lambda found: row(found[1]), text)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import as_image, image_size
+from llava.images import image_size
 from llava.inference.decoder import Decoder
 from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawPrompt
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
@@ -129,8 +128,4 @@ class LoadedModel(NamedTuple):
 
 def _checked(source: ImageSource) -> ImageSource:
     """Return an image that is given as a path as it is, another one decoded; raises ImageError."""
-    return source if isinstance(source, str) or hasattr(source, "__fspath__") else _decoded(source)
-
-
-def _decoded(source: Image.Image | Video) -> Image.Image | Video:
-    return source if isinstance(source, Video) else as_image(source)
+    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_item(source)

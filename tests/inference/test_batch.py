@@ -266,7 +266,7 @@ def test_images_are_opened_when_their_turn_comes(llama, tmp_path, monkeypatch):
         assert len(opened) - len(answered) <= 4
         return as_image(source)
 
-    monkeypatch.setattr("llava.inference.model.as_image", open_one)
+    monkeypatch.setattr("llava.inference.model.as_item", open_one)
     generate_batch(
         llama, files_of(tmp_path, 12), GREEDY, batch_size=2, on_answer=lambda *one: answered.append(one)
     )
