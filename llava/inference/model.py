@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.images import image_size
+from llava.images import as_image, image_size
 from llava.inference.decoder import Decoder
 from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawPrompt
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
@@ -127,5 +127,7 @@ class LoadedModel(NamedTuple):
 
 
 def _checked(source: ImageSource) -> ImageSource:
-    """Return an image that is given as a path as it is, another one decoded; raises ImageError."""
-    return source if isinstance(source, str) or hasattr(source, "__fspath__") else as_item(source)
+    """Return a video or a path as it is, an image decoded; raises ImageError."""
+    if isinstance(source, (str, Video)) or hasattr(source, "__fspath__"):
+        return source
+    return as_image(source)

@@ -71,6 +71,7 @@ def expected_answers(folder, template, image_file, questions):
 def test_flags_and_defaults_are_the_references():
     args = vars(cli.build_parser().parse_args([]))
     added = {"top_p": None, "seed": None, "compile": False, "dtype": None}
+    added |= {"video_file": None, "frames": 32, "fps": 1.0}
     assert args == added | {
         "model_path": None,  # the reference: facebook/opt-350m, which is no LLaVA
         "model_base": None,
