@@ -16,7 +16,7 @@ from llava.utils import UserError
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("image_aspect_ratio", "anyres_max_9"),
+        ("image_aspect_ratio", "anyres_max_0"),
         ("mm_vision_select_layer", 9),
         ("image_grid_pinpoints", [[56, 60]]),
     ],

@@ -102,7 +102,7 @@ def small_config(config_class: type[PreTrainedConfig], **changes: object) -> Any
     if "kv_lora_rank" in fields:  # latent attention has a key for each head
         fields["num_key_value_heads"] = fields["num_attention_heads"]
     kinds = known.get("layer_types")
-    if kinds:  # each kind once, as often as it fits
+    if kinds and "full_attn_idxs" not in fields:  # each kind once, as often as it fits
         distinct = list(dict.fromkeys(kinds))
         fields["layer_types"] = [
             distinct[place % len(distinct)] for place in range(SMALL["num_hidden_layers"])

@@ -219,8 +219,8 @@ def test_unknown_projector(copy):
 
 def test_unknown_model_type(copy):
     folder = copy("llava-tiny-v1.5")
-    folders.edit_config(folder, model_type="llava_gemma", architectures=["LlavaGemmaForCausalLM"])
-    refuse(folder, "'llava_gemma'", "llava_llama", "llava_mistral", "llava_mpt")
+    folders.edit_config(folder, model_type="llava_galactic", architectures=["LlavaGalacticForCausalLM"])
+    refuse(folder, "'llava_galactic'", "LlavaGalacticForCausalLM", "expected its model_type")
 
 
 def test_unknown_text_model_type(copy):

@@ -240,7 +240,7 @@ def test_other_checkpoints_are_refused(folder: str, reason: str, checkpoints: Pa
     ("changes", "reason"),
     [
         ({"model_type": "llava_onevision"}, "llava_onevision"),
-        ({"text_config": {"model_type": "qwen2"}}, "qwen2"),
+        ({"text_config": {"model_type": "bert"}}, "bert"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "siglip"),
         ({"vision_feature_layer": [-2, -1]}, "several layers"),
         ({"projector_hidden_act": "relu"}, "relu"),

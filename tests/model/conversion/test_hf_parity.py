@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llava.model.multimodal.splice import unpad_image
+from llava.model.multimodal.features import unpad_image
 
 PLACEHOLDER = 3  # the id that stands for one image feature in transformers' input; no prompt here contains it
 

@@ -98,11 +98,16 @@ def test_where_the_tower_is(copy, checkpoints, tmp_path):
     folder = copy("llava-tiny-v1.5")
     folders.rewrite(folder, without_tower, "model.safetensors")
     assert look(folder).tower.place == "local folder"
-    folders.edit_config(folder, mm_vision_tower="openai/clip-vit-large-patch14-336")
+    folders.edit_config(folder, mm_vision_tower="somebody/tower")
     report = look(folder)
     assert not report.tower.present
     assert not report.can_chat
     assert "not in the cache of the hub" in report.problems[0]
+    folders.edit_config(folder, mm_vision_tower="openai/clip-vit-large-patch14-336")  # whose width is known
+    assert (
+        "features of the vision tower openai/clip-vit-large-patch14-336 are 1024 wide"
+        in look(folder).problems[0]
+    )
 
 
 def without_tower(weights):
