@@ -1,6 +1,6 @@
 """Writes the table of docs/families.md from the entries of its families: `python docs/update_families.py`.
 
-The families are those that stand in the page. tests/model/families/test_families_page.py compares the page with this.
+The families are those that stand in the page; tests/model/families/test_families_page.py compares the two.
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ if [ -n "$compiling" ]; then
     tail -n 1 "$compiled"
     rm -f "$compiled"
 fi
-run_tests "fast tests" "not slow" worksteal 0
-# the tests of a file share their runs of training; they wait for other processes, which leaves room for a worker more;
+# some fast tests wait for servers, and slow ones for other processes, which leaves room for a worker more
+run_tests "fast tests" "not slow" worksteal 1
+# the tests of a file share their runs of training;
 # tests/conftest.py puts the longest files first
 [ "$fast" = yes ] || run_tests "slow tests" "slow" "loadfile --no-loadscope-reorder" 1
 printf '\ntest.sh: all passed in %s s\n' "$((SECONDS - started))"
