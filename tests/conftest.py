@@ -41,7 +41,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 # files whose slow tests take minutes: they begin first, so that no worker is left alone with one at the end
-LONGEST = ("test_distributed.py", "test_docs.py", "test_resume_distributed.py", "test_kill_resume.py")
+LONGEST = (
+    "test_distributed.py",
+    "test_kill_resume.py",
+    "test_resume_distributed.py",
+    "test_speed.py",
+    "test_family_table.py",
+    "test_docs.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -171,7 +171,9 @@ def fault_of(model: _Causal) -> str:
                 raise
             return "transformers' generate() takes no embeddings for it, and images come as such"
         whole = torch.cat([embeds, model.get_input_embeddings()(answer)], dim=1)
-        chosen = model(inputs_embeds=whole, use_cache=False).logits[:, -5:-1].argmax(-1)
+        logits = model(inputs_embeds=whole, use_cache=False).logits[:, -5:-1]
+        logits[..., SMALL["eos_token_id"]] = -torch.inf  # generate() is told not to end
+        chosen = logits.argmax(-1)
     return "" if torch.equal(chosen, answer) else "its answers with a cache differ from those without"
 
 

@@ -76,19 +76,24 @@ def cast_quantized(model: PreTrainedModel, plan: RunPlan) -> None:
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """List the names of the LLM's linear layers inside their block ("q_proj", ...), without the head.
 
-    GPT-2's `Conv1D` is one. Layers that transformers derives from a linear one are not: routers of experts,
-    which return several tensors.
+    GPT-2's `Conv1D` is one. Routers of experts, which return several tensors, are not, also where
+    transformers derives them from a linear layer; Falcon's layers, which compute the same, are.
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
-        and not type(module).__module__.startswith("transformers.models.")
+        and not _is_router(module)
         and not any(part in name for part in NO_ADAPTER)
     }
     heads = {"lm_head", *(name.rpartition(".")[2] for name, module in linear.items() if module is head)}
     return sorted({name.rpartition(".")[2] for name in linear} - heads)
+
+
+def _is_router(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__module__.startswith("transformers.models.") and not kind.__name__.endswith("Linear")
 
 
 def add_lora(model: PreTrainedModel, plan: RunPlan) -> Any:

@@ -19,7 +19,7 @@ CORE = ("llama", "qwen2", "qwen3_moe", "gemma2", "gemma3_text", "granite", "gpt_
 OTHERS = (
     "apertus", "arcee", "bitnet", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
     "exaone4", "falcon", "gemma", "gemma4_text", "glm", "glm4", "gpt2", "granitemoe", "helium",
-    "hunyuan_v1_dense", "ministral", "ministral3", "mistral", "mixtral", "nanochat", "nemotron",
+    "hunyuan_v1_dense", "lfm2", "ministral", "ministral3", "mistral", "mixtral", "nanochat", "nemotron",
     "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "phimoe", "qwen2_moe", "qwen3", "qwen3_5_text",
     "qwen3_next", "seed_oss", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip

@@ -108,7 +108,6 @@ REFUSED = {
     "llama4_text": "does not tell its head from the rest",
     "blt": "made of several models",
     "plbart": "half of an encoder and decoder",
-    "lfm2": "its answers with a cache differ from those without",
     "lfm2_moe": "could not be tried out",
 }
 

@@ -15,7 +15,7 @@ from llava.inference.engine.kv import new_cache, refuse_states
 from llava.inference.engine.prefill import ModelCall
 from llava.utils import UserError
 
-WINDOWS, STATES = ("gemma3_text", "gpt_oss"), ("qwen3_next", "qwen3_5_text")
+WINDOWS, STATES = ("gemma3_text", "gpt_oss"), ("qwen3_next", "lfm2")
 
 
 @pytest.fixture(scope="module")
