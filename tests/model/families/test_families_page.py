@@ -6,7 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from table import CORE, OTHERS
+from transformers import __version__
 
 DOCS = Path(__file__).parents[3] / "docs"
 _spec = importlib.util.spec_from_file_location("update_families", DOCS / "update_families.py")
@@ -23,5 +25,6 @@ def test_the_page_has_every_family_that_is_tested() -> None:
 @pytest.mark.parametrize(
     "base_type", ["mpt", *CORE, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)]
 )
+@pytest.mark.skipif(Version(__version__) < Version("5.23"), reason="the page is made with transformers 5.23")
 def test_a_line_is_what_the_entry_says(base_type: str) -> None:
     assert update.row(base_type) == LINES[base_type], "run python docs/update_families.py"

@@ -31,10 +31,10 @@ WAIT_MS = 30_000
 
 
 class Site:
-    """A running page, the engine behind it, the log that it writes, and the folder of its uploads."""
+    """A running page, the engine behind it, and the log that it writes."""
 
-    def __init__(self, url: str, engine: DigitEngine, log: Path, uploads: str) -> None:
-        self.url, self.engine, self.log, self.uploads = url, engine, log, uploads
+    def __init__(self, url: str, engine: DigitEngine, log: Path) -> None:
+        self.url, self.engine, self.log = url, engine, log
 
     def lines(self) -> list[dict[str, Any]]:
         """Read the log."""
@@ -63,7 +63,7 @@ def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 def site(make_site: Callable[..., Any]) -> Iterator[Site]:
     app, engine, log = make_site()
     with running(app) as url:
-        yield Site(url, engine, log, os.environ["GRADIO_TEMP_DIR"])
+        yield Site(url, engine, log)
 
 
 @pytest.fixture(scope="session")
@@ -88,9 +88,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def open_page(browser: Any, site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def open_page(browser: Any, site: Site) -> Iterator[Callable[..., Any]]:
     """Give a function that opens the page; at the end none of them may have failed or left the server."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", site.uploads)  # another site of this process has changed it
     contexts: list[Any] = []
     faults: list[str] = []
 

@@ -271,36 +271,6 @@ def test_an_engine_that_dies_mid_answer_is_told_with_the_requests_id(
     ask_and_wait(page, expect, "Are you there?")
 
 
-def test_a_page_whose_server_is_killed_says_so_and_goes_on_when_it_is_back(
-    browser: Any, make_site: Open, expect: Any
-) -> None:
-    """What was asked and answered stays; the answer that was being written is lost: Retry asks again."""
-    app, _, _ = make_site()
-    server = Mortal(app)
-    context = browser.new_context()  # whose browser complains of broken connections
-    try:
-        page = context.new_page()
-        page.goto(server.url)
-        page.wait_for_function("document.querySelector('#model input')?.value == 'llava-test'")
-        ask_and_wait(page, expect, "Are you there?")
-        ask(page, "Please count")
-        expect(answers(page).last).to_contain_text("1 2 3")
-        server.kill()
-        expect(page.get_by_test_id("toast-body")).to_contain_text("Connection to the server was lost")
-        expect(answers(page).last).to_contain_text("1 2 3")
-        again, _, _ = make_site()  # a new process knows nothing of the old one's pages
-        server = Mortal(again, server.port)
-        expect(page.get_by_test_id("toast-body")).to_have_count(0)
-        expect(answers(page).last).to_contain_text("Retry asks again")
-        expect(questions(page)).to_have_count(2)
-        expect(answers(page).first).to_contain_text("You asked: Are you there?")
-        page.get_by_label("Retry", exact=True).click()
-        expect(answers(page).last).to_contain_text("1 2 3")
-    finally:
-        context.close()
-        server.kill()
-
-
 def test_what_a_model_says_is_text_and_loads_nothing_from_elsewhere(browser: Any, site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(1)
@@ -389,3 +359,34 @@ def test_the_key_opens_the_page(browser: Any, make_site: Open, open_page: Open, 
         page = open_page(url=url, http_credentials=credentials)
         ask_and_wait(page, expect, "May I?")
         page.context.close()
+
+
+# last: gradio has one folder of uploads in a process, and the second page's takes the place of the first's
+def test_a_page_whose_server_is_killed_says_so_and_goes_on_when_it_is_back(
+    browser: Any, make_site: Open, expect: Any
+) -> None:
+    """What was asked and answered stays; the answer that was being written is lost: Retry asks again."""
+    app, _, _ = make_site()
+    server = Mortal(app)
+    context = browser.new_context()  # whose browser complains of broken connections
+    try:
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_function("document.querySelector('#model input')?.value == 'llava-test'")
+        ask_and_wait(page, expect, "Are you there?")
+        ask(page, "Please count")
+        expect(answers(page).last).to_contain_text("1 2 3")
+        server.kill()
+        expect(page.get_by_test_id("toast-body")).to_contain_text("Connection to the server was lost")
+        expect(answers(page).last).to_contain_text("1 2 3")
+        again, _, _ = make_site()  # a new process knows nothing of the old one's pages
+        server = Mortal(again, server.port)
+        expect(page.get_by_test_id("toast-body")).to_have_count(0)
+        expect(answers(page).last).to_contain_text("Retry asks again")
+        expect(questions(page)).to_have_count(2)
+        expect(answers(page).first).to_contain_text("You asked: Are you there?")
+        page.get_by_label("Retry", exact=True).click()
+        expect(answers(page).last).to_contain_text("1 2 3")
+    finally:
+        context.close()
+        server.kill()
