@@ -34,6 +34,8 @@ def test_onevisions_videos_are_those_of_transformers(tmp_path: Path) -> None:
     video = torch.randn(FRAMES, 3, EDGE, EDGE)
     expected = theirs.model.get_video_features(video[None]).pooler_output[0]
     features = ours.image_features([video], None, ["video"])[0]
+    if len(expected) == FRAMES * 4:  # older ones append the newline later
+        expected = torch.cat([expected.reshape(-1, 32), theirs.model.image_newline[None]])
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
     counted = count_video_features(FRAMES, settings=MultimodalConfig.of(ours.config), patches_per_side=4)
     assert len(features) == counted == FRAMES * 4 + 1
