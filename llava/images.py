@@ -16,6 +16,7 @@ from llava.utils import UserError, import_optional, shortened
 
 # Pillow itself refuses more pixels than this; decoded to RGB they take 537 MB. 20000 x 20000 is above it.
 MAX_PIXELS = 178_956_970
+IMAGE_ENDINGS = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")  # of files
 MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
 DOWNLOAD_TIMEOUT_S = 20.0
 MAX_REDIRECTS = 5

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from llava.images import MAX_PIXELS, as_image, load_image
+from llava.images import IMAGE_ENDINGS, MAX_PIXELS, as_image, load_image
 from llava.utils import UserError, import_optional, shortened
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_FRAMES = 32
 DEFAULT_FPS = 1.0
 MOST_FRAMES = 4096
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class VideoError(UserError):
@@ -108,8 +106,6 @@ class Sampling:
 
 def video_of_images(sources: Sequence[Image.Image | str | os.PathLike[str]], name: str = "given") -> Video:
     """Return a video whose frames are images, or files of images. Raises VideoError without any."""
-    if not sources:
-        raise VideoError(f"the video {name!r} has no frames; give at least one image")
     frames = tuple(as_image(one if isinstance(one, Image.Image) else str(one)) for one in sources)
     return Video(frames, name)
 
@@ -128,19 +124,17 @@ def read_video(source: str | os.PathLike[str], sampling: Sampling | None = None)
         return _folder(path, sampling)
     _check_file(path, name)
     av = import_optional("av", needed_for="reading a video file", install="av")
-    with _explained(av, name), path.open("rb") as file, _opened(av, file) as container:
-        stream = _stream(container, name)
-        rate = float(stream.average_rate or stream.base_rate or 0) or 1.0
-        total = _count(container, stream)
+    with _opened(av, path, name) as container:
+        total, rate = _measure(container, name)
         wanted = sampling.choose(total, rate) if total else []
-    with _explained(av, name), path.open("rb") as file, _opened(av, file) as container:
+    with _opened(av, path, name) as container:
         frames, seen = _decode(av, container, set(wanted), name)
     if not seen:
         raise VideoError(f"the video {name!r} has no frames that can be decoded")
     if wanted[-1] >= seen:
         logger.warning("%s holds %d frames, %d can be decoded; frames are taken of those", name, total, seen)
         total, wanted = seen, sampling.choose(seen, rate)
-        with _explained(av, name), path.open("rb") as file, _opened(av, file) as container:
+        with _opened(av, path, name) as container:
             frames, _ = _decode(av, container, set(wanted), name)
     return Video(
         tuple(frames[index] for index in wanted),
@@ -158,17 +152,15 @@ def count_frames(source: str | os.PathLike[str], sampling: Sampling | None = Non
         return len(sampling.choose(len(_images_in(path)), sampling.fps))
     _check_file(path, name)
     av = import_optional("av", needed_for="reading a video file", install="av")
-    with _explained(av, name), path.open("rb") as file, _opened(av, file) as container:
-        stream = _stream(container, name)
-        rate = float(stream.average_rate or stream.base_rate or 0) or 1.0
-        return len(sampling.choose(_count(container, stream), rate))
+    with _opened(av, path, name) as container:
+        return len(sampling.choose(*_measure(container, name)))
 
 
 # ---- folders of frames
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = sorted(one for one in folder.iterdir() if one.suffix.lower() in IMAGE_ENDINGS)
+    found = sorted(one for one in folder.iterdir() if one.suffix[1:].lower() in IMAGE_ENDINGS)
     if not found:
         raise VideoError(f"the video {shortened(str(folder))!r} is a folder without images, its frames")
     return found
@@ -191,28 +183,22 @@ def _check_file(path: Path, name: str) -> None:
         raise VideoError(f"the video {name!r} is empty (0 bytes)")
 
 
-def _opened(av: ModuleType, file: IO[bytes]) -> InputContainer:
-    # files that name others (playlists) must not open them: nothing but the file itself is read
-    return av.open(file, options={"protocol_whitelist": "none"})
-
-
-class _explained:
-    """Turns what PyAV raises into VideoError."""
-
-    def __init__(self, av: ModuleType, name: str) -> None:
-        self.av, self.name = av, name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, (self.av.FFmpegError, OSError, ValueError)) and not isinstance(error, UserError):
-            raise VideoError(
-                f"the video {self.name!r} is damaged or in no format that can be read: {error}"
-            ) from error
-        if isinstance(error, VideoError) and self.name not in str(error):
-            raise VideoError(f"the video {self.name!r}: {error}") from error
+@contextmanager
+def _opened(av: ModuleType, path: Path, name: str) -> Iterator[InputContainer]:
+    """Open a file; what PyAV raises meanwhile becomes VideoError."""
+    try:
+        # files that name others (playlists) must not open them: nothing but the file itself is read
+        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
+            yield container
+    except VideoError as error:
+        if name in str(error):
+            raise
+        raise VideoError(f"the video {name!r}: {error}") from error
+    except UserError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        message = f"the video {name!r} is damaged or in no format that can be read: {error}"
+        raise VideoError(message) from error
 
 
 def _stream(container: InputContainer, name: str) -> VideoStream:
@@ -225,11 +211,11 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _count(container: InputContainer, stream: VideoStream) -> int:
-    """Return how many frames a stream has: as its container says, or its packets."""
-    if stream.frames:
-        return int(stream.frames)
-    return sum(1 for packet in container.demux(stream) if packet.size)
+def _measure(container: InputContainer, name: str) -> tuple[int, float]:
+    """Return how many frames there are, as the container says or its packets, and how many a second."""
+    stream = _stream(container, name)
+    total = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+    return int(total), float(stream.average_rate or stream.base_rate or 0) or 1.0
 
 
 def _decode(

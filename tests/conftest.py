@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
+import warming
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,21 +23,16 @@ os.environ.setdefault(
 DATA = Path(__file__).parent / "data"
 
 
-WARM = "LLAVA_TESTS_WARM"  # see warming.py
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder of the warm interpreter, once for all workers of a run."""
     if not hasattr(config, "workerinput"):
-        folder = tempfile.mkdtemp(prefix="llava-warm-")
-        Path(folder, "owner").write_text(str(os.getpid()))
-        os.environ[WARM] = folder
+        warming.make_folder()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove it; its server ends with this process."""
+    """Remove it."""
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(WARM), ignore_errors=True)
+        warming.remove_folder()
 
 
 # files whose slow tests take minutes: they begin first, so that no worker is left alone with one at the end

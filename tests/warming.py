@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "warm"
-FOLDER = "LLAVA_TESTS_WARM"  # the folder of a run of pytest, for all its workers; set in tests/conftest.py
+FOLDER = "LLAVA_TESTS_WARM"  # names the folder of a run of pytest, for all its workers
 FORKS = sys.platform == "linux"
+
+
+def make_folder() -> None:
+    """Make the folder of a run that this process owns; the server is started when it is first needed."""
+    folder = tempfile.mkdtemp(prefix="llava-warm-")
+    Path(folder, "owner").write_text(str(os.getpid()))
+    os.environ[FOLDER] = folder
+
+
+def remove_folder() -> None:
+    """Remove it; the server ends with this process."""
+    shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
 
 
 def python() -> str:

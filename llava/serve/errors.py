@@ -13,6 +13,19 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+
+class WatchedSend:
+    """`send` of an ASGI application, which knows whether an answer has begun: no other one can follow."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.begun = send, False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        await self._send(message)
+
+
 # OpenAI's `type` of an error, by status.
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 

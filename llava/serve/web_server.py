@@ -14,7 +14,17 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llava.serve.errors import App, Message, Receive, Scope, Send, ServeError, internal_error, send_error
+from llava.serve.errors import (
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    ServeError,
+    WatchedSend,
+    internal_error,
+    send_error,
+)
 from llava.serve.guard import guard
 from llava.serve.limits import new_request_id
 from llava.serve.sockets import url_of
@@ -45,31 +55,25 @@ class GuardedProtocol(H11Protocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; what the application does not answer is answered here."""
-        begun = False
-
-        async def watch(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        watched = WatchedSend(send)
         told = None
         try:
             if max(len(self.connections), len(self.tasks)) > self.max_connections:
                 told = _too_many()
             else:
-                await self._application(scope, receive, watch)
+                await self._application(scope, receive, watched)
         except asyncio.CancelledError:
-            if begun:
+            if watched.begun:
                 raise
             told = _shutting_down()
         except Exception as error:
             logger.error("request %s failed", _id_of(scope), exc_info=error)
             told = internal_error()
         else:
-            if not begun and told is None and not self.transport.is_closing():
+            if not watched.begun and told is None and not self.transport.is_closing():
                 logger.error("request %s was not answered by the application", _id_of(scope))
                 told = internal_error()
-        if told is not None and not begun:
+        if told is not None and not watched.begun:
             await _send(send, told, _id_of(scope))
 
     def send_400_response(self, msg: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import open_browser
 from PIL import Image
 from programs import PROGRAMS, start
 
@@ -172,15 +172,7 @@ def test_json_of_another_form_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium: apt-get install chromium, or name one in CHROMIUM")
-    with playwright.sync_playwright() as started:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-        found = started.chromium.launch(executable_path=chromium, headless=True, args=flags)
-        yield found
-        found.close()
+    yield from open_browser()
 
 
 @pytest.mark.slow

@@ -18,21 +18,27 @@ EDGE = 448  # pixels of the longer edge of an image on the page
 QUALITY = 80
 SHOWN = 300  # flipped questions on a page
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
+_STYLE = f"""
 body {{ font: 16px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 body {{ color: #1b1f24 }}
 article {{ display: flex; gap: 1rem; border-top: 1px solid #d0d7de; padding: 1rem 0; flex-wrap: wrap }}
-figure {{ margin: 0; flex: 0 1 {edge}px }} img {{ max-width: 100%; display: block; margin-bottom: .3rem }}
+figure {{ margin: 0; flex: 0 1 {EDGE}px }} img {{ max-width: 100%; display: block; margin-bottom: .3rem }}
 section {{ flex: 1 1 24rem; min-width: 0 }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 }}
 dt {{ font-weight: 600; margin-top: .5rem }} dd {{ margin: 0 }}
 .right {{ background: #dafbe1 }} .wrong {{ background: #ffebe9 }} .note {{ color: #59636e }}
-</style></head><body>
+"""
+
+
+def page_head(title: str, style: str) -> str:
+    """Return a page up to its heading. It runs no script and loads nothing from elsewhere."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{style}</style></head><body>
+<h1>{escape(title)}</h1>
 """
 
 
@@ -42,7 +48,7 @@ def page_of(found: Comparison, shown: int = SHOWN) -> str:
     flips = found.flips
     worse = [one for one in flips if one.change < 0]
     better = [one for one in reversed(flips) if one.change > 0]
-    parts = [_HEAD.format(title=escape(title), edge=EDGE), f"<h1>{escape(title)}</h1>\n"]
+    parts = [page_head(title, _STYLE)]
     parts += [f"<p>{escape(line)}</p>\n" for line in comparison_text(found)]
     for heading, pairs in (
         (f"Worse with {found.second.name}", worse),

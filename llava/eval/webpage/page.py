@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from llava.eval.comparing.page import thumbnail
+from llava.eval.comparing.page import page_head, thumbnail
 from llava.eval.tasks.base import JsonValue, Record
 from llava.eval.tasks.files import check_rows
 from llava.images import load_image
@@ -15,26 +15,19 @@ from llava.utils import UserError
 
 NO_ANSWER = "no answer"
 _BOLD = re.compile(r"\*\*(Assistant [12])\*\*")
-# No script, nothing from elsewhere: all that answers hold is text.
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 90rem; padding: 1rem }}
-body {{ color: #1b1f24; overflow-wrap: anywhere }}
-nav a {{ margin-right: .8rem }}
-article {{ border-top: 1px solid #d0d7de; padding: 1rem 0 }}
-img {{ max-width: min(28rem, 100%); display: block; margin: .5rem 0 }}
-pre {{ font: inherit; white-space: pre-wrap; margin: .3rem 0 }}
-.question {{ font-weight: 600 }}
-.answers {{ display: grid; gap: 1rem }}
-.answers {{ grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)) }}
-.answers section {{ background: #f6f8fa; border-radius: .4rem; padding: .6rem .9rem; min-width: 0 }}
-h4 {{ margin: 0 }} .note {{ color: #59636e; font-weight: 400 }}
-details {{ margin-top: .6rem }} summary {{ cursor: pointer }}
-</style></head><body>
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 90rem; padding: 1rem }
+body { color: #1b1f24; overflow-wrap: anywhere }
+nav a { margin-right: .8rem }
+article { border-top: 1px solid #d0d7de; padding: 1rem 0 }
+img { max-width: min(28rem, 100%); display: block; margin: .5rem 0 }
+pre { font: inherit; white-space: pre-wrap; margin: .3rem 0 }
+.question { font-weight: 600 }
+.answers { display: grid; gap: 1rem }
+.answers { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)) }
+.answers section { background: #f6f8fa; border-radius: .4rem; padding: .6rem .9rem; min-width: 0 }
+h4 { margin: 0 } .note { color: #59636e; font-weight: 400 }
+details { margin-top: .6rem } summary { cursor: pointer }
 """
 
 
@@ -52,7 +45,7 @@ def page_of(data: Mapping[str, JsonValue], image_folder: Path | None = None) -> 
         categories.setdefault(str(one.get("category", "")) or "questions", []).append(one)
     names = list(dict.fromkeys(name for one in questions for name in _texts(one, "answers")))
     title = f"Answers of {', '.join(names)}"
-    parts = [_HEAD.format(title=escape(title)), f"<h1>{escape(title)}</h1>\n<nav>"]
+    parts = [page_head(title, _STYLE), "<nav>"]
     for place, (category, some) in enumerate(categories.items()):
         parts.append(f'<a href="#c{place}">{escape(category)} ({len(some):,})</a>')
     parts.append("</nav>\n")

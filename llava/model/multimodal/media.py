@@ -14,7 +14,7 @@ from llava.images import as_image
 from llava.mm_utils import process_images
 from llava.model.multimodal.config import MultimodalConfig
 from llava.protocols import ImageProcessor
-from llava.video import Video, VideoError
+from llava.video import Video
 
 Pixels = torch.Tensor | list[torch.Tensor]
 PADDED = SimpleNamespace(image_aspect_ratio="pad")
@@ -22,8 +22,6 @@ PADDED = SimpleNamespace(image_aspect_ratio="pad")
 
 def process_video(video: Video, processor: ImageProcessor) -> torch.Tensor:
     """Return the pixel values (frames, 3, H, W) of a video, frames as the processor alone makes them."""
-    if not video.frames:
-        raise VideoError(f"the video {video.name!r} has no frames")
     values = [processor.preprocess(frame, return_tensors="pt")["pixel_values"][0] for frame in video.frames]
     return torch.stack([torch.as_tensor(value) for value in values])
 

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava.inference.engine import AnyEngine
-from llava.serve.errors import App, Message, Receive, Scope, Send, send_error
+from llava.serve.errors import App, Receive, Scope, Send, WatchedSend, send_error
 from llava.serve.guard import error_handlers, guards
 from llava.serve.openai.answering import ClientGone, serve_error
 from llava.serve.openai.chat import create_chat_completion
@@ -82,18 +82,12 @@ class Faults:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        begun = False
-
-        async def watch(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        watched = WatchedSend(send)
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, watched)
         except Exception as error:
             told = serve_error(error)
-            if begun:
+            if watched.begun:
                 raise
             await send_error(send, told)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
-from llava.images import load_image_from_bytes
+from llava.images import IMAGE_ENDINGS, load_image_from_bytes
 from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMATS = (".tar", ".parquet")
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 Item = TypeVar("Item")
 SAMPLES_PEEKED = 16
 

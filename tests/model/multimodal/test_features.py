@@ -36,6 +36,13 @@ JUDGES = {
 }
 
 
+def text_config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+
+
 def hf_model(rule: str) -> Any:
     """A random model of transformers, with noise on every weight."""
     config_class, model_class = JUDGES[rule]
@@ -44,12 +51,8 @@ def hf_model(rule: str) -> Any:
         hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=EDGE,
         patch_size=7, vision_use_head=False,
     )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2,
-    )  # fmt: skip
     config = config_class(
-        vision_config=vision, text_config=text, image_grid_pinpoints=[grid[::-1] for grid in GRIDS],
+        vision_config=vision, text_config=text_config(), image_grid_pinpoints=[grid[::-1] for grid in GRIDS],
         image_token_index=IMAGE, vision_feature_layer=-2, vision_feature_select_strategy="full",
     )  # fmt: skip
     model = model_class(config)

@@ -10,10 +10,9 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from test_features import EDGE, IMAGE, hf_model, our_model
+from test_features import EDGE, IMAGE, hf_model, our_model, text_config
 from transformers import (
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
 )
@@ -57,13 +56,9 @@ def test_next_videos_are_those_of_transformers(tmp_path: Path, mode: str) -> Non
         hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=EDGE,
         patch_size=7,
     )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2,
-    )  # fmt: skip
     config = LlavaNextVideoConfig(
-        vision_config=vision, text_config=text, image_grid_pinpoints=[[56, 28]], image_token_index=IMAGE,
-        video_token_index=94, spatial_pool_mode=mode,
+        vision_config=vision, text_config=text_config(), image_grid_pinpoints=[[56, 28]],
+        image_token_index=IMAGE, video_token_index=94, spatial_pool_mode=mode,
     )  # fmt: skip
     theirs = LlavaNextVideoForConditionalGeneration(config).eval()
     for value in theirs.parameters():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import open_browser
 from fake_engine import settings
 from page_engine import DigitEngine
 from running import running
@@ -21,8 +21,7 @@ from llava.serve.web.launch import add_page
 from llava.serve.web.local import EngineBackend
 
 FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-quic", "--disable-component-update", "--disable-sync"),
     *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
 ]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -77,14 +76,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")  # its event loop would stay in the thread of later tests
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium: apt-get install chromium, or name one in CHROMIUM")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        yield found
-        found.close()
+    yield from open_browser(*FLAGS)
 
 
 @pytest.fixture
