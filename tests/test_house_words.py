@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = {".py", ".sh", ".json", ".md", ".ipynb", ".svg"}
-FOLDERS = ("llava", "docs", "scripts", "playground/*.py", "playground/digits")
+FOLDERS = ("llava", "docs", "scripts", "playground/*.py", "playground/digits", "playground/smol")
 FILES = [ROOT / "README.md"] + [
     path
     for folder in FOLDERS
