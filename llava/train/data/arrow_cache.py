@@ -22,9 +22,10 @@ from llava.train.records import (
     DataError,
     Record,
     find_fault,
-    has_images,
-    image_paths,
+    has_media,
+    has_video,
     leaving_name,
+    media_names,
     stray_image_tokens,
     unread_media_key,
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Smaller inputs are converted in memory at every start; it takes less than a second.
 IN_MEMORY_BYTES = 16 * 1024 * 1024
 PACKING = 6  # how many times larger a gzip file of text is about when it is unpacked
@@ -65,10 +66,10 @@ class Table:
 def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     """Return the records of a source as a table.
 
-    Columns: record (JSON text), words, images (counts), stray (image token without image), fault (null when
-    there is none), file (number of the file within the source), id (as JSON), unread (a key that resembles
-    `image`), leaving (an image name that is absolute or climbs out of its folder). The table is kept in
-    `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    Columns: record (JSON text), words, images (counts), video (whether it has one), stray (image token
+    without image), fault (null when there is none), file (number of the file within the source), id (as
+    JSON), unread (a key that resembles `image` or `video`), leaving (a name that is absolute or climbs out
+    of its folder). The table is kept in `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
     """
     states = [state_of(path) for path in source.files]
     total = sum(state.size for state in states)
@@ -159,6 +160,7 @@ def _schema() -> pa.Schema:
             ("record", pyarrow.string()),
             ("words", pyarrow.int32()),
             ("images", pyarrow.int16()),
+            ("video", pyarrow.bool_()),
             ("stray", pyarrow.bool_()),
             ("fault", pyarrow.string()),
             ("file", pyarrow.int32()),
@@ -190,18 +192,17 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
         yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
 
 
-def _columns(row: ReadRecord) -> tuple[int, int, bool, str | None]:
-    """Return words, images, stray and fault of a record."""
+def _columns(row: ReadRecord) -> tuple[int, int, bool, bool, str | None]:
+    """Return words, images (a video is one), video, stray and fault of a record."""
     record = row.record
     fault = row.fault or find_fault(record)
+    video = isinstance(record, dict) and has_video(record)
     if not fault:
-        images = 0
-        if has_images(record):
-            images = len(record["image"]) if isinstance(record["image"], list) else 1
+        images = 1 if video else len(media_names(record))
         words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        return words, images, images == 0 and stray_image_tokens(record), None
-    with_image = isinstance(record, dict) and has_images(record)
-    return 1, int(with_image), False, fault
+        return words, images, video, images == 0 and stray_image_tokens(record), None
+    with_media = isinstance(record, dict) and has_media(record)
+    return 1, int(with_media), video, False, fault
 
 
 def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
@@ -209,7 +210,7 @@ def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
     if not isinstance(record, dict):
         return None, None, None
     own = record.get("id")
-    readable = all(isinstance(name, str) for name in image_paths(record))
+    readable = all(isinstance(name, str) for name in media_names(record))
     found = (
         None if own is None else json.dumps(own, default=str),
         unread_media_key(record),

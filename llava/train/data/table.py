@@ -217,12 +217,23 @@ class RecordTable(Sequence[Record]):
 
     @cached_property
     def with_images(self) -> np.ndarray:
-        """Whether each record has an image: (records,)."""
+        """Whether each record has an image or a video: (records,)."""
         return np.concatenate([part.column("images") for part in self._parts]) > 0
+
+    @cached_property
+    def with_video(self) -> np.ndarray:
+        """Whether each record has a video: (records,)."""
+        return np.concatenate([part.column("video") for part in self._parts])
+
+    def folders(self, index: int) -> dict[str, str | None]:
+        """Return the folders that the `image` and the `video` of a record are relative to, if a mixture
+        names them; without one for videos they are with the images."""
+        source = self._locate(index)[0].source
+        return {"image": source.image_folder, "video": source.video_folder}
 
     def image_folder(self, index: int) -> str | None:
         """Return the folder that the images of a record are relative to, if the mixture names one."""
-        return self._locate(index)[0].source.image_folder
+        return self.folders(index)["image"]
 
     def name(self, index: int) -> str:
         """Name a record for a message; with its file when there are several."""
@@ -237,12 +248,13 @@ class RecordTable(Sequence[Record]):
         return part.place(own)
 
     def first_with_images(self) -> list[int]:
-        """Return the first record with an image of each source that has any."""
+        """Return the first record with an image, and the first with a video, of each source that has any."""
         found = []
         for start, stop in zip(self._starts, self._starts[1:], strict=False):
-            own = np.flatnonzero(self.with_images[start:stop])
-            found.extend((own[:1] + start).tolist())
-        return found
+            own, videos = self.with_images[start:stop], self.with_video[start:stop]
+            for kind in (own & ~videos, videos):
+                found.extend((np.flatnonzero(kind)[:1] + start).tolist())
+        return sorted(found)
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
@@ -303,17 +315,18 @@ def load_records(
     data_path: str | Path,
     *,
     image_folder: str | None = None,
+    video_folder: str | None = None,
     cache_dir: str | Path | None = None,
     keep_faulty: bool = False,
     every_record: bool = False,
 ) -> RecordTable:
     """Open all records behind --data_path: .json, .jsonl (or .gz of either), .parquet, folder, mixture.
 
-    image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
-    `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
+    image_folder, video_folder: of the sources that name none. keep_faulty: leave records with faults in the
+    table, whose `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
     mixture once and warn about none. Raises DataError naming file and record.
     """
-    sources = find_sources(data_path, image_folder)
+    sources = find_sources(data_path, image_folder, video_folder)
     if every_record:
         sources = [replace(source, weight=1.0, max_samples=None) for source in sources]
     table = RecordTable(sources, cache_dir)
