@@ -69,7 +69,8 @@ def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     Columns: record (JSON text), words, images (counts), video (whether it has one), stray (image token
     without image), fault (null when there is none), file (number of the file within the source), id (as
     JSON), unread (a key that resembles `image` or `video`), leaving (a name that is absolute or climbs out
-    of its folder). The table is kept in `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    of its folder). The table is kept in `cache_dir`, by default in a folder beside the data, else under
+    ~/.cache/llava. Raises DataError.
     """
     states = [state_of(path) for path in source.files]
     total = sum(state.size for state in states)
