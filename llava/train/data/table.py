@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, open_table
+from llava.train.data.arrow_cache import map_table, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
@@ -64,10 +64,15 @@ class _Part:
         return self._read("record", self.row(index))
 
     def _read(self, name: str, row: int) -> Any:
-        try:
+        if self._table.path is None:
             return self.table.column(name)[row].as_py()
+        try:
+            *values, stored = (column[row].as_py() for column in self.table.columns)
         except ValueError as error:  # bytes that are no text
             raise self.damaged() from error
+        if row_checksum(values) != stored:
+            raise self.damaged()
+        return values[self.table.schema.get_field_index(name)]
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
