@@ -69,7 +69,8 @@ def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     Columns: record (JSON text), words, images (counts), stray (image token without image), fault (null when
     there is none), file (number of the file within the source), id (as JSON), unread (a key that resembles
     `image`), leaving (an image name that is absolute or climbs out of its folder), checksum (of the other
-    columns, see `row_checksum`). The table is kept in `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    columns, see `row_checksum`). The table is kept in `cache_dir`, by default in a folder beside the data,
+    else under ~/.cache/llava. Raises DataError.
     """
     states = [state_of(path) for path in source.files]
     total = sum(state.size for state in states)

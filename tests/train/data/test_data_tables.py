@@ -111,7 +111,12 @@ def test_a_changed_value_that_can_still_be_read_is_named(tmp_path: Path, column:
     (file,) = cache.glob("*.arrow")
     whole = pyarrow.ipc.open_file(file.read_bytes()).read_all()
     values = whole.column(column).to_pylist()
-    other = {"record": json.dumps({"id": 1, "conversations": TEXT + TEXT}), "stray": True, "words": 9, "images": 1}
+    other = {
+        "record": json.dumps({"id": 1, "conversations": TEXT + TEXT}),
+        "stray": True,
+        "words": 9,
+        "images": 1,
+    }
     values[1] = other.get(column, "another text")
     number = whole.schema.get_field_index(column)
     field = whole.schema.field(number)
