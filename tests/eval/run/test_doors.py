@@ -106,9 +106,9 @@ def test_rows_of_mmbench(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: list[str]
 ) -> None:
     """Whole rows are parts, rotations of a row stay together; the line for the letter is not recorded."""
-    picture = io.BytesIO()
-    Image.new("RGB", (20, 20), (0, 90, 0)).save(picture, "PNG")
-    image = base64.b64encode(picture.getvalue()).decode()
+    sample_image = io.BytesIO()
+    Image.new("RGB", (20, 20), (0, 90, 0)).save(sample_image, "PNG")
+    image = base64.b64encode(sample_image.getvalue()).decode()
     rows = [f"{n}\tWhich {n}?\thint\ta\tb\t\t\t{image}" for n in range(3)]
     table = "\n".join(["index\tquestion\thint\tA\tB\tC\tD\timage", *rows])
     (tmp_path / "q.tsv").write_text(f"{table}\n")
