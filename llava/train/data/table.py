@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, open_table, row_checksum
+from llava.train.data.arrow_cache import map_table, numbers_of, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
@@ -87,7 +87,7 @@ class _Part:
         texts = self.table.column(name)
         if texts.null_count == len(texts):
             return []
-        there = texts.is_valid().to_numpy()
+        there = numbers_of(texts.is_valid())
         own = there if self.picks is None else there[self.picks]
         return [(int(index), self._read(name, self.row(int(index)))) for index in np.flatnonzero(own)]
 
@@ -111,13 +111,13 @@ class _Part:
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers in the order of use: (records,)."""
-        values = self.table.column(name).to_numpy()
+        values = numbers_of(self.table.column(name))
         return values if self.picks is None else values[self.picks]
 
     def place(self, index: int) -> tuple[Path, int]:
         """Return the file that a record is from, and its number within that file."""
         row = self.row(index)
-        files = self.table.column("file").to_numpy() if len(self.source.files) > 1 else None
+        files = numbers_of(self.table.column("file")) if len(self.source.files) > 1 else None
         if files is None:
             return self.source.files[0], row
         return self.source.files[files[row]], row - int(np.searchsorted(files, files[row]))
@@ -260,7 +260,7 @@ class RecordTable(Sequence[Record]):
         for part, start in zip(self._parts, self._starts, strict=False):
             faults = part.table.column("fault")
             if faults.null_count < len(faults):
-                marks = faults.is_valid().to_numpy()
+                marks = numbers_of(faults.is_valid())
                 own = marks if part.picks is None else marks[part.picks]
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found

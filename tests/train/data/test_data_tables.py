@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,20 @@ def test_a_table_of_other_columns_is_made_again(tmp_path: Path) -> None:
     with pyarrow.ipc.new_file(str(file), other.schema) as writer:
         writer.write_table(other)
     assert load_records(path, cache_dir=cache)[0] == {"conversations": TEXT}
+
+
+def test_columns_are_read_without_pandas(tmp_path: Path) -> None:
+    import pyarrow
+
+    for kind, values in (("int32", [3, -4, 5, 6, 7]), ("bool", [True, False, False, True, True] * 3)):
+        whole = pyarrow.array(values, kind)
+        column = pyarrow.chunked_array([whole[1:3], whole[:0], whole[2:]])
+        assert arrow_cache.numbers_of(column).tolist() == values[1:3] + values[2:]
+    path = write(tmp_path, [{"conversations": TEXT}])
+    load_records(path, cache_dir=tmp_path / "tables")
+    code = (
+        "import sys; from llava.train.data.table import load_records\n"
+        f"table = load_records({str(path)!r}, cache_dir={str(tmp_path / 'tables')!r})\n"
+        "assert table.words.tolist() and not table.with_images.any() and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
