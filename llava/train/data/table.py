@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, open_table
+from llava.train.data.arrow_cache import map_table, numbers_of, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
@@ -64,10 +64,15 @@ class _Part:
         return self._read("record", self.row(index))
 
     def _read(self, name: str, row: int) -> Any:
-        try:
+        if self._table.path is None:
             return self.table.column(name)[row].as_py()
+        try:
+            *values, stored = (column[row].as_py() for column in self.table.columns)
         except ValueError as error:  # bytes that are no text
             raise self.damaged() from error
+        if row_checksum(values) != stored:
+            raise self.damaged()
+        return values[self.table.schema.get_field_index(name)]
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
@@ -82,7 +87,7 @@ class _Part:
         texts = self.table.column(name)
         if texts.null_count == len(texts):
             return []
-        there = texts.is_valid().to_numpy()
+        there = numbers_of(texts.is_valid())
         own = there if self.picks is None else there[self.picks]
         return [(int(index), self._read(name, self.row(int(index)))) for index in np.flatnonzero(own)]
 
@@ -106,13 +111,13 @@ class _Part:
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers in the order of use: (records,)."""
-        values = self.table.column(name).to_numpy()
+        values = numbers_of(self.table.column(name))
         return values if self.picks is None else values[self.picks]
 
     def place(self, index: int) -> tuple[Path, int]:
         """Return the file that a record is from, and its number within that file."""
         row = self.row(index)
-        files = self.table.column("file").to_numpy() if len(self.source.files) > 1 else None
+        files = numbers_of(self.table.column("file")) if len(self.source.files) > 1 else None
         if files is None:
             return self.source.files[0], row
         return self.source.files[files[row]], row - int(np.searchsorted(files, files[row]))
@@ -267,7 +272,7 @@ class RecordTable(Sequence[Record]):
         for part, start in zip(self._parts, self._starts, strict=False):
             faults = part.table.column("fault")
             if faults.null_count < len(faults):
-                marks = faults.is_valid().to_numpy()
+                marks = numbers_of(faults.is_valid())
                 own = marks if part.picks is None else marks[part.picks]
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found

@@ -69,7 +69,7 @@ def doctor(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    recorded_training.picture(28, 28, 0).save(folder / "p.png")
+    recorded_training.sample_image(28, 28, 0).save(folder / "p.png")
     return folder
 
 
