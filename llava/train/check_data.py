@@ -30,14 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=".json, .jsonl (or .gz of either), .parquet, a folder or pattern of them, or a mixture",
     )
     add("--image_folder", type=local_path, help="folder that image names are relative to")
-    add("--video_folder", type=local_path, help="folder of videos; by default --image_folder")
-    add("--video_fps", type=float, default=1.0, help="frames a second that are taken of a video file")
-    add("--frames_upbound", type=int, default=0, help="most frames of a video (default: no limit)")
-    for flag, text in (
-        ("--force_sample", "take --frames_upbound frames of every video"),
-        ("--add_time_instruction", "the question about a video tells where its frames lie"),
-    ):
-        add(flag, type=_boolean, default=False, metavar="True|False", help=text)
+    _add_video_flags(parser)
     add(
         "--allow_images_outside_folder",
         type=_boolean,
@@ -86,6 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--json", type=output_path, metavar="REPORT", help="write all findings to this file")
     return parser
+
+
+def _add_video_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--video_folder", type=local_path, help="folder of videos; by default --image_folder")
+    add("--video_fps", type=float, default=1.0, help="frames a second that are taken of a video file")
+    add("--frames_upbound", type=int, default=0, help="most frames of a video (default: no limit)")
+    for flag, text in (
+        ("--force_sample", "take --frames_upbound frames of every video"),
+        ("--add_time_instruction", "the question about a video tells where its frames lie"),
+    ):
+        add(flag, type=_boolean, default=False, metavar="True|False", help=text)
 
 
 def _boolean(text: str) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from recorded_training import flags, picture, run_train
-from test_video import no_video, write_video
+from test_video import no_video
+from video_data import ask, record, settings_of, write_media
 
 import llava
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -22,7 +21,6 @@ from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.samples import SampleMaker
 from llava.train.data.start_checks import check_data as check_start
-from llava.train.data.streaming import StreamingDataset
 from llava.train.data.table import load_records
 from llava.train.data_args import DataArguments
 from llava.train.plan import DataSettings
@@ -30,30 +28,10 @@ from llava.train.records import DataError, find_fault
 from llava.utils import UserError
 from llava.video import Sampling, read_video
 
-ANSWER = {"from": "gpt", "value": "They go away."}
-
-
-def ask(text: str) -> list[dict[str, str]]:
-    return [{"from": "human", "value": text}, ANSWER]
-
-
-def record(video: Any, text: str = "<video>\nWhat happens?", **more: Any) -> dict[str, Any]:
-    return {"video": video, "conversations": ask(text), **more}
-
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 45 frames in 4.5 seconds, a folder of 6 frames, an image, and what is no video."""
-    folder = tmp_path_factory.mktemp("media")
-    write_video(folder / "clip.mp4")
-    (folder / "frames").mkdir()
-    for index in range(6):
-        picture(40, 30, index).save(folder / "frames" / f"f{index}.png")
-    picture(40, 30, 9).save(folder / "p.png")
-    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:2000])
-    (folder / "none.mp4").write_bytes(b"")
-    (folder / "bare").mkdir()
-    return folder
+    return write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +41,6 @@ def assistant(checkpoints: Path) -> Any:
     model.model.config.tokenizer_model_max_length = 4000
     model.model.config.max_position_embeddings = 4000
     return model
-
-
-def settings_of(assistant: Any, folder: Path, **fields: Any) -> DataSettings:
-    config = assistant.model.config
-    return DataSettings(
-        is_multimodal=True, image_processor=assistant.image_processor, image_folder=str(folder),
-        image_aspect_ratio=config.image_aspect_ratio, image_grid_pinpoints=config.image_grid_pinpoints,
-        **fields,
-    )  # fmt: skip
 
 
 # ---- samples
@@ -407,85 +376,3 @@ def test_flags_that_choose_no_frames(fields: dict[str, Any], said: str, media: P
         DataArguments(**fields)
     with pytest.raises(UserError, match=said):
         doctor("--data_path", media, *(str(x) for k, v in fields.items() for x in (f"--{k}", v)))
-
-
-# ---- streams
-
-
-def test_a_stream_reads_videos_of_a_folder(assistant: Any, media: Path, tmp_path: Path) -> None:
-    from pyarrow import Table, parquet
-
-    parquet.write_table(Table.from_pylist([record("frames"), record("clip.mp4")]), tmp_path / "d.parquet")
-    settings = settings_of(assistant, media, streaming=True)
-    stream = StreamingDataset(str(tmp_path / "d.parquet"), assistant.tokenizer, settings, assistant.template)
-    samples = iter(stream)
-    assert sorted(len(next(samples)["image"]) for _ in range(2)) == [5, 6]
-
-
-def test_a_video_inside_of_a_shard_is_refused(media: Path, tmp_path: Path) -> None:
-    import tarfile
-
-    (tmp_path / "a.json").write_text(json.dumps({"conversations": ask("<video>")}))
-    with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        tar.add(tmp_path / "a.json", "a.json")
-        tar.add(media / "clip.mp4", "a.mp4")
-    stream = StreamingDataset(str(tmp_path / "s.tar"), None, DataSettings(is_multimodal=True))
-    with pytest.raises(DataError, match="s.tar: a: it has the video 'mp4', which is not read from a shard"):
-        next(iter(stream))
-
-
-# ---- runs
-
-
-V16 = (
-    "--version v1 --image_aspect_ratio anyres --image_grid_pinpoints [[56,112],[112,56]] "
-    "--mm_patch_merge_type spatial_unpad --mm_projector_type mlp2x_gelu --mm_use_im_start_end False "
-    "--mm_use_im_patch_token False --learning_rate 1e-3 --save_strategy no --model_max_length 900"
-)
-
-
-@pytest.fixture
-def command(
-    checkpoints: Path, training_data: Path, media: Path, tmp_path: Path
-) -> Callable[[str], list[str]]:
-    records = [
-        {"image": "pic_000.png", "conversations": ask("<image>\nWhat?")},
-        record("clip.mp4", "<video>\nWhat happens?"),
-        record("frames", "<video>\nWhat happens?"),
-        {"conversations": ask("Who?")},
-    ]
-    (tmp_path / "mix.json").write_text(json.dumps(records))
-    video = (
-        f"--video_folder {media} --frames_upbound 4 --add_time_instruction True --mm_newline_position grid"
-    )
-    more = f"{V16} {video} --data_path {tmp_path}/mix.json"
-    return lambda extra: flags(checkpoints, training_data, tmp_path / "llava-out", f"{more} {extra}")
-
-
-@pytest.mark.parametrize("how", ["", "--lora_enable True --lora_r 4", "--packing True"])
-def test_a_run_on_images_videos_and_texts(
-    command: Callable[[str], list[str]], how: str, tmp_path: Path, media: Path
-) -> None:
-    run = run_train(command(f"{how} --max_steps 2 --warmup_ratio 0"), order=[0, 1, 2, 3] * 2)
-    assert len(run.loss) == 2 and run.loss[1] < run.loss[0]
-    if not how:
-        content = json.loads((tmp_path / "llava-out" / "config.json").read_text())
-        assert content["mm_newline_position"] == "grid"
-        model = llava.load(tmp_path / "llava-out", device="cpu", dtype="float32")
-        assert isinstance(model.chat("What happens?", read_video(media / "clip.mp4"), max_new_tokens=2), str)
-
-
-def test_dry_run_shows_videos(
-    command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_train(command("--dry_run True --group_by_length True")).loss == []
-    out = capsys.readouterr().out
-    assert "4 samples, 1 with images, 2 with a video, 1 of text alone" in out
-
-
-def test_dry_run_shows_the_tokens_of_a_video(
-    command: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mix.json").write_text(json.dumps([record("clip.mp4")]))
-    run_train(command("--dry_run True"))
-    assert f"<video: {4 * 2 * 3} tokens>" in capsys.readouterr().out
