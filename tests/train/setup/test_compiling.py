@@ -78,7 +78,7 @@ def test_a_long_wait_says_once_what_is_waited_for(
 
 
 def test_every_test_compiles_with_the_ninja_of_this_environment() -> None:
-    """Two versions of ninja read one log differently: each would compile again what the other has compiled."""
+    """Two versions of ninja read one log differently: each compiles again what the other has."""
     own = Path(sys.executable).with_name("ninja")
     if not own.exists():
         pytest.skip("this environment has no ninja of its own")
