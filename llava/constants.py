@@ -16,5 +16,7 @@ DEFAULT_IMAGE_TOKEN = "<image>"
 DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
 DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"
+# What stands for the video of a training record, as DEFAULT_IMAGE_TOKEN also may.
+DEFAULT_VIDEO_TOKEN = "<video>"
 # What a user may write in a query for "the image goes here".
 IMAGE_PLACEHOLDER = "<image-placeholder>"

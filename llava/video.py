@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_FRAMES = 32
 DEFAULT_FPS = 1.0
 MOST_FRAMES = 4096
+VIDEO_ENDINGS = ("avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv")
+FOLDER_RATE = 2.0  # images a second in a folder of frames, as LLaVA-NeXT takes them
+
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class VideoError(UserError):
@@ -64,14 +69,39 @@ class Video:
 
     def time_instruction(self) -> str:
         """Say in words how long the video is and where its frames lie, as LLaVA-Video was trained."""
-        if self.duration is None or not self.seconds:
-            return ""
-        times = ",".join(f"{one:.2f}s" for one in self.seconds)
-        return (
-            f"The video lasts for {self.duration:.2f} seconds, and {len(self.frames)} frames are uniformly "
-            f"sampled from it. These frames are located at {times}.Please answer the following questions "
-            "related to this video."
-        )
+        return "" if self.duration is None else _in_words(self.seconds, self.duration)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Which frames of a video are taken and when they are shown, told without decoding any.
+
+    chosen: places of the frames among all of them. rate: frames a second.
+    """
+
+    chosen: tuple[int, ...]
+    total: int
+    rate: float
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """When each frame is shown."""
+        return tuple(place / self.rate for place in self.chosen)
+
+    def time_instruction(self) -> str:
+        """Return what `Video.time_instruction` says of the video."""
+        return _in_words(self.seconds, self.total / self.rate)
+
+
+def _in_words(seconds: Sequence[float], duration: float) -> str:
+    if not seconds:
+        return ""
+    times = ",".join(f"{one:.2f}s" for one in seconds)
+    return (
+        f"The video lasts for {duration:.2f} seconds, and {len(seconds)} frames are uniformly "
+        f"sampled from it. These frames are located at {times}.Please answer the following questions "
+        "related to this video."
+    )
 
 
 @dataclass(frozen=True)
@@ -101,7 +131,10 @@ class Sampling:
                 raise VideoError(f"it has {len(chosen)} frames to take; expected at most {MOST_FRAMES}")
             return chosen
         # evenly from the first to the last, rounded down; a video of fewer frames repeats some
-        return [int(index * (total - 1) / (limit - 1)) for index in range(limit)] if limit > 1 else [0]
+        if limit == 1:
+            return [0]
+        space = (total - 1) / (limit - 1)  # rounded before it is multiplied, as numpy.linspace does
+        return [*(int(index * space) for index in range(limit - 1)), total - 1]
 
 
 def video_of_images(sources: Sequence[Image.Image | str | os.PathLike[str]], name: str = "given") -> Video:
@@ -110,77 +143,100 @@ def video_of_images(sources: Sequence[Image.Image | str | os.PathLike[str]], nam
     return Video(frames, name)
 
 
-def read_video(source: str | os.PathLike[str], sampling: Sampling | None = None) -> Video:
-    """Read frames of a video file, or of a folder of images in the order of their names.
+def read_video(source: Source, sampling: Sampling | None = None) -> Video:
+    """Read frames of a video file, or images as frames: a folder's in the order of their names, or a list.
 
-    Decodes the whole file up to the last frame that is taken, so that frames are exact. Needs PyAV. Raises
-    VideoError.
+    Decodes a file up to the last frame that is taken, so that frames are exact. Needs PyAV for it. Raises
+    VideoError, ImageError for an image that cannot be read.
     """
-    path, sampling = Path(source), sampling or Sampling()
-    name = shortened(str(source))
-    if "://" in str(source):
-        raise VideoError(f"the video {name!r} is an address; download it and give the file")
-    if path.is_dir():
-        return _folder(path, sampling)
-    _check_file(path, name)
-    av = import_optional("av", needed_for="reading a video file", install="av")
+    sampling = sampling or Sampling()
+    images = _images_of(source)
+    if images is not None:
+        taken = _outline_of_images(len(images), sampling)
+        frames = tuple(load_image(images[place]) for place in taken.chosen)
+        return Video(frames, _name(source), taken.seconds, taken.total / taken.rate)
+    av, path, name = _file(source)
     with _opened(av, path, name) as container:
         total, rate = _measure(container, name)
         wanted = sampling.choose(total, rate) if total else []
     with _opened(av, path, name) as container:
-        frames, seen = _decode(av, container, set(wanted), name)
+        found, seen = _decode(av, container, set(wanted), name)
     if not seen:
         raise VideoError(f"the video {name!r} has no frames that can be decoded")
     if wanted[-1] >= seen:
         logger.warning("%s holds %d frames, %d can be decoded; frames are taken of those", name, total, seen)
         total, wanted = seen, sampling.choose(seen, rate)
         with _opened(av, path, name) as container:
-            frames, _ = _decode(av, container, set(wanted), name)
-    return Video(
-        tuple(frames[index] for index in wanted),
-        name,
-        tuple(index / rate for index in wanted),
-        total / rate,
-    )
+            found, _ = _decode(av, container, set(wanted), name)
+    taken = Outline(tuple(wanted), total, rate)
+    return Video(tuple(found[index] for index in wanted), name, taken.seconds, total / rate)
 
 
-def count_frames(source: str | os.PathLike[str], sampling: Sampling | None = None) -> int:
-    """Return how many frames `read_video` takes, without decoding any. Raises VideoError."""
-    path, sampling = Path(source), sampling or Sampling()
-    name = shortened(str(source))
-    if path.is_dir():
-        return len(sampling.choose(len(_images_in(path)), sampling.fps))
-    _check_file(path, name)
-    av = import_optional("av", needed_for="reading a video file", install="av")
+def outline(source: Source, sampling: Sampling | None = None) -> Outline:
+    """Return which frames `read_video` takes and when they are shown, without decoding any.
+
+    Raises VideoError.
+    """
+    sampling = sampling or Sampling()
+    images = _images_of(source)
+    if images is not None:
+        return _outline_of_images(len(images), sampling)
+    av, path, name = _file(source)
     with _opened(av, path, name) as container:
-        return len(sampling.choose(*_measure(container, name)))
+        total, rate = _measure(container, name)
+    if not total:
+        raise VideoError(f"the video {name!r} has no frames")
+    return Outline(tuple(sampling.choose(total, rate)), total, rate)
+
+
+def count_frames(source: Source, sampling: Sampling | None = None) -> int:
+    """Return how many frames `read_video` takes, without decoding any. Raises VideoError."""
+    return len(outline(source, sampling).chosen)
+
+
+def _name(source: Source) -> str:
+    """Name a video for a message."""
+    if isinstance(source, (str, os.PathLike)):
+        return shortened(os.fspath(source))
+    return f"{shortened(os.fspath(source[0]))} ..." if source else "of no images"
 
 
 # ---- folders of frames
 
 
-def _images_in(folder: Path) -> list[Path]:
-    found = sorted(one for one in folder.iterdir() if one.suffix[1:].lower() in IMAGE_ENDINGS)
-    if not found:
-        raise VideoError(f"the video {shortened(str(folder))!r} is a folder without images, its frames")
-    return found
+def _images_of(source: Source) -> list[str] | None:
+    """Return the images that are a video's frames, None for a video file. Raises VideoError."""
+    if not isinstance(source, (str, os.PathLike)):
+        if not source:
+            raise VideoError("the video has no frames; give at least one image")
+        return [os.fspath(one) for one in source]
+    if not os.path.isdir(source):
+        return None
+    files = sorted(one for one in Path(source).iterdir() if one.suffix[1:].lower() in IMAGE_ENDINGS)
+    if not files:
+        raise VideoError(f"the video {_name(source)!r} is a folder without images, its frames")
+    return [str(one) for one in files]
 
 
-def _folder(folder: Path, sampling: Sampling) -> Video:
-    """Return the images of a folder as frames; they are taken as they are, unless they are too many."""
-    files = _images_in(folder)
-    chosen = sampling.choose(len(files), sampling.fps)
-    return Video(tuple(load_image(files[index]) for index in chosen), shortened(str(folder)))
+def _outline_of_images(count: int, sampling: Sampling) -> Outline:
+    """Choose among images that are frames: they are taken as they are, unless they are too many."""
+    return Outline(tuple(sampling.choose(count, sampling.fps)), count, FOLDER_RATE)
 
 
 # ---- files
 
 
-def _check_file(path: Path, name: str) -> None:
+def _file(source: Source) -> tuple[ModuleType, Path, str]:
+    """Return PyAV, a video file and its name for messages. Raises VideoError when there is no such file."""
+    assert isinstance(source, (str, os.PathLike))
+    name, path = _name(source), Path(source)
+    if "://" in os.fspath(source):
+        raise VideoError(f"the video {name!r} is an address; download it and give the file")
     if not path.is_file():
         raise VideoError(f"the video {name!r} cannot be read: there is no such file")
     if not path.stat().st_size:
         raise VideoError(f"the video {name!r} is empty (0 bytes)")
+    return import_optional("av", needed_for="reading a video file", install="av"), path, name
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from text_data import cases, check_picture, from_base64, make_image
+from text_data import cases, check_image, from_base64, make_image
 
 from llava import conversation
 from llava.conversation import (
@@ -118,7 +118,7 @@ def test_processed_images_are_the_recorded_ones(case):
         with pytest.raises(UserError, match="image_process_mode is"):
             conv.process_image(image, given["mode"], return_pil=True, **limits)
     elif "raises" not in expected:
-        check_picture(conv.process_image(image, given["mode"], return_pil=True, **limits), expected)
+        check_image(conv.process_image(image, given["mode"], return_pil=True, **limits), expected)
 
 
 def test_odd_images_are_processed():
@@ -135,26 +135,26 @@ def test_odd_images_are_processed():
 def test_images_of_a_dialog_are_the_recorded_ones(case):
     conv, expected = dialog(case["input"]), case["expected"]
     for got, want in zip(conv.get_images(return_pil=True), expected["pil"], strict=True):
-        check_picture(got, want)
+        check_image(got, want)
     for got, want in zip(conv.get_images(), expected["png"], strict=True):
         assert from_base64(got).format == "PNG"
-        check_picture(from_base64(got), want)
+        check_image(from_base64(got), want)
 
 
 @pytest.mark.parametrize("case", cases(FILE, "gradio"))
 def test_gradio_rows_are_the_recorded_ones(case):
-    rows, pictures = dialog(case["input"]).to_gradio_chatbot(), []
+    rows, images = dialog(case["input"]).to_gradio_chatbot(), []
     for row in rows:
         if row[0].startswith("<img src="):
             before, data, after = row[0].replace(";base64,", '"', 1).split('"', 3)[1:]
             assert before == "data:image/jpeg"
-            pictures.append(from_base64(data))
+            images.append(from_base64(data))
             row[0] = f'<img src="data:image/jpeg;base64,@"{after}'
     assert rows == case["expected"]["rows"]
-    assert [list(picture.size) for picture in pictures] == [
+    assert [list(sample_image.size) for sample_image in images] == [
         want["size"] for want in case["expected"]["pictures"]
     ]
-    assert all(picture.format == "JPEG" for picture in pictures)
+    assert all(sample_image.format == "JPEG" for sample_image in images)
 
 
 @pytest.mark.parametrize("case", cases(FILE, "dict"))

@@ -1,4 +1,4 @@
-"""Pictures are read from files, URLs and base64, or refused in one sentence; padding keeps their pixels."""
+"""Images are read from files, URLs and base64, or refused in one sentence; padding keeps their pixels."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from text_data import cases, check_picture, make_image
+from text_data import cases, check_image, make_image
 
 from llava.mm_utils import ImageError, expand2square, load_image, load_image_from_base64
 
@@ -45,7 +45,7 @@ RED = Image.new("RGB", (40, 30), (200, 10, 20))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8))
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"just some text, no picture", "not in an image format"),
+    "text": (b"just some text, no image", "not in an image format"),
     "truncated_png": (encoded(NOISE)[:4000], "damaged"),
     "truncated_jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
     "cut_header": (encoded(NOISE)[:20], "damaged|not in an image format"),
@@ -56,9 +56,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_refused_in_one_sentence(name, tmp_path):
+def test_bad_images_are_refused_in_one_sentence(name, tmp_path):
     content, message = BAD[name]
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     file.write_bytes(content)
     with pytest.raises(ImageError, match=message) as caught:
         load_image(file)
@@ -126,7 +126,7 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/redirect"):
             target = {
-                "/redirect": "/picture",
+                "/redirect": "/image",
                 "/redirect-loop": "/redirect-loop",
                 "/redirect-file": "file:///etc/passwd",
             }
@@ -134,19 +134,19 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", target[self.path])
             self.end_headers()
             return
-        picture = encoded(RED)
+        sample_image = encoded(RED)
         self.send_response(404 if self.path == "/missing" else 200)
-        if self.path in ("/picture", "/cut"):
-            self.send_header("Content-Length", str(len(picture)))
+        if self.path in ("/image", "/cut"):
+            self.send_header("Content-Length", str(len(sample_image)))
         elif self.path == "/announced":
             self.send_header("Content-Length", str(10**12))
         self.end_headers()
-        if self.path == "/picture":
-            self.wfile.write(picture)
+        if self.path == "/image":
+            self.wfile.write(sample_image)
         elif self.path == "/cut":
-            self.wfile.write(picture[:50])
+            self.wfile.write(sample_image[:50])
         elif self.path == "/page":
-            self.wfile.write(b"<html>no picture</html>")
+            self.wfile.write(b"<html>no image</html>")
         elif self.path in ("/endless", "/drip"):
             end = time.monotonic() + 10
             while time.monotonic() < end:
@@ -169,8 +169,8 @@ def server() -> Iterator[str]:
     http.server_close()
 
 
-@pytest.mark.parametrize("path", ["/picture", "/redirect"])
-def test_pictures_are_loaded_from_urls(path, server):
+@pytest.mark.parametrize("path", ["/image", "/redirect"])
+def test_images_are_loaded_from_urls(path, server):
     assert load_image(server + path).tobytes() == RED.tobytes()
 
 
@@ -196,7 +196,7 @@ def test_bad_urls_are_refused_in_time(path, message, server):
 
 def test_an_unreachable_host_is_refused(server):
     with pytest.raises(ImageError, match="does not load: ConnectionError"):
-        load_image("http://127.0.0.1:9/picture.png", timeout_s=2)
+        load_image("http://127.0.0.1:9/image.png", timeout_s=2)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -222,22 +222,22 @@ def test_random_bytes_never_raise_anything_else():
 
 
 @pytest.mark.parametrize("case", cases(FILE, "base64"))
-def test_base64_pictures_are_the_recorded_ones(case):
+def test_base64_images_are_the_recorded_ones(case):
     buffer = io.BytesIO()
     make_image(case["input"]["image"]).save(buffer, format=case["input"]["format"])
-    check_picture(load_image_from_base64(base64.b64encode(buffer.getvalue())), case["expected"])
+    check_image(load_image_from_base64(base64.b64encode(buffer.getvalue())), case["expected"])
 
 
 @pytest.mark.parametrize("case", cases(FILE, "expand2square"))
-def test_padded_pictures_are_the_recorded_ones(case):
+def test_padded_images_are_the_recorded_ones(case):
     color = case["input"]["background"]
     squared = expand2square(
         make_image(case["input"]["image"]), tuple(color) if isinstance(color, list) else color
     )
     if "raises" in case["expected"]:
-        assert (squared.mode, squared.size) == ("RGB", (21, 21))  # the reference fails on grey pictures
+        assert (squared.mode, squared.size) == ("RGB", (21, 21))  # the reference fails on grey images
     else:
-        check_picture(squared, case["expected"])
+        check_image(squared, case["expected"])
 
 
 def test_padding_that_would_exhaust_the_memory_is_refused():

@@ -1,11 +1,11 @@
-"""Pictures and prompts become the recorded values; generation stops where it should."""
+"""Images and prompts become the recorded values; generation stops where it should."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from text_data import cases, check_picture, check_pixels, clip_processor, make_image, tokenizer_folder
+from text_data import cases, check_image, check_pixels, clip_processor, make_image, tokenizer_folder
 
 from llava import mm_utils
 from llava.mm_utils import (
@@ -73,16 +73,16 @@ def test_grid_shapes_are_the_recorded_ones(case):
 
 
 @pytest.mark.parametrize("case", cases(FILE, "resize_and_pad"))
-def test_resized_pictures_are_the_recorded_ones(case):
+def test_resized_images_are_the_recorded_ones(case):
     image = make_image(case["input"]["image"])
-    check_picture(mm_utils.resize_and_pad_image(image, tuple(case["input"]["target"])), case["expected"])
+    check_image(mm_utils.resize_and_pad_image(image, tuple(case["input"]["target"])), case["expected"])
 
 
 @pytest.mark.parametrize("case", cases(FILE, "divide_to_patches"))
 def test_tiles_are_the_recorded_ones(case):
     tiles = mm_utils.divide_to_patches(make_image(case["input"]["image"]), case["input"]["patch"])
     for tile, expected in zip(tiles, case["expected"], strict=True):
-        check_picture(tile, expected)
+        check_image(tile, expected)
 
 
 @pytest.mark.parametrize("case", cases(FILE, "process_anyres"))
@@ -237,7 +237,7 @@ def test_generate_takes_the_criteria(tokenizers):
     assert keyword in tokenizer.decode(stopped)
 
 
-def test_kept_pixels_are_never_more_than_the_picture_has():
+def test_kept_pixels_are_never_more_than_the_image_has():
     for width, height in [(1, 1), (10, 10), (5000, 17)]:
         best = mm_utils.select_best_resolution((width, height), [(336, 672), (672, 336), (672, 672)])
         assert best is not None and math.prod(best) in (336 * 672, 672 * 672)

@@ -54,7 +54,8 @@ PUBLIC = {
     "llava.eval.run_llava": "image_parser load_image load_images eval_model",
     "llava.eval.model_qa": "eval_model",
     "llava.eval.model_vqa": "split_list get_chunk eval_model",
-    "llava.eval.model_vqa_loader": "split_list get_chunk eval_model",
+    "llava.eval.model_vqa_loader": "split_list get_chunk eval_model CustomDataset collate_fn "
+    "create_data_loader",
     "llava.eval.model_vqa_mmbench": "all_options split_list get_chunk is_none get_options eval_model",
     "llava.eval.model_vqa_science": "split_list get_chunk eval_model",
     "llava.eval.eval_pope": "eval_pope",

@@ -1,4 +1,4 @@
-"""Recorded values of tests/data/text, pictures by formula, and folders made from one tokenizer.model."""
+"""Recorded values of tests/data/text, images by formula, and folders made from one tokenizer.model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 DATA = Path(__file__).parent / "data" / "text"
-# Pillow 13 resizes tall pictures in another order; the recorded pixels came from Pillow 12.3
+# Pillow 13 resizes tall images in another order; the recorded pixels came from Pillow 12.3
 EXACT_PIXELS = int(PIL.__version__.split(".")[0]) < 13
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -29,7 +29,7 @@ def cases(file: str, part: str) -> list[Any]:
 
 
 def make_image(spec: dict[str, Any]) -> Image.Image:
-    """A picture that is a formula of its size and seed."""
+    """A image that is a formula of its size and seed."""
     seed = spec.get("seed", 0)
     y, x = np.mgrid[0 : spec["h"], 0 : spec["w"]].astype(np.int64)
     planes = []
@@ -40,8 +40,8 @@ def make_image(spec: dict[str, Any]) -> Image.Image:
     return Image.fromarray(np.stack(planes, -1).astype(np.uint8)).convert(spec.get("mode", "RGB"))
 
 
-def check_picture(image: Image.Image, expected: dict[str, Any]) -> None:
-    """Compare size, mode and pixels with a recorded picture."""
+def check_image(image: Image.Image, expected: dict[str, Any]) -> None:
+    """Compare size, mode and pixels with a recorded image."""
     assert list(image.size) == expected["size"]
     assert image.mode == expected["mode"]
     pixels = np.asarray(image.convert("RGBA" if image.mode in ("P", "RGBA", "LA") else "RGB"))

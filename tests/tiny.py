@@ -30,7 +30,7 @@ def tower_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
     }
     torch.manual_seed(seed)
     model = CLIPVisionModel(CLIPVisionConfig(**{**settings, **changes}))
-    with torch.no_grad():  # CLIP's own initial values are so small that no picture would make a difference
+    with torch.no_grad():  # CLIP's own initial values are so small that no image would make a difference
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)

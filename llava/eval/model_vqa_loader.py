@@ -10,7 +10,8 @@ from llava.utils import accept_any_text, lazy_names, run_program
 __all__ = ["get_chunk", "main", "split_list"]
 
 
-__getattr__ = lazy_names(__name__, {"eval_model": "llava.eval.doors.vqa_loader"})
+NAMES = ("CustomDataset", "collate_fn", "create_data_loader", "eval_model")
+__getattr__ = lazy_names(__name__, dict.fromkeys(NAMES, "llava.eval.doors.vqa_loader"))
 
 
 def main() -> None:

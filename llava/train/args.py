@@ -19,7 +19,12 @@ from transformers.utils import is_torch_tf32_available
 from llava._compat import parser_actions
 from llava.arguments import ProgramParser, take_paths
 from llava.model.language_model.family import KERNELS
-from llava.model.multimodal.config import SELECT_FEATURES, check_cap, check_merge_type
+from llava.model.multimodal.config import (
+    SELECT_FEATURES,
+    check_cap,
+    check_merge_type,
+    check_video_settings,
+)
 from llava.train.callbacks.tasks import EvalTaskArguments
 from llava.train.checks import (
     check_choice,
@@ -48,7 +53,14 @@ TOKENS_SEEN = ("no", "all", "non_padding")
 # Flags that name files and folders, or hub names in their place.
 PATHS = (
     *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "cache_dir", "resume"),
-    *("data_path", "eval_data_path", "image_folder", "data_cache_dir", "resume_from_checkpoint"),
+    *(
+        "data_path",
+        "eval_data_path",
+        "image_folder",
+        "video_folder",
+        "data_cache_dir",
+        "resume_from_checkpoint",
+    ),
     "eval_tasks_data",
     *("output_dir", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
 )
@@ -75,6 +87,11 @@ class ModelArguments:
     )
     mm_vision_select_feature: str | None = explained("patch", "patch, or cls_patch to keep the class token")
     mm_vision_resolution: int | None = explained(None, "Pixels that the tower gets, its config's by default")
+    mm_spatial_pool_mode: str | None = explained(None, "How frames are pooled: bilinear, average or max")
+    mm_spatial_pool_stride: int | None = explained(None, "Patches that are pooled to one, along an edge (2)")
+    mm_newline_position: str | None = explained(
+        None, "Where a video has newlines: grid, frame, one_token or no_token; docs/newer_llavas.md"
+    )
     unfreeze_mm_vision_tower: bool = explained(False, "Train the vision tower as well")
     mm_tunable_parts: str | None = explained(
         None, "What trains, in LLaVA-NeXT's words: some of mm_vision_tower,mm_mlp_adapter,mm_language_model"
@@ -83,6 +100,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         check_choice("mm_vision_select_feature", self.mm_vision_select_feature, SELECT_FEATURES)
         check_flag(check_merge_type, self.mm_patch_merge_type)
+        check_flag(check_video_settings, vars(self))
 
 
 @dataclass

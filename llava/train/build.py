@@ -15,7 +15,8 @@ from llava.model.checkpoints.files import load_weights, read_config
 from llava.model.checkpoints.loading import from_pretrained, load_tower
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
-from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.config import VIDEO_SETTINGS, MultimodalConfig
+from llava.model.multimodal.video import pooled_side
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.model.plan import look_into
 from llava.model.settings import check_settings
@@ -136,8 +137,9 @@ def _compare_with_checkpoint(config: dict[str, Any], model_args: ModelArguments)
             f"{path} has a projector of type {own}, --mm_projector_type is {wanted['mm_projector_type']}; "
             f"give --mm_projector_type {own}"
         )
-    for name in ("mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type"):
-        if name in config and config[name] != wanted[name]:
+    names = ("mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type", *VIDEO_SETTINGS)
+    for name in names:
+        if config.get(name) is not None and wanted[name] not in (None, config[name]):
             logger.warning(
                 "%s was trained with --%s %s, this run has %s", path, name, config[name], wanted[name]
             )
@@ -174,6 +176,9 @@ def attach_vision(
 
     config = model.config
     config.image_aspect_ratio = settings.image_aspect_ratio
+    for name in VIDEO_SETTINGS:
+        if vars(model_args)[name] is not None:
+            setattr(config, name, vars(model_args)[name])
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     grids = choose_tile_grids(
@@ -212,7 +217,9 @@ def attach_vision(
         image_grid_pinpoints=grids,
         pads_several=MultimodalConfig.of(config).pads_several,
     )
-    tile = projected_tile(MultimodalConfig.of(config), tower.tile_features)
+    chosen = MultimodalConfig.of(config)
+    tile = projected_tile(chosen, tower.tile_features)
+    settings = replace(settings, frame_length=pooled_side(tile.side, chosen) ** 2)
     if tile.count != tower.tokens_per_tile:  # the reference's number is about projectors that keep them all
         settings = replace(settings, image_length=tile.count)
     return settings

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=".json, .jsonl (or .gz of either), .parquet, a folder or pattern of them, or a mixture",
     )
     add("--image_folder", type=local_path, help="folder that image names are relative to")
+    _add_video_flags(parser)
     add(
         "--allow_images_outside_folder",
         type=_boolean,
@@ -56,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="tile grids of anyres, [[336,672],[672,336]] or (1x1),...,(6x6); by default the model's",
     )
     add("--mm_patch_merge_type", default="flat", help="flat, spatial, spatial_unpad ..., as in training")
+    add("--mm_spatial_pool_mode", help="how frames are pooled; this and the next two: the model's by default")
+    add("--mm_spatial_pool_stride", type=int, help="patches that are pooled to one, along an edge")
+    add("--mm_newline_position", help="where a video has newlines")
     add("--mm_vision_select_feature", default="patch", choices=("patch", "cls_patch"))
     add(
         "--mm_vision_select_layer",
@@ -77,6 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_video_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--video_folder", type=local_path, help="folder of videos; by default --image_folder")
+    add("--video_fps", type=float, default=1.0, help="frames a second that are taken of a video file")
+    add("--frames_upbound", type=int, default=0, help="most frames of a video (default: no limit)")
+    for flag, text in (
+        ("--force_sample", "take --frames_upbound frames of every video"),
+        ("--add_time_instruction", "the question about a video tells where its frames lie"),
+    ):
+        add(flag, type=_boolean, default=False, metavar="True|False", help=text)
+
+
 def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
@@ -88,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
         raise UserError(f"--workers is {args.workers}; expected at least 1, and at most {MOST_WORKERS}")
+    from llava.train.checks import check_sampling
     from llava.train.data.doctor import check
+
+    check_sampling(args.frames_upbound, args.video_fps, always=args.force_sample)
 
     check(args)
 

@@ -18,6 +18,7 @@ from llava.model.multimodal_encoder.registry import describe_tower, read_tower_c
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.old_flags import read_json_flag
 from llava.utils import UserError, shortened
+from llava.video import MOST_FRAMES
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,18 @@ def check_flag(check: Callable[..., object], *values: object) -> None:
         check(*values)
     except UserError as error:
         raise UserError(f"--{error}") from error
+
+
+def check_sampling(frames: int, fps: float, *, always: bool) -> None:
+    """Refuse flags with which no frames of a video can be chosen."""
+    if not 0 <= frames <= MOST_FRAMES:
+        raise UserError(f"--frames_upbound is {frames}; expected 0 (no limit) to {MOST_FRAMES}")
+    if not 0 < fps < float("inf"):
+        raise UserError(f"--video_fps is {fps}; expected a number of frames a second above 0")
+    if always and not frames:
+        raise UserError(
+            "--force_sample True takes --frames_upbound frames of each video, and it is 0; give it"
+        )
 
 
 def check_grids(grids: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The flags of the data: where the samples are, and how images are brought to the tower's size."""
+"""The flags of the data: where samples are, how images get the tower's size, which frames are taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from llava.mm_utils import check_aspect_ratio
 from llava.protocols import ImageProcessor
-from llava.train.checks import check_choice, check_flag
+from llava.train.checks import check_choice, check_flag, check_sampling
 from llava.train.data.skipped import POLICIES as BAD_SAMPLE_POLICIES
 from llava.train.labels import LABEL_MASKS
 
@@ -30,6 +30,15 @@ class DataArguments:
     eval_data_path: str | None = explained(None, "Records to evaluate on, in the formats of --data_path")
     eval_split: float = explained(0.0, "Part of the records that is held out to evaluate on, such as 0.01")
     image_folder: str | None = explained(None, "Folder that image names of the data are relative to")
+    video_folder: str | None = explained(None, "Folder of the data's videos; by default --image_folder")
+    video_fps: float = explained(1.0, "Frames a second that are taken of a video file")
+    frames_upbound: int = explained(
+        0, "Most frames of a video; one that has more gives so many, evenly spread. 0: no limit"
+    )
+    force_sample: bool = explained(False, "Take --frames_upbound frames of every video, evenly spread")
+    add_time_instruction: bool = explained(
+        False, "Tell in front of a question about a video how long it is and where its frames lie"
+    )
     allow_images_outside_folder: bool = explained(
         False, "Read images whose names lead out of --image_folder: ../x.png, or absolute elsewhere"
     )
@@ -64,5 +73,6 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_flag(check_aspect_ratio, self.image_aspect_ratio)
+        check_sampling(self.frames_upbound, self.video_fps, always=self.force_sample)
         check_choice("on_bad_sample", self.on_bad_sample, BAD_SAMPLE_POLICIES)
         check_choice("label_masks", self.label_masks, (None, *LABEL_MASKS))

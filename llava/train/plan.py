@@ -142,6 +142,11 @@ class DataSettings:
 
     data_path: str | None = None
     image_folder: str | None = None
+    video_folder: str | None = None  # None: the image folder
+    video_fps: float = 1.0
+    frames_upbound: int = 0  # no limit
+    force_sample: bool = False
+    add_time_instruction: bool = False
     is_multimodal: bool = False
     mm_use_im_start_end: bool = False
     image_processor: ImageProcessor | None = None
@@ -159,6 +164,7 @@ class DataSettings:
     # what an image adds to a sample's length when samples are grouped: the reference's number, or the tokens
     # that a projector makes of a tile where it makes fewer
     image_length: int = 128
+    frame_length: int = 128  # the same of each frame of a video; the tokens that one has, once they are known
 
     @property
     def skips_bad_samples(self) -> bool:

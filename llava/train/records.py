@@ -10,23 +10,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.utils import UserError
 
 SAMPLE_KEY = "sample_name"  # of a sample: its index, or its name in a stream
 
-# {"id", "image": path or list of paths (optional), "conversations": [{"from", "value"}]}
+# {"id", "image": path or list of paths (optional), "conversations": [{"from", "value"}]}; in the place of
+# "image" also "video": path of a file or folder, or the list of its frames
 Record = dict[str, Any]
 
 SPEAKERS = ("human", "gpt")
-RECORD_KEYS = ("id", "image", "conversations")
+RECORD_KEYS = ("id", "image", "video", "conversations")
 # Keys under which other formats keep images and other media, without case, separators and digits at the end.
 IMAGE_LIKE = (
     *("image", "images", "img", "imgs", "imagepath", "imagepaths", "imagefile", "imagefiles", "imagename"),
     *("imagenames", "imageurl", "imageurls", "imglist", "imagelist", "imgpath", "imgpaths", "picture"),
     *("pictures", "photo", "photos", "pic", "pixelvalues"),
 )
-OTHER_MEDIA = ("video", "videos", "videopath", "videofile", "audio", "audios", "audiopath")
+VIDEO_LIKE = ("video", "videos", "videopath", "videopaths", "videofile", "videofiles", "videoname")
+OTHER_MEDIA = ("audio", "audios", "audiopath")
 CLOSE = 0.8  # of a misspelled key to the right one
 NAME_CHARACTERS = 80  # of an id in a message
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:\w+/", re.ASCII)
@@ -49,6 +51,34 @@ def has_images(record: Record) -> bool:
     return record.get("image", []) != []
 
 
+def has_video(record: Record) -> bool:
+    """Tell whether a record comes with a video; null, as tables have it, and an empty list are none."""
+    return record.get("video") not in (None, [])
+
+
+def has_media(record: Record) -> bool:
+    """Tell whether a record comes with an image or a video."""
+    return has_images(record) or has_video(record)
+
+
+def media_names(record: Record) -> list[str]:
+    """Return the names of a record's images, or of its video: one, or those of its frames."""
+    if not has_video(record):
+        return image_paths(record)
+    video = record["video"]
+    return list(video) if isinstance(video, list) else [video]
+
+
+def turns_of(record: Record) -> list[dict[str, Any]]:
+    """Return the turns as they are trained: a video's place, which may be <video>, is an image token."""
+    turns: list[dict[str, Any]] = record["conversations"]
+    if not has_video(record):
+        return turns
+    return [
+        {**turn, "value": turn["value"].replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN)} for turn in turns
+    ]
+
+
 def name_record(index: int, record: object) -> str:
     """Name a record for a message: its place in the file and, if it has one, its id."""
     own = record.get("id") if isinstance(record, dict) else None
@@ -62,7 +92,7 @@ def _brief(value: object) -> str:
 
 
 def unread_media_key(record: Record) -> str | None:
-    """Return a key that resembles `image` but is not read, so that the record trains without its media.
+    """Return a key that resembles `image` or `video` but is not read: the record trains without its media.
 
     A record with an image may have keys of its own about it; only other media are named then.
     """
@@ -70,11 +100,11 @@ def unread_media_key(record: Record) -> str | None:
         if key in RECORD_KEYS or not isinstance(key, str) or not _may_be_media(value):
             continue
         plain = re.sub(r"[^a-z]", "", key.lower())
-        if plain in OTHER_MEDIA:
+        if plain in OTHER_MEDIA or (plain in VIDEO_LIKE and not has_video(record)):
             return key
         alike = difflib.SequenceMatcher(None, plain, "image").ratio() >= CLOSE
         near = alike and abs(len(plain) - len("image")) <= 1
-        if not has_images(record) and (plain in IMAGE_LIKE or near):
+        if not has_media(record) and (plain in IMAGE_LIKE or near):
             return key
     return None
 
@@ -86,14 +116,17 @@ def _may_be_media(value: object) -> bool:
 
 def explain_unread_key(key: str) -> str:
     """Say what is expected in the place of a key that `unread_media_key` has found."""
-    if re.sub(r"[^a-z]", "", key.lower()) in OTHER_MEDIA:
-        return f"{key!r} is not read, training takes images alone; store frames as images under 'image'"
+    plain = re.sub(r"[^a-z]", "", key.lower())
+    if plain in OTHER_MEDIA:
+        return f"{key!r} is not read, training takes images and videos alone"
+    if plain in VIDEO_LIKE:
+        return f"{key!r} is not read, so it trains without; expected 'video', a file, a folder or its frames"
     return f"{key!r} is not read, so it trains as text; expected 'image', a file name or a list of them"
 
 
 def leaving_name(record: Record) -> str | None:
-    """Return the first image name that is absolute or climbs out of the folder it is relative to."""
-    for name in image_paths(record):
+    """Return the first name of its media that is absolute or climbs out of the folder it is relative to."""
+    for name in media_names(record):
         if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
             return name
     return None
@@ -136,7 +169,10 @@ def find_faults(record: object) -> Iterator[Fault]:
     for fault in _turn_faults(turns) if readable else ():  # type: ignore[arg-type]
         readable = False
         yield fault
-    yield from _image_faults(record, turns if readable else None)  # type: ignore[arg-type]
+    if has_video(record):
+        yield from _video_faults(record, readable)
+    else:
+        yield from _image_faults(record, turns if readable else None)  # type: ignore[arg-type]
 
 
 def _turn_faults(turns: Sequence[object]) -> Iterator[Fault]:
@@ -191,8 +227,7 @@ def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fa
         return
     if not names or turns is None:
         return  # without an image, a text may talk about <image>; `stray_image_tokens` finds those
-    first = 0 if turns[0]["from"] == "human" else 1  # a leading answer is dropped
-    counts = [turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in turns[first:]]
+    counts = _token_counts(turns)
     # with one image, all image tokens of a turn become one in front of it
     n_tokens = sum(counts) if len(names) > 1 else sum(count > 0 for count in counts)
     if n_tokens != len(names):
@@ -203,9 +238,48 @@ def _image_faults(record: Record, turns: Sequence[Record] | None) -> Iterator[Fa
         yield Fault("image_count", reason)
 
 
+def _token_counts(turns: Sequence[Record]) -> list[int]:
+    """Count the image tokens of each turn; a leading answer is dropped."""
+    first = 0 if turns[0]["from"] == "human" else 1
+    return [turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in turns[first:]]
+
+
+def _video_faults(record: Record, readable: bool) -> Iterator[Fault]:
+    """Yield faults of `video`; readable: its turns are without fault, so that its tokens can be counted."""
+    names = media_names(record)
+    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
+        found = _brief(record["video"])
+        yield Fault(
+            "bad_video_name",
+            f"'video' is {found}; expected the name of a file or folder, or a list of names of its frames",
+        )
+        return
+    if has_images(record):
+        yield Fault(
+            "mixed_media", "it has both 'image' and 'video'; expected one of them: make it two records"
+        )
+        return
+    address = next((name for name in names if _ADDRESS.match(name)), None)
+    if address is not None:
+        yield Fault(
+            "video_address",
+            f"'video' is the address {_brief(address)}; training reads files: download it, and name the file",
+        )
+        return
+    if not readable:
+        return
+    places = sum(count > 0 for count in _token_counts(turns_of(record)))  # those of a turn become one
+    if places != 1:
+        yield Fault(
+            "video_count",
+            f"it has a video, and {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} stands in {places} of its "
+            "turns; expected in one",
+        )
+
+
 def stray_image_tokens(record: Record) -> bool:
-    """Tell whether a faultless record without an image holds the image token, which is read as text then."""
-    return not has_images(record) and any(
+    """Tell whether a faultless record without media holds the image token, which is read as text then."""
+    return not has_media(record) and any(
         DEFAULT_IMAGE_TOKEN in turn["value"] for turn in record["conversations"]
     )
 

@@ -66,7 +66,7 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    """List the targets of a page's links and pictures."""
+    """List the targets of a page's links and images."""
     return _LINK.findall(prose(page)) + re.findall(r'(?:src|href)="([^"]+)"', prose(page))
 
 

@@ -42,7 +42,7 @@ def _name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_and_pictures_resolve(page: Path) -> None:
+def test_links_and_images_resolve(page: Path) -> None:
     for target in links(page):
         if "://" in target:
             continue

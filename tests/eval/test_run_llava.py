@@ -129,7 +129,7 @@ def test_bad_requests_are_one_sentence(checkpoints, image_file, model, changes, 
 
 def test_unreadable_image_is_said_before_the_model_is_loaded(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(question, "open_model", lambda *args, **kwargs: pytest.fail("loaded first"))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageError, match="text.png"):
         run_llava.eval_model(recipe(checkpoints, str(tmp_path / "text.png")))
 

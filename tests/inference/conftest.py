@@ -1,4 +1,4 @@
-"""Loaded tiny models of every LLM family, and a picture, for the tests of this room."""
+"""Loaded tiny models of every LLM family, and a image, for the tests of this room."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +44,6 @@ def llama(load_family: Callable) -> LoadedModel:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def sample_image() -> Image.Image:
     """A wide gradient, so that padding and tiling have something to do."""
     return Image.linear_gradient("L").resize((90, 60)).convert("RGB")

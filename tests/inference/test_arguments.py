@@ -16,13 +16,16 @@ def assistant(llama):
     return Assistant(llama, conv_templates["llava_v1"])
 
 
-def test_natural_forms_give_the_same_answer(assistant, picture):
-    expected = assistant.chat("What is this?", [picture], **GREEDY)
-    assert assistant.chat("What is this?", image=picture, **GREEDY) == expected
-    assert assistant.chat("What is this?", images=picture, temperature=0, max_tokens=6, stop=None) == expected
-    assert assistant.session().ask("What is this?", image=picture, **GREEDY) == expected
+def test_natural_forms_give_the_same_answer(assistant, sample_image):
+    expected = assistant.chat("What is this?", [sample_image], **GREEDY)
+    assert assistant.chat("What is this?", image=sample_image, **GREEDY) == expected
+    assert (
+        assistant.chat("What is this?", images=sample_image, temperature=0, max_tokens=6, stop=None)
+        == expected
+    )
+    assert assistant.session().ask("What is this?", image=sample_image, **GREEDY) == expected
     greedy = SamplingParams(temperature=0)
-    assert assistant.session().ask("What is this?", [picture], greedy, max_tokens=6) == expected
+    assert assistant.session().ask("What is this?", [sample_image], greedy, max_tokens=6) == expected
     assert assistant.chat("Hello", images=None, **GREEDY) == assistant.chat("Hello", **GREEDY)
     assert assistant.batch([("Hello", None)], **GREEDY) == [assistant.chat("Hello", **GREEDY)]
 
@@ -57,13 +60,13 @@ def test_bad_settings_are_one_sentence(assistant, settings, message):
         assistant.batch(["Hello"], **settings)
 
 
-def test_bad_questions_are_one_sentence(assistant, picture):
+def test_bad_questions_are_one_sentence(assistant, sample_image):
     with pytest.raises(UserError, match="batch takes a list of questions and got a str"):
         assistant.batch("Hello")
     with pytest.raises(UserError, match="question 1: it is a int; expected a text"):
         assistant.batch(["Hello", 7])
     with pytest.raises(UserError, match="image and images were both given"):
-        assistant.chat("Hello", [picture], image=picture)
+        assistant.chat("Hello", [sample_image], image=sample_image)
 
 
 @pytest.mark.parametrize(

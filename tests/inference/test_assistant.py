@@ -25,17 +25,19 @@ def expected(assistant, text, images=()):
     return session.ask(text, images, SamplingParams(**GREEDY))
 
 
-def other_picture(number):
+def other_image(number):
     return Image.radial_gradient("L").resize((50 + 9 * number, 40)).convert("RGB")
 
 
-def test_load_chooses_device_dtype_and_template(checkpoints, picture):
+def test_load_chooses_device_dtype_and_template(checkpoints, sample_image):
     model = llava.load(checkpoints / "llava-tiny-v1.5", device="cpu", dtype="float32")
     assert model.template.version == conv_templates["llava_v1"].version
     assert model.model.dtype == torch.float32 and not model.model.training
     assert "LlavaLlamaForCausalLM on cpu in torch.float32" in repr(model)
     assert model.context_len == 2048
-    assert model.chat("What is this?", picture, **GREEDY) == expected(model, "What is this?", [picture])
+    assert model.chat("What is this?", sample_image, **GREEDY) == expected(
+        model, "What is this?", [sample_image]
+    )
 
 
 def test_load_takes_a_base_and_a_template(checkpoints):
@@ -59,32 +61,32 @@ def test_load_refuses_what_it_does_not_know(checkpoints, settings, message):
         llava.load(checkpoints / "llava-tiny-v1.5", **{"device": "cpu", **settings})
 
 
-def test_each_chat_is_a_dialog_of_its_own(assistant, picture):
-    assistant.chat("What is this?", [picture], **GREEDY)
+def test_each_chat_is_a_dialog_of_its_own(assistant, sample_image):
+    assistant.chat("What is this?", [sample_image], **GREEDY)
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
 
 
-def test_a_second_question_about_a_picture_runs_no_tower(assistant, picture):
-    first = assistant.chat("What is this?", [picture], **GREEDY)
+def test_a_second_question_about_a_image_runs_no_tower(assistant, sample_image):
+    first = assistant.chat("What is this?", [sample_image], **GREEDY)
     with tower_calls(assistant.model) as calls:
-        again = assistant.chat("And its colour?", picture.copy(), **GREEDY)  # told by content
+        again = assistant.chat("And its colour?", sample_image.copy(), **GREEDY)  # told by content
     assert not calls
-    assert again == expected(assistant, "And its colour?", [picture])
-    assert assistant.chat("What is this?", [picture], **GREEDY) == first
+    assert again == expected(assistant, "And its colour?", [sample_image])
+    assert assistant.chat("What is this?", [sample_image], **GREEDY) == first
 
 
-def test_an_image_painted_over_is_another_image(assistant, picture):
-    assistant.chat("What is this?", [picture], **GREEDY)
-    changed = picture.copy()
+def test_an_image_painted_over_is_another_image(assistant, sample_image):
+    assistant.chat("What is this?", [sample_image], **GREEDY)
+    changed = sample_image.copy()
     changed.paste((255, 0, 0), (0, 0, 40, 40))
     assert assistant.chat("What is this?", [changed], **GREEDY) == expected(
         assistant, "What is this?", [changed]
     )
 
 
-def test_two_streams_at_once_do_not_mix(assistant, picture):
+def test_two_streams_at_once_do_not_mix(assistant, sample_image):
     texts = ("What is this?", "Hello")
-    images = ([picture], [])
+    images = ([sample_image], [])
     streams = [assistant.stream(*one, **GREEDY) for one in zip(texts, images, strict=True)]
     found = ["", ""]
     running = {0, 1}
@@ -98,16 +100,16 @@ def test_two_streams_at_once_do_not_mix(assistant, picture):
     assert found == [expected(assistant, *one) for one in zip(texts, images, strict=True)]
 
 
-def test_a_broken_off_stream_leaves_the_next_answer_alone(assistant, picture):
-    stream = assistant.stream("What is this?", [picture], **GREEDY)
+def test_a_broken_off_stream_leaves_the_next_answer_alone(assistant, sample_image):
+    stream = assistant.stream("What is this?", [sample_image], **GREEDY)
     next(stream)
     stream.close()
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
 
 
-def test_a_session_remembers(assistant, picture):
+def test_a_session_remembers(assistant, sample_image):
     session = assistant.session()
-    session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+    session.ask("What is this?", [sample_image], SamplingParams(**GREEDY))
     with tower_calls(assistant.model) as calls:
         session.ask("And its colour?", params=SamplingParams(**GREEDY))
     assert not calls and len(session.conversation.messages) == 4
@@ -124,38 +126,38 @@ def test_a_session_gives_one_answer_at_a_time(assistant):
     assert len(session.conversation.messages) == 4
 
 
-def test_a_new_image_costs_no_tower_pass_over_the_old_one(assistant, picture):
+def test_a_new_image_costs_no_tower_pass_over_the_old_one(assistant, sample_image):
     session = assistant.session()
-    session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+    session.ask("What is this?", [sample_image], SamplingParams(**GREEDY))
     batches = []
     handle = assistant.model.get_vision_tower().register_forward_pre_hook(
         lambda _, args: batches.append(len(args[0]))
     )
     try:
-        session.ask("And this?", [other_picture(1)], SamplingParams(**GREEDY))
+        session.ask("And this?", [other_image(1)], SamplingParams(**GREEDY))
     finally:
         handle.remove()
     assert batches == [1]
 
 
-def test_batches_take_texts_pairs_and_dialogs(assistant, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
+def test_batches_take_texts_pairs_and_dialogs(assistant, sample_image, tmp_path):
+    sample_image.save(tmp_path / "a.png")
     conversation = assistant.template.copy()
     conversation.append_message(conversation.roles[0], "Why?")
     conversation.append_message(conversation.roles[1], None)
     questions = [
         "Hello",
-        ("What is this?", [other_picture(1)]),
+        ("What is this?", [other_image(1)]),
         ("What is this?", tmp_path / "a.png"),
-        ("Compare <image> and <image>", [picture, other_picture(2)]),
+        ("Compare <image> and <image>", [sample_image, other_image(2)]),
         Dialog(conversation),
     ]
     answers = assistant.batch(questions, batch_size=3, **GREEDY)
     assert answers == [
         expected(assistant, "Hello"),
-        expected(assistant, "What is this?", [other_picture(1)]),
-        expected(assistant, "What is this?", [picture]),
-        expected(assistant, "Compare <image> and <image>", [picture, other_picture(2)]),
+        expected(assistant, "What is this?", [other_image(1)]),
+        expected(assistant, "What is this?", [sample_image]),
+        expected(assistant, "Compare <image> and <image>", [sample_image, other_image(2)]),
         expected(assistant, "Why?"),
     ]
     whole = assistant.answers(questions, **GREEDY)
@@ -163,8 +165,8 @@ def test_batches_take_texts_pairs_and_dialogs(assistant, picture, tmp_path):
     assert {one.finish_reason for one in whole} <= {"stop", "length"}
 
 
-def test_sharded_in_one_process_is_the_plain_batch(assistant, picture):
-    questions = ["Hello", ("What is this?", [picture]), "Why?"]
+def test_sharded_in_one_process_is_the_plain_batch(assistant, sample_image):
+    questions = ["Hello", ("What is this?", [sample_image]), "Why?"]
     assert assistant.batch(questions, sharded=True, **GREEDY) == assistant.batch(questions, **GREEDY)
 
 
@@ -173,7 +175,7 @@ def test_sharded_in_one_process_is_the_plain_batch(assistant, picture):
     [
         (("What is this?", "/nowhere/a.png"), "question 1: the image '/nowhere/a.png' cannot be read"),
         ("", "question 1: the question is empty"),
-        (("<image> or <image>?", [other_picture(1)]), "question 1: the question names 2 image"),
+        (("<image> or <image>?", [other_image(1)]), "question 1: the question names 2 image"),
     ],
 )
 def test_a_bad_question_of_a_batch_is_named(assistant, question, message):
@@ -190,12 +192,12 @@ def test_bad_settings_are_told_at_once_and_the_model_goes_on(assistant, settings
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
 
 
-def test_a_text_model_chats_too(checkpoints, picture):
+def test_a_text_model_chats_too(checkpoints, sample_image):
     model = llava.load(checkpoints / "vicuna-tiny", device="cpu")
     assert model.image_processor is None
     assert len(model.batch(["Hello", "Why?"], **GREEDY)) == 2
     with pytest.raises(UserError, match="no vision tower"):
-        model.chat("What is this?", [picture], **GREEDY)
+        model.chat("What is this?", [sample_image], **GREEDY)
 
 
 def test_the_best_device_of_a_launched_process_is_its_own_gpu(monkeypatch):
@@ -214,13 +216,13 @@ def test_open_model_takes_a_dtype(checkpoints):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16", "YCbCr"])
-def test_pictures_of_any_mode_are_those_of_their_files(assistant, picture, tmp_path, mode):
+def test_images_of_any_mode_are_those_of_their_files(assistant, sample_image, tmp_path, mode):
     converted = (
         Image.new("I;16", (40, 30), 30000)
         if mode == "I;16"
-        else picture.convert("L").convert(mode)
+        else sample_image.convert("L").convert(mode)
         if mode in ("LA", "1")
-        else picture.convert(mode)
+        else sample_image.convert(mode)
     )
     file = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
     converted.save(file, **({"quality": 100, "subsampling": 0} if file.suffix == ".jpg" else {}))
@@ -230,8 +232,8 @@ def test_pictures_of_any_mode_are_those_of_their_files(assistant, picture, tmp_p
     )
 
 
-def test_pictures_that_cannot_be_used_are_told_and_the_model_goes_on(assistant, picture, tmp_path):
-    picture.resize((300, 300)).save(tmp_path / "cut.png")
+def test_images_that_cannot_be_used_are_told_and_the_model_goes_on(assistant, sample_image, tmp_path):
+    sample_image.resize((300, 300)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:400])
     cases = [
         (Image.open(tmp_path / "cut.png"), "cut.png' is damaged"),
@@ -244,19 +246,21 @@ def test_pictures_that_cannot_be_used_are_told_and_the_model_goes_on(assistant, 
         with pytest.raises(UserError, match=message):
             assistant.chat("What is this?", [image], **GREEDY)
     with pytest.raises(UserError, match="the question is a NoneType"):
-        assistant.chat(None, [picture], **GREEDY)
+        assistant.chat(None, [sample_image], **GREEDY)
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
 
 
-def test_a_shared_decoder_serves_one_answer_at_a_time(load_family, picture):
+def test_a_shared_decoder_serves_one_answer_at_a_time(load_family, sample_image):
     loaded, template = load_family("llama")
     decoder = CompiledDecoder(loaded.model, loaded.image_processor, backend=None)
     shared = Assistant(loaded, conv_templates[template], decoder)
-    assert shared.chat("What is this?", [picture], **GREEDY) == expected(shared, "What is this?", [picture])
+    assert shared.chat("What is this?", [sample_image], **GREEDY) == expected(
+        shared, "What is this?", [sample_image]
+    )
     session = shared.session()
     assert session.decoder is decoder
     with tower_calls(loaded.model) as calls:
-        assert session.ask("What is this?", [picture], SamplingParams(**GREEDY))
+        assert session.ask("What is this?", [sample_image], SamplingParams(**GREEDY))
     assert not calls
     first = shared.stream("Hello", **GREEDY)
     next(first)

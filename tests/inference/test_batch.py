@@ -21,7 +21,7 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 SIZES = [(90, 60), (40, 70), (64, 64), (200, 30), (30, 200)]
 
 
-def pictures(count):
+def sample_images(count):
     return [
         Image.effect_noise(SIZES[index % len(SIZES)], 40 + 20 * index).convert("RGB")
         for index in range(count)
@@ -40,8 +40,8 @@ def dialog_of(template, question, images=(), turns=()):
 
 
 def mixed_dialogs(template, count):
-    """Text only, one image, several images, long and short questions, several turns, a shared picture."""
-    shared, *others = pictures(6)
+    """Text only, one image, several images, long and short questions, several turns, a shared image."""
+    shared, *others = sample_images(6)
     kinds = [
         dialog_of(template, "<image>\nWhat is this?", [shared]),
         dialog_of(template, "Hello"),
@@ -135,12 +135,12 @@ def test_the_context_ends_a_row_alone(llama, monkeypatch):
     assert batched(llama, dialogs) == expected
 
 
-def test_the_tower_sees_each_picture_of_a_bucket_once(llama):
+def test_the_tower_sees_each_image_of_a_bucket_once(llama):
     calls = []
     handle = llama.model.get_vision_tower().register_forward_pre_hook(
         lambda _, args: calls.append(len(args[0]))
     )
-    dialogs = [dialog_of("llava_v1", "<image>\nWhat is this?", [one]) for one in pictures(3)]
+    dialogs = [dialog_of("llava_v1", "<image>\nWhat is this?", [one]) for one in sample_images(3)]
     try:
         batched(llama, dialogs * 2, batch_size=6)
     finally:
@@ -194,7 +194,7 @@ def test_image_lengths_are_those_of_the_model(family):
     ids=["images", "answered", "long"],
 )
 def test_a_dialog_that_cannot_be_asked_is_named_before_anything_runs(llama, change, message):
-    dialogs = [dialog_of("llava_v1", "<image>\nWhat is this?", [one]) for one in pictures(3)]
+    dialogs = [dialog_of("llava_v1", "<image>\nWhat is this?", [one]) for one in sample_images(3)]
     dialogs[1] = change(dialogs[1]) or dialogs[1]
     passes = []
     handle = llama.model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -233,7 +233,7 @@ def test_a_text_model_answers_batches(llama, checkpoints):
             llama.tokenizer,
             llama.model,
             None,
-            [dialog_of("llava_v1", "<image>\nWhat?", pictures(1))],
+            [dialog_of("llava_v1", "<image>\nWhat?", sample_images(1))],
             GREEDY,
         )
     assert torch.is_grad_enabled()

@@ -56,11 +56,11 @@ def reopened(session):
     ],
     ids=["greedy", "sampled", "top-p", "beams"],
 )
-def test_streamed_text_is_generates_text(family, picture, params):
+def test_streamed_text_is_generates_text(family, sample_image, params):
     loaded, template = family
     session = session_of(loaded, template)
-    pieces = list(session.stream("What is this?", [picture], params))
-    assert "".join(pieces) == generated(loaded, reopened(session), [picture], params)
+    pieces = list(session.stream("What is this?", [sample_image], params))
+    assert "".join(pieces) == generated(loaded, reopened(session), [sample_image], params)
     assert "".join(pieces) == session.conversation.messages[-1][1]
     assert len(pieces) > 3 or params.num_beams > 1
 
@@ -71,67 +71,67 @@ def test_text_only_question(family):
     assert session.ask("Hello", params=GREEDY) == generated(loaded, reopened(session), [], GREEDY)
 
 
-def test_second_turn_computes_only_its_own_tokens(family, picture):
+def test_second_turn_computes_only_its_own_tokens(family, sample_image):
     loaded, template = family
     session = session_of(loaded, template)
-    session.ask("What is this?", [picture], GREEDY)
+    session.ask("What is this?", [sample_image], GREEDY)
     with forwards(loaded.model) as lengths, tower_calls(loaded.model) as calls:
         answer = session.ask("And the colour?", params=GREEDY)
     prompt = reopened(session).get_prompt()
     first_answer = session.conversation.messages[-3][1]
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
     assert not calls
     # at most the first answer (whose text may be tokenized again) and what follows it
     assert lengths[0] <= len(loaded.tokenizer(prompt[prompt.rindex(first_answer) :]).input_ids)
 
 
-def test_image_in_a_later_turn(family, picture):
+def test_image_in_a_later_turn(family, sample_image):
     loaded, template = family
     other = Image.new("RGB", (40, 70), (10, 200, 30))
     session = session_of(loaded, template)
-    session.ask("What is this?", [picture], GREEDY)
+    session.ask("What is this?", [sample_image], GREEDY)
     answer = session.ask("And <image> this?", [other], GREEDY)
-    assert answer == generated(loaded, reopened(session), [picture, other], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image, other], GREEDY)
     assert session.conversation.messages[-2][1] == "And <image> this?"
 
 
-def test_two_images_in_a_turn(family, picture):
+def test_two_images_in_a_turn(family, sample_image):
     loaded, template = family
-    images = [picture, Image.new("RGB", (40, 70), (10, 200, 30))]
+    images = [sample_image, Image.new("RGB", (40, 70), (10, 200, 30))]
     session = session_of(loaded, template)
     answer = session.ask("Which is larger?", images, GREEDY)
     assert answer == generated(loaded, reopened(session), images, GREEDY)
 
 
-def test_turn_after_a_stop_string(family, picture):
+def test_turn_after_a_stop_string(family, sample_image):
     loaded, template = family
     session = session_of(loaded, template)
-    whole = session.ask("What is this?", [picture], GREEDY)
+    whole = session.ask("What is this?", [sample_image], GREEDY)
     stop = whole[len(whole) // 2 :][:3]
     session.reset()
     first = session.ask(
-        "What is this?", [picture], SamplingParams(temperature=0, max_new_tokens=12, stop=stop)
+        "What is this?", [sample_image], SamplingParams(temperature=0, max_new_tokens=12, stop=stop)
     )
     assert first == whole[: whole.find(stop)].strip()
     assert session.finish_reason == "stop"
     answer = session.ask("Go on", params=GREEDY)
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
 
 
-def test_turn_after_a_closed_answer(family, picture):
+def test_turn_after_a_closed_answer(family, sample_image):
     loaded, template = family
     session = session_of(loaded, template)
-    pieces = session.stream("What is this?", [picture], GREEDY)
+    pieces = session.stream("What is this?", [sample_image], GREEDY)
     shown = next(pieces) + next(pieces)
     pieces.close()
     assert session.finish_reason == "interrupted"
     assert session.conversation.messages[-1][1] == shown
     answer = session.ask("Go on", params=GREEDY)
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
 
 
 @pytest.mark.parametrize("at_pass", [0, 1, 6])
-def test_turn_after_ctrl_c_in_the_middle_of_a_pass(family, picture, at_pass):
+def test_turn_after_ctrl_c_in_the_middle_of_a_pass(family, sample_image, at_pass):
     loaded, template = family
     session = session_of(loaded, template)
     n_passes = 0
@@ -152,36 +152,36 @@ def test_turn_after_ctrl_c_in_the_middle_of_a_pass(family, picture, at_pass):
     shown = ""
     try:
         with pytest.raises(KeyboardInterrupt):
-            for piece in session.stream("What is this?", [picture], GREEDY):
+            for piece in session.stream("What is this?", [sample_image], GREEDY):
                 shown += piece
     finally:
         handle.remove()
     if shown:
         assert session.conversation.messages[-1][1] == shown
-        pictures = []
+        sample_images = []
     else:  # the turn is withdrawn, the image may come again
         assert not session.images
         assert len(session.conversation.messages) == session.conversation.offset
-        pictures = [picture]
-    answer = session.ask("Go on", pictures, GREEDY)
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+        sample_images = [sample_image]
+    answer = session.ask("Go on", sample_images, GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
 
 
-def test_turn_after_an_edited_answer(family, picture):
+def test_turn_after_an_edited_answer(family, sample_image):
     loaded, template = family
     session = session_of(loaded, template)
-    session.ask("What is this?", [picture], GREEDY)
+    session.ask("What is this?", [sample_image], GREEDY)
     session.ask("And the colour?", params=GREEDY)
     session.conversation.messages[1][1] = "A gradient."
     with tower_calls(loaded.model) as calls:
         answer = session.ask("Go on", params=GREEDY)
     assert not calls
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
 
 
-def test_another_image_with_the_same_words_is_not_taken_from_the_cache(llama, picture):
+def test_another_image_with_the_same_words_is_not_taken_from_the_cache(llama, sample_image):
     session = session_of(llama, "llava_v1")
-    first = session.stream("What is this?", [picture], GREEDY)
+    first = session.stream("What is this?", [sample_image], GREEDY)
     with contextlib.closing(first):
         next(first)
     del session.conversation.messages[-2:]
@@ -214,24 +214,24 @@ def test_cut_answer_says_length(llama):
     assert session.finish_reason == "length"
 
 
-def test_full_context_cuts_the_answer_and_says_so(llama, picture, monkeypatch):
+def test_full_context_cuts_the_answer_and_says_so(llama, sample_image, monkeypatch):
     session = session_of(llama, "llava_v1")
     with forwards(llama.model) as lengths:
-        session.ask("Hello", [picture], GREEDY)
+        session.ask("Hello", [sample_image], GREEDY)
     monkeypatch.setattr(llama.model.config, "max_position_embeddings", lengths[0] + 3)
     session.reset()
     with forwards(llama.model) as lengths:
-        session.ask("Hello", [picture], GREEDY)
+        session.ask("Hello", [sample_image], GREEDY)
     assert session.finish_reason == "context"
     assert len(lengths) == 3
 
 
-def test_the_context_counts_the_cached_turns_too(llama, picture, monkeypatch):
+def test_the_context_counts_the_cached_turns_too(llama, sample_image, monkeypatch):
     session = session_of(llama, "llava_v1")
-    session.ask("What is this?", [picture], GREEDY)
+    session.ask("What is this?", [sample_image], GREEDY)
     fresh = session_of(llama, "llava_v1")
     fresh.conversation = session.conversation.copy()
-    fresh.images = [picture]
+    fresh.images = [sample_image]
     with forwards(llama.model) as lengths:
         fresh.ask("And the colour?", params=GREEDY)
     monkeypatch.setattr(llama.model.config, "max_position_embeddings", lengths[0] + 3)
@@ -260,24 +260,24 @@ def test_a_stop_string_that_is_a_token_ends_the_answer_by_its_id(load_family):
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_long_prompt_is_refused_and_the_session_goes_on(family, picture, monkeypatch, beams):
+def test_long_prompt_is_refused_and_the_session_goes_on(family, sample_image, monkeypatch, beams):
     loaded, template = family
     session = session_of(loaded, template)
-    session.ask("What is this?", [picture], GREEDY)
+    session.ask("What is this?", [sample_image], GREEDY)
     before = [list(one) for one in session.conversation.messages]
     params = SamplingParams(temperature=0, max_new_tokens=4, num_beams=beams)
     with pytest.raises(UserError, match=r"the prompt takes at least \d+ positions, but this model takes \d+"):
         session.ask("word " * 5000, params=params)
     assert session.conversation.messages == before
     answer = session.ask("Go on", params=GREEDY)
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)
 
 
-def test_image_that_does_not_fit_is_refused(llama, picture, monkeypatch):
+def test_image_that_does_not_fit_is_refused(llama, sample_image, monkeypatch):
     monkeypatch.setattr(llama.model.config, "tokenizer_model_max_length", 50, raising=False)
     session = session_of(llama, "llava_v1")
     with pytest.raises(UserError, match="this model takes 50"):
-        session.ask("What is this?", [picture], GREEDY)
+        session.ask("What is this?", [sample_image], GREEDY)
     assert not session.images and session.conversation.messages == []
 
 
@@ -290,31 +290,31 @@ def test_image_that_does_not_fit_is_refused(llama, picture, monkeypatch):
         (" \n", 0, "question is empty"),
     ],
 )
-def test_questions_that_do_not_fit_their_images(llama, picture, text, n_images, message):
+def test_questions_that_do_not_fit_their_images(llama, sample_image, text, n_images, message):
     session = session_of(llama, "llava_v1")
     with pytest.raises(UserError, match=message):
-        session.ask(text, [picture] * n_images, GREEDY)
+        session.ask(text, [sample_image] * n_images, GREEDY)
     assert session.conversation.messages == []
 
 
-def test_images_may_be_paths(llama, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
+def test_images_may_be_paths(llama, sample_image, tmp_path):
+    sample_image.save(tmp_path / "a.png")
     session = session_of(llama, "llava_v1")
     from_path = session.ask("What is this?", [tmp_path / "a.png"], GREEDY)
-    assert from_path == session_of(llama, "llava_v1").ask("What is this?", [picture], GREEDY)
+    assert from_path == session_of(llama, "llava_v1").ask("What is this?", [sample_image], GREEDY)
     with pytest.raises(UserError, match="missing.png"):
         session.ask("And this?", [tmp_path / "missing.png"], GREEDY)
 
 
-def test_a_model_without_tower_refuses_images(llama, picture):
+def test_a_model_without_tower_refuses_images(llama, sample_image):
     session = ChatSession(llama.tokenizer, llama.model, None, template="llava_v1")
     with pytest.raises(UserError, match="no vision tower"):
-        session.ask("What is this?", [picture], GREEDY)
+        session.ask("What is this?", [sample_image], GREEDY)
 
 
-def test_pixels_need_an_image_processor(llama, picture):
+def test_pixels_need_an_image_processor(llama, sample_image):
     with pytest.raises(TypeError, match="expected an image processor, got None"):
-        pixels_for(llama.model, None, [picture])
+        pixels_for(llama.model, None, [sample_image])
 
 
 def test_an_image_token_in_an_answer_does_not_ask_for_an_image(llama, monkeypatch):
@@ -328,11 +328,11 @@ def test_an_image_token_in_an_answer_does_not_ask_for_an_image(llama, monkeypatc
     session.ask("Again", params=GREEDY)
 
 
-def test_start_and_end_tokens_are_put_round_the_image(checkpoints, picture):
+def test_start_and_end_tokens_are_put_round_the_image(checkpoints, sample_image):
     from llava.inference.loading import open_model
 
     loaded = open_model(str(checkpoints / "llava-tiny-v0"), device="cpu")
     session = session_of(loaded, "llava_v1")
-    answer = session.ask("What is this?", [picture], GREEDY)
+    answer = session.ask("What is this?", [sample_image], GREEDY)
     assert session.conversation.messages[-2][1] == "<im_start><image><im_end>\nWhat is this?"
-    assert answer == generated(loaded, reopened(session), [picture], GREEDY)
+    assert answer == generated(loaded, reopened(session), [sample_image], GREEDY)

@@ -29,14 +29,19 @@ def endless(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "FREE_POSITIONS", 8)
 
 
-def dialog(loaded: LoadedModel, template: str, picture: Image.Image, decoder: Decoder | None) -> list[Any]:
+def dialog(
+    loaded: LoadedModel, template: str, sample_image: Image.Image, decoder: Decoder | None
+) -> list[Any]:
     """Ask three questions, the second one twice; return answers and how many positions each prefill took."""
     session = ChatSession(*loaded[:3], template=template, decoder=decoder)
     extend, prefills = session.decoder._extend, []
     session.decoder._extend = lambda keys: (prefills.append(len(keys)), extend(keys))[1]
-    answers = [session.ask("What is this?", [picture], GREEDY), session.ask("And why?", (), GREEDY)]
+    answers = [session.ask("What is this?", [sample_image], GREEDY), session.ask("And why?", (), GREEDY)]
     del session.conversation.messages[-2:]
-    answers += [session.ask("And when?", (), GREEDY), session.ask("Compare.", [picture.rotate(90)], GREEDY)]
+    answers += [
+        session.ask("And when?", (), GREEDY),
+        session.ask("Compare.", [sample_image.rotate(90)], GREEDY),
+    ]
     session.decoder._extend = extend
     return [*answers, prefills]
 
@@ -52,21 +57,21 @@ def greedy(decoder: Decoder, n_tokens: int, prompt: list[int] = PROMPT) -> list[
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_cache_of_fixed_size_gives_the_same_answers(
-    name: str, load_family: Any, picture: Image.Image
+    name: str, load_family: Any, sample_image: Image.Image
 ) -> None:
     loaded, template = load_family(name)
-    expected = dialog(loaded, template, picture, None)
+    expected = dialog(loaded, template, sample_image, None)
     decoder = CompiledDecoder(loaded.model, loaded.image_processor, backend=None)
-    assert dialog(loaded, template, picture, decoder) == expected
-    assert dialog(loaded, template, picture, decoder)[0] == expected[0]  # the next session
+    assert dialog(loaded, template, sample_image, decoder) == expected
+    assert dialog(loaded, template, sample_image, decoder)[0] == expected[0]  # the next session
 
 
-def test_compiled_without_a_graph_break(llama: LoadedModel, picture: Image.Image) -> None:
+def test_compiled_without_a_graph_break(llama: LoadedModel, sample_image: Image.Image) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     decoder = CompiledDecoder(llama.model, llama.image_processor, backend="eager")
-    expected = dialog(llama, "llava_v1", picture, None)
-    assert dialog(llama, "llava_v1", picture, decoder) == expected
+    expected = dialog(llama, "llava_v1", sample_image, None)
+    assert dialog(llama, "llava_v1", sample_image, decoder) == expected
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1  # for all steps of all turns
@@ -125,11 +130,11 @@ def test_results_of_earlier_steps_stay(llama: LoadedModel) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_compiled_with_inductor(name: str, load_family: Any, picture: Image.Image) -> None:
+def test_compiled_with_inductor(name: str, load_family: Any, sample_image: Image.Image) -> None:
     loaded, template = load_family(name)
-    expected = dialog(loaded, template, picture, None)
+    expected = dialog(loaded, template, sample_image, None)
     decoder = CompiledDecoder(loaded.model, loaded.image_processor)
-    assert dialog(loaded, template, picture, decoder) == expected
+    assert dialog(loaded, template, sample_image, decoder) == expected
 
 
 @pytest.mark.slow
@@ -144,12 +149,12 @@ def test_quantised_models(flag: str, checkpoints: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_cuda_graphs(dtype: str, checkpoints: Path, picture: Image.Image) -> None:
+def test_cuda_graphs(dtype: str, checkpoints: Path, sample_image: Image.Image) -> None:
     loaded = open_model(str(checkpoints / "llava-tiny-v1.5"), device="cuda", dtype=dtype)
     loaded.model.generation_config.eos_token_id = None
     decoder = CompiledDecoder(loaded.model, loaded.image_processor)
-    expected = dialog(loaded, "llava_v1", picture, None)
-    assert dialog(loaded, "llava_v1", picture, decoder) == expected
+    expected = dialog(loaded, "llava_v1", sample_image, None)
+    assert dialog(loaded, "llava_v1", sample_image, decoder) == expected
 
 
 # ----------------------------------------------------------------------------------------------- refused

@@ -96,18 +96,18 @@ def with_adapters(model):
     return model.eval()
 
 
-def prompt_of(model, picture, kind):
-    return (IDS, []) if kind == "text" else ([*IDS[:3], -200, *IDS[3:]], [picture])
+def prompt_of(model, sample_image, kind):
+    return (IDS, []) if kind == "text" else ([*IDS[:3], -200, *IDS[3:]], [sample_image])
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
 @pytest.mark.parametrize("change", [*CHANGES, *ADAPTER_CHANGES])
-def test_a_changed_model_is_asked_again(family, picture, change, kind):
+def test_a_changed_model_is_asked_again(family, sample_image, change, kind):
     loaded, _ = family
     model = copy.deepcopy(loaded.model)
     if change in ADAPTER_CHANGES:
         with_adapters(model)
-    ids, images = prompt_of(model, picture, kind)
+    ids, images = prompt_of(model, sample_image, kind)
     kept = Decoder(model, loaded.image_processor)
     before = kept.prefill(ids, images).float()
     {**CHANGES, **ADAPTER_CHANGES}[change](model)
@@ -136,35 +136,35 @@ def test_weights_of_inference_mode_are_looked_at_too():
         assert state_of(model) != before
 
 
-def test_an_unchanged_model_keeps_its_state(family, picture):
+def test_an_unchanged_model_keeps_its_state(family, sample_image):
     loaded, template = family
     assistant = Assistant(loaded, conv_templates[template])
-    assistant.chat("What is this?", picture, **GREEDY)
+    assistant.chat("What is this?", sample_image, **GREEDY)
     with tower_calls(loaded.model) as calls:
-        assistant.chat("What is this?", picture, **GREEDY)
+        assistant.chat("What is this?", sample_image, **GREEDY)
         assert not calls
         assistant.forget()
-        assistant.chat("What is this?", picture, **GREEDY)
+        assistant.chat("What is this?", sample_image, **GREEDY)
     assert len(calls) == 1
 
 
-def test_forget_is_there_for_sessions(llama, picture):
+def test_forget_is_there_for_sessions(llama, sample_image):
     session = Assistant(llama, conv_templates["llava_v1"]).session()
-    session.ask("What is this?", image=picture, **GREEDY)
+    session.ask("What is this?", image=sample_image, **GREEDY)
     session.forget()
     with tower_calls(llama.model) as calls:
         session.ask("And its colour?", **GREEDY)
     assert len(calls) == 1 and len(session.conversation.messages) == 4
 
 
-def test_threads_get_right_answers_and_few_decoders_are_kept(llama, picture):
+def test_threads_get_right_answers_and_few_decoders_are_kept(llama, sample_image):
     assistant = Assistant(llama, conv_templates["llava_v1"])
     texts = ["What is this?", "Hello", "Why?", "How are you?", "Go on"]
-    expected = {text: assistant.chat(text, picture, **GREEDY) for text in texts}
+    expected = {text: assistant.chat(text, sample_image, **GREEDY) for text in texts}
     found = []
 
     def ask(text):
-        found.extend((text, assistant.chat(text, picture, **GREEDY)) for _ in range(3))
+        found.extend((text, assistant.chat(text, sample_image, **GREEDY)) for _ in range(3))
 
     threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
     for one in threads:

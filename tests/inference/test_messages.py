@@ -47,12 +47,12 @@ def placed(template, *messages):
     return dialog.conversation.get_prompt(), len(dialog.images)
 
 
-def test_a_dialog_of_messages_is_answered_as_its_session(assistant, picture):
+def test_a_dialog_of_messages_is_answered_as_its_session(assistant, sample_image):
     session = assistant.session()
-    first = session.ask("What is this?", picture, **GREEDY)
+    first = session.ask("What is this?", sample_image, **GREEDY)
     second = session.ask("And this?", OTHER, **GREEDY)
     messages = [
-        user(text("What is this?"), url(picture)),
+        user(text("What is this?"), url(sample_image)),
         assistants(first),
         user(url(OTHER), text("And this?")),
     ]
@@ -68,15 +68,15 @@ def test_a_dialog_of_messages_is_answered_as_its_session(assistant, picture):
     assert begun.ask("And this?", OTHER, **GREEDY) == second
 
 
-def test_paths_and_images_of_python_are_taken_as_well(assistant, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
-    expected = assistant.chat("What is this?", picture, **GREEDY)
+def test_paths_and_images_of_python_are_taken_as_well(assistant, sample_image, tmp_path):
+    sample_image.save(tmp_path / "a.png")
+    expected = assistant.chat("What is this?", sample_image, **GREEDY)
     for part in (
-        {"type": "image", "image": picture},
+        {"type": "image", "image": sample_image},
         {"type": "image", "image": tmp_path / "a.png"},
         {"type": "image", "path": str(tmp_path / "a.png")},
         {"type": "image_url", "image_url": str(tmp_path / "a.png")},
-        {"type": "input_image", "image_url": data_url(picture)},
+        {"type": "input_image", "image_url": data_url(sample_image)},
     ):
         assert (
             assistant.chat([user(part, {"type": "input_text", "text": "What is this?"})], **GREEDY)
@@ -146,12 +146,12 @@ def test_what_cannot_be_read_is_one_sentence(messages, told):
     assert "\n" not in str(caught.value)
 
 
-def test_images_are_made_by_the_callers_function(picture):
+def test_images_are_made_by_the_callers_function(sample_image):
     asked = []
 
     def resolve(address):
         asked.append(address)
-        return picture
+        return sample_image
 
     dialog = read_messages(
         [user({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}, text("What?"))],
@@ -160,13 +160,13 @@ def test_images_are_made_by_the_callers_function(picture):
         has_tower=True,
         resolve=resolve,
     )
-    assert asked == ["https://example.com/a.png"] and dialog.images == [picture]
+    assert asked == ["https://example.com/a.png"] and dialog.images == [sample_image]
 
 
-def test_arguments_that_belong_into_the_messages_are_refused(assistant, picture):
+def test_arguments_that_belong_into_the_messages_are_refused(assistant, sample_image):
     messages = [user("Hi")]
     with pytest.raises(UserError, match="belong into the messages"):
-        assistant.chat(messages, picture, **GREEDY)
+        assistant.chat(messages, sample_image, **GREEDY)
     with pytest.raises(UserError, match="belong into the messages"):
         assistant.chat(messages, system="x", **GREEDY)
     with pytest.raises(UserError, match="the last message is a user's"):

@@ -58,12 +58,12 @@ def launch(tmp_path, *arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_give_everybody_all_answers(checkpoints, load_family, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
+def test_two_processes_give_everybody_all_answers(checkpoints, load_family, sample_image, tmp_path):
+    sample_image.save(tmp_path / "a.png")
     done = launch(tmp_path, checkpoints / "llava-tiny-v1.5", tmp_path / "a.png", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     alone = Assistant(load_family("llama")[0], conv_templates["llava_v1"])
-    expected = alone.batch([*QUESTIONS, ("What is this?", picture)], temperature=0, max_new_tokens=8)
+    expected = alone.batch([*QUESTIONS, ("What is this?", sample_image)], temperature=0, max_new_tokens=8)
     for process in (0, 1):
         assert json.loads((tmp_path / f"{process}-6.json").read_text()) == expected
         assert json.loads((tmp_path / f"{process}-1.json").read_text()) == expected[-1:]

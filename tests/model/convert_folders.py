@@ -71,7 +71,7 @@ def changed_copy(source: Path | str, target: Path, **changes: Any) -> Path:
 def like_the_hub(export: Path, target: Path) -> Path:
     """Make of an export what llava-hf put on the hub for transformers 4.37.
 
-    Its config leaves out defaults, pictures are not padded, no file says how long an image is, and spaces
+    Its config leaves out defaults, images are not padded, no file says how long an image is, and spaces
     follow every special token (a tokenizer.json without our rules).
     """
     shutil.copytree(export, target)

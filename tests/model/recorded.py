@@ -28,7 +28,7 @@ MODELS = {
     "plain": ("vicuna-tiny", None),
 }
 ANYRES = ("v16", "v16_mistral")
-# (width, height) of pictures, odd on purpose
+# (width, height) of images, odd on purpose
 SIZES = [(100, 40), (37, 90), (60, 60), (300, 41), (17, 130), (112, 112), (55, 57)]
 # rows of a batch: numbers are text tokens, "i" an image; and how many images go in
 LAYOUTS: dict[str, tuple[list[list[int | str]], int]] = {
@@ -62,7 +62,7 @@ def images(model: Any, count: int, k: int) -> torch.Tensor:
 
 
 def grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (columns, rows) of tiles of a picture."""
+    """Return the (columns, rows) of tiles of a image."""
     from llava.mm_utils import get_anyres_image_grid_shape
 
     edge = model.get_vision_tower().config.image_size
@@ -70,7 +70,7 @@ def grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def crops(model: Any, sizes: list[tuple[int, int]], k: int) -> list[torch.Tensor]:
-    """Return the tiles (1 + columns * rows, 3, S, S) of each picture."""
+    """Return the tiles (1 + columns * rows, 3, S, S) of each image."""
     shapes = [grid(model, size) for size in sizes]
     return [images(model, 1 + columns * rows, k + i) for i, (columns, rows) in enumerate(shapes)]
 
@@ -129,8 +129,8 @@ def training_batch(model: Any, key: str, k: int = 7) -> dict[str, Any]:
     return {**arguments, "images": images(model, 4, k)}
 
 
-def one_picture(model: Any, key: str) -> dict[str, Any]:
-    """Return `images` (and `image_sizes`) of one picture."""
+def one_image(model: Any, key: str) -> dict[str, Any]:
+    """Return `images` (and `image_sizes`) of one image."""
     if key in ANYRES:
         return {"images": crops(model, [SIZES[0]], 9), "image_sizes": [SIZES[0]]}
     return {"images": images(model, 1, 9)}

@@ -1,4 +1,4 @@
-"""Models in float16 and bfloat16 on the CPU: each part, sampling and beams; pictures of any dtype."""
+"""Models in float16 and bfloat16 on the CPU: each part, sampling and beams; images of any dtype."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def load(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Any:
     return make
 
 
-def pictures(style: str) -> dict[str, Any]:
-    """Two pictures as the model takes them."""
+def sample_images(style: str) -> dict[str, Any]:
+    """Two images as the model takes them."""
     if style == "v1.6":
         images = [tiny.pixels(3, 3, 56, 56), tiny.pixels(3, 3, 56, 56, seed=1)]
         return {"images": images, "image_sizes": [(100, 50), (56, 100)]}
@@ -63,8 +63,8 @@ def test_float16(family: str, style: str, load: Any) -> None:
     """Every step of a forward pass and of each kind of decoding runs."""
     model = load(family, style, dtype=torch.float16)
     assert {value.dtype for value in model.parameters()} == {torch.float16}
-    exact = load(family, style, dtype=torch.float32)(input_ids=PROMPT, **pictures(style)).logits
-    inputs = cast(pictures(style), torch.float16)
+    exact = load(family, style, dtype=torch.float32)(input_ids=PROMPT, **sample_images(style)).logits
+    inputs = cast(sample_images(style), torch.float16)
     logits = model(input_ids=PROMPT, **inputs).logits
     assert logits.dtype == torch.float16
     assert torch.nn.functional.cosine_similarity(logits.float().flatten(), exact.flatten(), dim=0) > 0.999
@@ -86,7 +86,7 @@ def test_default_dtype_on_the_cpu(style: str, load: Any) -> None:
     tower = model.get_vision_tower()
     others = {value.dtype for name, value in model.named_parameters() if "vision_tower" not in name}
     assert (others, tower.dtype) == ({torch.float16}, torch.float32)
-    inputs = cast(pictures(style), torch.float16)
+    inputs = cast(sample_images(style), torch.float16)
     assert model.generate(PROMPT, **inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
     half = load("llama", style, dtype=torch.float16)
     expected, logits = (one(input_ids=PROMPT, **inputs).logits.float() for one in (half, model))
@@ -96,11 +96,11 @@ def test_default_dtype_on_the_cpu(style: str, load: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("style", [pytest.param("v1.5", marks=slow), "v1.6", "s2"])
 @pytest.mark.parametrize("dtype", HALVES)
-def test_pictures_of_any_dtype(dtype: torch.dtype, style: str, load: Any) -> None:
+def test_images_of_any_dtype(dtype: torch.dtype, style: str, load: Any) -> None:
     model = load("llama", style, dtype=dtype)
-    expected = model(input_ids=PROMPT, **cast(pictures(style), dtype)).logits
+    expected = model(input_ids=PROMPT, **cast(sample_images(style), dtype)).logits
     for other in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        logits = model(input_ids=PROMPT, **cast(pictures(style), other)).logits
+        logits = model(input_ids=PROMPT, **cast(sample_images(style), other)).logits
         assert logits.dtype == dtype
         assert (
             torch.nn.functional.cosine_similarity(logits.flatten().float(), expected.flatten().float(), dim=0)
@@ -123,9 +123,9 @@ def test_sessions(dtype: torch.dtype, settings: dict[str, Any], load: Any, check
     tokenizer = load_tokenizer(str(checkpoints / "vicuna-tiny"))
     processor = model.get_vision_tower().image_processor
     session = ChatSession(tokenizer, model, processor, template="llava_v1")
-    picture = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
+    image = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
     params = SamplingParams(max_new_tokens=4, **settings)
-    session.ask("What is this?", [picture], params)
+    session.ask("What is this?", [image], params)
     session.ask("Why?", (), params)
     assert len(session.conversation.messages) == 4
 

@@ -32,7 +32,7 @@ from llava.utils import disable_torch_init
 KEYS = ("llava-tiny-v1.5", "llava-tiny-v1.6", "llava-tiny-v1.6-mistral", "llava-tiny-mpt")
 
 
-def picture(width=70, height=40, seed=0):
+def sample_image(width=70, height=40, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -85,9 +85,9 @@ class LmmsEval:
 
     def generate_until(self, contexts, visuals, **gen_kwargs):
         """One list of visuals a context, or all contexts without any."""
-        pictures = [one for row in visuals for one in row]
-        image_tensor = self.pixels(pictures) if pictures else None
-        sizes = [one.size for one in pictures]
+        sample_images = [one for row in visuals for one in row]
+        image_tensor = self.pixels(sample_images) if sample_images else None
+        sizes = [one.size for one in sample_images]
         rows = [self.ids(self.prompt(text, row)) for text, row in zip(contexts, visuals, strict=True)]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
@@ -156,7 +156,7 @@ def test_lmms_eval_answers_a_batch_as_one_by_one(key, lmms):
     harness = lmms(key)
     harness.model.float()
     questions = ["What?", "Which digit is written in this picture, and which is larger?", "Read it."]
-    visuals = [[picture(seed=1)], [picture(40, 90, seed=2)], [picture(seed=3)]]
+    visuals = [[sample_image(seed=1)], [sample_image(40, 90, seed=2)], [sample_image(seed=3)]]
     options = {"max_new_tokens": 6, "temperature": 0, "top_p": None, "num_beams": 1}
     for side in ("right", "left"):
         harness.tokenizer.padding_side = side
@@ -167,14 +167,16 @@ def test_lmms_eval_answers_a_batch_as_one_by_one(key, lmms):
             assert alone == [texts[row]]
 
 
-def test_lmms_eval_without_pictures_and_with_beams(lmms):
+def test_lmms_eval_without_images_and_with_beams(lmms):
     harness = lmms("llava-tiny-v1.5")
     texts, ids = harness.generate_until(["Say something.", "No."], [[], []], max_new_tokens=4)
     assert len(texts) == len(ids) == 2
-    assert harness.generate_until(["Hi"], [[picture()]], num_beams=3, max_new_tokens=4)[1].shape[0] == 1
-    sampled = harness.generate_until(["Hi"], [[picture()]], temperature=0.7, top_p=0.9, max_new_tokens=4)
+    assert harness.generate_until(["Hi"], [[sample_image()]], num_beams=3, max_new_tokens=4)[1].shape[0] == 1
+    sampled = harness.generate_until(["Hi"], [[sample_image()]], temperature=0.7, top_p=0.9, max_new_tokens=4)
     assert sampled[1].shape[0] == 1
-    several = harness.generate_until(["Compare."], [[picture(seed=1), picture(seed=2)]], max_new_tokens=4)
+    several = harness.generate_until(
+        ["Compare."], [[sample_image(seed=1), sample_image(seed=2)]], max_new_tokens=4
+    )
     assert several[1].shape[0] == 1
 
 
@@ -182,11 +184,11 @@ def test_lmms_eval_without_pictures_and_with_beams(lmms):
 def test_lmms_eval_rates_an_answer(key, lmms):
     harness = lmms(key)
     harness.model.float()
-    loss, is_greedy, logits = harness.loglikelihood("What is it?", [picture()], "a cat")
+    loss, is_greedy, logits = harness.loglikelihood("What is it?", [sample_image()], "a cat")
     assert np.isfinite(loss)
     assert is_greedy in (True, False)
-    assert logits.shape[1] > 20  # the picture's features count
-    other, _, _ = harness.loglikelihood("What is it?", [picture(seed=9)], "a cat")
+    assert logits.shape[1] > 20  # the image's features count
+    other, _, _ = harness.loglikelihood("What is it?", [sample_image(seed=9)], "a cat")
     assert other != loss
     without, _, _ = harness.loglikelihood("What is it?", [], "a cat")
     assert without != loss
@@ -223,7 +225,7 @@ class VLMEvalKit:
         self.kwargs = {**defaults, "num_beams": 1, "use_cache": True, **kwargs}
 
     def generate(self, message):
-        """Answer a message: pictures and texts in any order."""
+        """Answer a message: images and texts in any order."""
         content, images = "", []
         for one in message:
             if isinstance(one, str):
@@ -252,9 +254,13 @@ def kit(checkpoints):
     return VLMEvalKit(str(checkpoints / "llava-tiny-v1.5"), torch.float32)
 
 
-def test_vlmevalkit_asks_about_no_one_or_several_pictures(kit):
+def test_vlmevalkit_asks_about_no_one_or_several_images(kit):
     answers = []
-    for message in (["Hello"], [picture(), "What?"], [picture(seed=1), picture(30, 50, seed=2), "Compare."]):
+    for message in (
+        ["Hello"],
+        [sample_image(), "What?"],
+        [sample_image(seed=1), sample_image(30, 50, seed=2), "Compare."],
+    ):
         text, ids = kit.generate(message)
         assert isinstance(text, str)
         assert 1 <= ids.shape[1] <= 6
@@ -262,26 +268,26 @@ def test_vlmevalkit_asks_about_no_one_or_several_pictures(kit):
     assert kit.generate(["Hello"])[1].tolist() == answers[0]
 
 
-def test_pictures_with_a_config_of_one_attribute(kit):
-    pictures = [picture(), picture(20, 60)]
+def test_images_with_a_config_of_one_attribute(kit):
+    sample_images = [sample_image(), sample_image(20, 60)]
     for config in (
         argparse.Namespace(image_aspect_ratio="pad"),
         type("Args", (), {"image_aspect_ratio": "pad"}),
     ):
-        values = process_images(pictures, kit.image_processor, config)
+        values = process_images(sample_images, kit.image_processor, config)
         assert torch.is_tensor(values) and values.shape == (2, 3, 56, 56)
 
 
 def test_a_keyword_ends_a_short_answer(kit):
     """Generation from embeddings gives the criteria new ids only, fewer than the prompt has."""
-    _, ids = kit.generate([picture(), "What?"])
+    _, ids = kit.generate([sample_image(), "What?"])
     free = ids[0].tolist()
     for index in range(1, 4):
         word = kit.tokenizer.decode(free[index : index + 1]).strip()
         if not word or word in kit.tokenizer.decode(free[:index]):
             continue
         kit.stop_str = word
-        stopped = kit.generate([picture(), "What?"])[1][0].tolist()
+        stopped = kit.generate([sample_image(), "What?"])[1][0].tolist()
         kit.stop_str = "</s>"
         assert stopped == free[: len(stopped)]
         assert len(stopped) == index + 1

@@ -51,7 +51,7 @@ def test_too_few_image_sizes(build):
         model(input_ids=tiny.prompt(2, "image", "image"), images=images, image_sizes=[(56, 28)])
 
 
-def test_image_sizes_that_are_not_the_pictures(build):
+def test_image_sizes_that_are_not_the_images(build):
     model = build(**ANYRES)
     with pytest.raises(UserError, match="needs 2 tiles.*found 4"):
         model(input_ids=tiny.prompt(2, "image"), images=[tiny.pixels(5, 3, 28, 28)], image_sizes=[(56, 28)])
@@ -105,7 +105,7 @@ def test_loss_reaches_projector_newline_and_embeddings(build, family):
 
 @pytest.mark.parametrize("dummies", [1, 0], ids=["with dummy images", "one image for the batch"])
 def test_text_only_rows_keep_the_projector_in_the_graph(build, family, dummies):
-    """Under ZeRO and FSDP every rank must compute the same gradients, also one whose rows have no picture."""
+    """Under ZeRO and FSDP every rank must compute the same gradients, also one whose rows have no image."""
     model = build(family)
     rows = [tiny.prompt(5), tiny.prompt(1, "image", 3)] if not dummies else [tiny.prompt(5), tiny.prompt(5)]
     images = tiny.pixels(2 if dummies else 1, 3, 28, 28)

@@ -30,7 +30,7 @@ from llava.model.language_model.llava_llama import LlavaConfig as LlavaConfigOfI
 KEYS = ("llava-tiny-v1.5", "llava-tiny-v1.6", "llava-tiny-v1.6-mistral", "llava-tiny-mpt")
 
 
-def picture(width=70, height=40, seed=0):
+def sample_image(width=70, height=40, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -77,12 +77,12 @@ def test_ms_swift_loads_wraps_and_asks(key, config_class, model_class, checkpoin
         return old_generate(ids if inputs is None else inputs, *args, **kwargs)
 
     model.forward, model.generate = forward, generate
-    pictures = [picture()]
-    images = process_images(pictures, tower.image_processor, model.config)
+    sample_images = [sample_image()]
+    images = process_images(sample_images, tower.image_processor, model.config)
     ids = tokenizer_image_token(
         f"USER: {DEFAULT_IMAGE_TOKEN}\nWhat? ASSISTANT:", tokenizer, return_tensors="pt"
     )
-    inputs = {"images": images.to(model.dtype), "image_sizes": [one.size for one in pictures]}
+    inputs = {"images": images.to(model.dtype), "image_sizes": [one.size for one in sample_images]}
     new = model.generate(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids[None]),
@@ -130,7 +130,7 @@ def test_llava_next_callers(checkpoints):
     model.eval()
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
-    image = picture()
+    image = sample_image()
     tensors = [one.to(dtype=torch.float16) for one in process_images([image], processor, model.config)]
     conv = copy.deepcopy(conv_templates["llava_v1"])
     conv.append_message(conv.roles[0], f"{DEFAULT_IMAGE_TOKEN}\nWhat?")
@@ -154,7 +154,7 @@ def test_the_recipe_with_start_and_end_tokens(checkpoints):
     conv.append_message(conv.roles[0], text)
     conv.append_message(conv.roles[1], None)
     ids = tokenizer_image_token(conv.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
-    pixels = processor.preprocess(picture(), return_tensors="pt")["pixel_values"][0]
+    pixels = processor.preprocess(sample_image(), return_tensors="pt")["pixel_values"][0]
     criteria = KeywordsStoppingCriteria([conv.sep], tokenizer, ids)
     new = model.generate(
         ids,

@@ -23,7 +23,7 @@ from recorded import (
     grid,
     ids,
     images,
-    one_picture,
+    one_image,
     training_batch,
 )
 
@@ -51,29 +51,29 @@ def compare(name, prepared, want):
 def test_features(key, recorded_model):
     model, want = recorded_model(key), golden(key)
     with torch.no_grad():
-        pictures = images(model, 2, 3)
-        check_close(fingerprint(model.get_vision_tower()(pictures)), want["tower"], 1e-3, what="tower")
+        sample_images = images(model, 2, 3)
+        check_close(fingerprint(model.get_vision_tower()(sample_images)), want["tower"], 1e-3, what="tower")
         # the projector of the LoRA checkpoint went through float16
-        check_close(fingerprint(model.encode_images(pictures)), want["encode"], 1e-3, what="encode")
+        check_close(fingerprint(model.encode_images(sample_images)), want["encode"], 1e-3, what="encode")
 
 
 def variants(model, layout, k, count):
     """Yield (name, arguments, config changes) of every way a batch was recorded."""
     row_ids, labels, mask = batch(model, layout, k)
-    pictures = images(model, count, k)
+    sample_images = images(model, count, k)
     positions = torch.arange(row_ids.shape[1])[None].expand_as(row_ids)
     flat = {"mm_patch_merge_type": "flat"}
-    uneven = [torch.cat([one[None]] * (i % 2 + 1)) for i, one in enumerate(pictures)]
-    yield "", (row_ids, None, mask.bool(), None, labels, pictures), {}
-    yield "+nomask", (row_ids, None, None, None, labels, pictures), {}
-    yield "+nolabels", (row_ids, None, mask.bool(), None, None, pictures), {}
+    uneven = [torch.cat([one[None]] * (i % 2 + 1)) for i, one in enumerate(sample_images)]
+    yield "", (row_ids, None, mask.bool(), None, labels, sample_images), {}
+    yield "+nomask", (row_ids, None, None, None, labels, sample_images), {}
+    yield "+nolabels", (row_ids, None, mask.bool(), None, None, sample_images), {}
     left = {"tokenizer_padding_side": "left"}
-    yield "+left", (row_ids, None, mask.bool(), None, labels, pictures), left
-    yield "+left_positions", (row_ids, positions, mask.long(), None, labels, pictures), left
+    yield "+left", (row_ids, None, mask.bool(), None, labels, sample_images), left
+    yield "+left_positions", (row_ids, positions, mask.long(), None, labels, sample_images), left
     cut = {"tokenizer_model_max_length": 12}
-    yield "+cut", (row_ids, positions, mask.bool(), None, labels, pictures), cut
-    yield "+list", (row_ids, None, mask.bool(), None, labels, list(pictures)), flat
-    five = torch.stack([pictures, pictures.flip(0)], 1)
+    yield "+cut", (row_ids, positions, mask.bool(), None, labels, sample_images), cut
+    yield "+list", (row_ids, None, mask.bool(), None, labels, list(sample_images)), flat
+    five = torch.stack([sample_images, sample_images.flip(0)], 1)
     yield "+five_dims", (row_ids, None, mask.bool(), None, labels, five), flat
     yield "+uneven_list", (row_ids, None, mask.bool(), None, labels, uneven), flat
 
@@ -99,15 +99,15 @@ def test_ids_pass_through_without_images_and_for_a_single_token(recorded_model):
     row_ids, labels, mask = batch(model, [[9]], 3)
     prepare = model.prepare_inputs_labels_for_multimodal
     compare("prepare/no_images", prepare(row_ids, None, mask.bool(), None, labels, None), want)
-    picture = images(model, 1, 2)
-    one = prepare(row_ids[:, :1], None, mask.bool(), None, labels[:, :1], picture)
+    image = images(model, 1, 2)
+    one = prepare(row_ids[:, :1], None, mask.bool(), None, labels[:, :1], image)
     compare("prepare/one_token", one, want)
 
 
 @pytest.mark.parametrize("kind", ["flat", "spatial", "spatial_unpad"])
 @pytest.mark.parametrize("key", ANYRES)
 def test_anyres_merges(key, kind, recorded_model):
-    """Every tile grid, odd picture sizes, an overview alone, left padding with truncation, 5-D tensors."""
+    """Every tile grid, odd image sizes, an overview alone, left padding with truncation, 5-D tensors."""
     model, want = recorded_model(key), golden(key)
     names = {name.rsplit("/", 1)[0] for name in want if name.startswith(f"anyres/{kind}/")}
     if key == "v16":
@@ -128,14 +128,14 @@ def test_anyres_merges(key, kind, recorded_model):
     stacked = torch.stack(crops(model, same, 2))
     cases["five_dims"] = (batch(model, [[4, "i", 5], [2, "i", 3]], 6), stacked, same, {})
     compared = 0
-    for name, ((row_ids, labels, mask), pictures, sizes, fields) in cases.items():
+    for name, ((row_ids, labels, mask), sample_images, sizes, fields) in cases.items():
         if f"anyres/{kind}/{name}" in names:
             with (
                 changed(model, mm_patch_merge_type=kind, image_aspect_ratio="anyres", **fields),
                 torch.no_grad(),
             ):
                 prepared = model.prepare_inputs_labels_for_multimodal(
-                    row_ids, None, mask.bool(), None, labels, pictures, sizes
+                    row_ids, None, mask.bool(), None, labels, sample_images, sizes
                 )
             compare(f"anyres/{kind}/{name}", prepared, want)
             compared += 1
@@ -194,23 +194,23 @@ def generate(model, key, what):
     """Run one of the recorded generations."""
     arguments = {"do_sample": False, "max_new_tokens": 20, "use_cache": True}
     one = batch(model, [[5, "i", 6]], 2)[0]
-    picture = one_picture(model, key)
+    image = one_image(model, key)
     if what == "text_without_images":
         return model.generate(batch(model, [[12]], 4)[0], **arguments)
     if what == "batch_left":
         two, _, mask = batch(model, [[4, "i", 9], [2, "i", 3]], 4)
         sizes = [SIZES[1], SIZES[3]]
-        pictures = (
+        sample_images = (
             {"images": crops(model, sizes, 3), "image_sizes": sizes}
             if key in ANYRES
             else {"images": images(model, 2, 9)}
         )
         with changed(model, tokenizer_padding_side="left"):
-            return model.generate(two, attention_mask=mask.bool(), **pictures, **arguments)
+            return model.generate(two, attention_mask=mask.bool(), **sample_images, **arguments)
     if what == "greedy_other_image":
-        mirrored = [tiles.flip(-1) for tiles in picture["images"]]
-        picture["images"] = mirrored if key in ANYRES else torch.stack(mirrored)
-    return model.generate(one, num_beams=3 if what == "beam3" else 1, **picture, **arguments)
+        mirrored = [tiles.flip(-1) for tiles in image["images"]]
+        image["images"] = mirrored if key in ANYRES else torch.stack(mirrored)
+    return model.generate(one, num_beams=3 if what == "beam3" else 1, **image, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +228,14 @@ def test_generated_ids(key, what, recorded_model):
 @pytest.mark.parametrize("key", LLAMA_LIKE)
 def test_decoding_through_the_cache(key, recorded_model):
     model, want = recorded_model(key), golden(key)
-    start, picture = batch(model, [[5, "i", 6]], 2)[0], one_picture(model, key)
+    start, image = batch(model, [[5, "i", 6]], 2)[0], one_image(model, key)
     more = torch.tensor([ids(model, 4, 5)])
     with torch.no_grad():
-        out = model(input_ids=start, use_cache=True, **picture)
+        out = model(input_ids=start, use_cache=True, **image)
         logits = [out.logits[:, -1:]]
         for j in range(4):
             out = model(
-                input_ids=more[:, j : j + 1], past_key_values=out.past_key_values, use_cache=True, **picture
+                input_ids=more[:, j : j + 1], past_key_values=out.past_key_values, use_cache=True, **image
             )
             logits.append(out.logits)
     check_close(fingerprint(torch.cat(logits, 1)[..., ::7], 3), want["decode"], 2e-2, what="logits")

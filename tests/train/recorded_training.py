@@ -1,4 +1,4 @@
-"""What training tests share: recorded values, tokenizer variants, pictures by formula, runs of train()."""
+"""What training tests share: recorded values, tokenizer variants, images by formula, runs of train()."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ VERBS = ["stands", "sleeps", "waits", "shines", "moves slowly", "rests", "is vis
 SIZES = [(64, 48), (40, 80), (56, 56), (100, 30), (33, 47), (90, 90)]
 
 
-def picture(width: int, height: int, k: int) -> Image.Image:
-    """Paint an RGB picture of gradients, stripes and blocks."""
+def sample_image(width: int, height: int, k: int) -> Image.Image:
+    """Paint an RGB image of gradients, stripes and blocks."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     red = 127 + 120 * np.sin(x * (0.05 + 0.013 * (k % 7)) + k)
     green = 127 + 120 * np.cos(y * (0.07 + 0.009 * (k % 5)) - k)
@@ -134,7 +134,7 @@ def write_training_data(folder: Path, n: int = 64) -> Path:
     (folder / "images").mkdir(parents=True)
     names = [f"pic_{k:03d}.png" for k in range(n)]
     for k, name in enumerate(names):
-        picture(*SIZES[k % 6], k).save(folder / "images" / name)
+        sample_image(*SIZES[k % 6], k).save(folder / "images" / name)
     for file, make in (("pretrain.json", caption_record), ("finetune.json", chat_record)):
         records = [make(k, name) for k, name in enumerate(names)]
         (folder / file).write_text(json.dumps(records))

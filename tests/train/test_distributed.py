@@ -62,7 +62,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "mixed": (f"{MIXED} --max_steps 3 {PROJECTOR} --image_aspect_ratio pad", "vicuna-tiny"),
     "anyres": (f"{MIXED} --max_steps 3 {V16}", "llava-tiny-v1.6"),
     "tower": (f"{MIXED} --max_steps 3 {V16} {UNFROZEN}", "llava-tiny-v1.6"),
-    # image_newline trains, but square pictures do not use it
+    # image_newline trains, but square images do not use it
     "unused": (
         f"{V15} --mm_patch_merge_type spatial_unpad {DIALOGS} --learning_rate 2e-3 "
         "--gradient_checkpointing True",
@@ -124,9 +124,9 @@ class Place:
 
 def _mixed_records() -> list[dict[str, Any]]:
     """Make records so that, in batches of 2, one process has texts only while the other has images."""
-    number_of_pictures = [0, 0, 1, 1, 1, 0, 2, 1, 3, 0, 0, 0, 0]
+    number_of_images = [0, 0, 1, 1, 1, 0, 2, 1, 3, 0, 0, 0, 0]
     records = []
-    for k, count in enumerate(number_of_pictures):
+    for k, count in enumerate(number_of_images):
         question = "".join(f"Here is <image> number {j}. " for j in range(count)) + f"What about {k}?"
         turns = dialog(("human", question), ("gpt", f"It is the answer {k * 7} to that."))
         record: dict[str, Any] = {"id": f"m{k}", "conversations": turns}
@@ -224,7 +224,7 @@ def test_bfloat16_of_two_processes_is_that_of_one_within_its_precision(
 
 @pytest.mark.parametrize(("way", "kind"), [run for run in TOGETHER if run[1] in MIXTURES])
 def test_gradients_of_mixed_batches_equal_those_of_one_process(double: Place, way: str, kind: str) -> None:
-    """A process with texts only and one with pictures: every weight changes as in one process."""
+    """A process with texts only and one with images: every weight changes as in one process."""
     base = KINDS[kind][1]
     before = load_weights(str(double.checkpoints / base))
     after_one, after = _weights(double.folder("one", kind)), _weights(double.folder(way, kind))
@@ -240,7 +240,7 @@ def test_gradients_of_mixed_batches_equal_those_of_one_process(double: Place, wa
 @pytest.mark.parametrize(("way", "kind"), [run for run in TOGETHER if run[1] in MIXTURES] + RAGGED)
 def test_parts_are_called_once_a_micro_batch_on_every_process(double: Place, way: str, kind: str) -> None:
     first, second = double.reports(way, kind)
-    # what the processes had was different: texts beside pictures, several pictures beside one
+    # what the processes had was different: texts beside images, several images beside one
     assert first["marks"][:3] == [0, 1, 3]
     assert second["marks"][:3] == [2, 3, 0]
     batches = 4 if kind == "ragged" else 3

@@ -88,7 +88,7 @@ def test_every_flag_of_the_plan_exists(tmp_path: Path) -> None:
     grouping = {"train_sampling_strategy"}
     missing = {field.name for field in fields(RunPlan)} - known
     assert missing <= only_in_some_versions | only_with_deepspeed | grouping
-    of_the_model = {"image_length", "pads_several"}
+    of_the_model = {"image_length", "frame_length", "pads_several"}
     assert {field.name for field in fields(DataSettings)} <= set(dir(data_args)) | of_the_model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from recorded_training import flags, picture, run_train
+from recorded_training import flags, run_train, sample_image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
@@ -48,7 +48,7 @@ def train_one_step(base: str, way: str, more: str, checkpoints: Path, data: Path
 def logits_of(model: Any, processor: Any, tokens: int) -> torch.Tensor:
     """Return the logits (1, L, tokens) of a prompt with an image and the last tokens of a vocabulary."""
     model = getattr(model, "get_base_model", lambda: model)()  # an adapter's wrapper knows no images
-    image = picture(90, 40, 3)
+    image = sample_image(90, 40, 3)
     pixels = process_images([image], processor, model.config)
     ids = torch.tensor([[1, 11, IMAGE_TOKEN_INDEX, 12, tokens - 2, tokens - 1]])
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 usage: torchrun --nproc_per_node 2 worker.py SPEC.json, or python worker.py SPEC.json
 SPEC: {"folder": where the reports go, "limit_s": seconds, "runs": [{"name": ..., "argv": [...]}, ...]}
-Report NAME-RANK.json: losses, rates and norms a step; steps; calls {tower, projector, embedding}, pictures
-and image marks a micro-batch; split (how the weights were divided).
+Report NAME-RANK.json: losses, rates and norms a step; steps; calls {tower, projector, embedding}, images
+and image tokens a micro-batch; split (how the weights were divided).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def observe() -> None:
         calls.clear()
         loss = training_step(self, model, inputs, *args, **kwargs)
         report["calls"].append(dict(calls))
-        report["pictures"].append(len(inputs["images"]))
+        report["images"].append(len(inputs["images"]))
         report["marks"].append(int((inputs["input_ids"] == IMAGE).sum()))
         return loss
 
@@ -55,7 +55,7 @@ def observe() -> None:
         projector = self.model.get_model().mm_projector
         projector.register_forward_pre_hook(lambda *_: count("projector"))
         self.model.get_input_embeddings().register_forward_pre_hook(lambda *_: count("embedding"))
-        report.update(calls=[], pictures=[], marks=[])
+        report.update(calls=[], sample_images=[], marks=[])
         result = train(self, *args, **kwargs)
         for name, key in (("losses", "loss"), ("rates", "learning_rate"), ("norms", "grad_norm")):
             report[name] = [float(entry[key]) for entry in self.state.log_history if key in entry]

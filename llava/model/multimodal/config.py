@@ -24,6 +24,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "mm_newline_position": ("grid", "frame", "one_token", "no_token"),
     "tokenizer_padding_side": PADDING_SIDES,
 }
+VIDEO_SETTINGS = ("mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_newline_position")
 _SWITCHES = (
     "mm_use_im_start_end", "mm_use_im_patch_token", "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "s2",
 )  # fmt: skip
@@ -116,8 +117,7 @@ class MultimodalConfig:
             if not isinstance(config.get(name), str | None):
                 what = "the folder or hub name of a vision tower" if name == "mm_vision_tower" else "a text"
                 raise UserError(f"{name} is {config[name]!r}; expected {what}.")
-        if config.get("mm_spatial_pool_stride") is not None:
-            _positive("mm_spatial_pool_stride", config["mm_spatial_pool_stride"], what="patches")
+        check_video_settings(config)
         if config.get("add_faster_video"):
             raise UserError("add_faster_video is set; faster and slower frames side by side are not known.")
         if config.get("mm_vision_resolution") is not None:
@@ -182,6 +182,18 @@ def check_merge_type(kind: object) -> str:
     if kind != "flat" and not spatial:
         raise UserError(f"mm_patch_merge_type is {kind!r}; expected {MERGE_TYPES}.")
     return str(kind)
+
+
+def check_video_settings(fields: Mapping[str, Any]) -> None:
+    """Raise UserError for settings of videos that are not known; None and missing ones are not set."""
+    for name in VIDEO_SETTINGS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if name in _ENUMERATIONS:
+            _one_of(name, value, _ENUMERATIONS[name])
+        else:
+            _positive(name, value, what="patches")
 
 
 def check_cap(aspect_ratio: str, merge_type: str) -> None:

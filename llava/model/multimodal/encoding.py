@@ -56,6 +56,8 @@ class Encoder:
         return [
             self._video(features)
             if index in videos
+            else features[0]
+            if videos and not self.settings.tiles  # as among images alone: one tile, and no newline
             else self._image(features, image_sizes[index] if image_sizes is not None and spatial else None)
             for index, features in enumerate(self._encoded(tiles, videos))
         ]

@@ -37,6 +37,11 @@ def pooled_side(side: int, settings: MultimodalConfig) -> int:
 
 def pool_frames(features: torch.Tensor, side: int, settings: MultimodalConfig) -> torch.Tensor:
     """Pool the features (frames, side * side, C) of a video: (frames, P, C)."""
+    if not side:
+        raise UserError(
+            f"A frame has {features.shape[1]} features that are no grid, and videos are pooled as grids; "
+            "expected a projector that keeps one, such as mlp2x_gelu."
+        )
     if features.shape[1] != side**2:
         raise UserError(
             f"A frame has {features.shape[1]} features and is no square of {side} x {side} patches, which "

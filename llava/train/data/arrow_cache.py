@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import mmap
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from llava.train.records import (
     DataError,
     Record,
     find_fault,
-    has_images,
-    image_paths,
+    has_media,
+    has_video,
     leaving_name,
+    media_names,
     stray_image_tokens,
     unread_media_key,
 )
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 # Smaller inputs are converted in memory at every start; it takes less than a second.
 IN_MEMORY_BYTES = 16 * 1024 * 1024
 PACKING = 6  # how many times larger a gzip file of text is about when it is unpacked
@@ -65,10 +67,11 @@ class Table:
 def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
     """Return the records of a source as a table.
 
-    Columns: record (JSON text), words, images (counts), stray (image token without image), fault (null when
-    there is none), file (number of the file within the source), id (as JSON), unread (a key that resembles
-    `image`), leaving (an image name that is absolute or climbs out of its folder). The table is kept in
-    `cache_dir`, by default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    Columns: record (JSON text), words, images (counts), video (whether it has one), stray (image token
+    without image), fault (null when there is none), file (number of the file within the source), id (as
+    JSON), unread (a key that resembles `image` or `video`), leaving (a name that is absolute or climbs out
+    of its folder), checksum (of the other columns, see `row_checksum`). The table is kept in `cache_dir`, by
+    default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
     """
     states = [state_of(path) for path in source.files]
     total = sum(state.size for state in states)
@@ -151,6 +154,23 @@ def _check_table(arrow: pa.Table) -> None:
                 raise ValueError("its texts do not lie where it says")
 
 
+def numbers_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of numbers or truth values without nulls: (rows,).
+
+    pyarrow's own `to_numpy` imports pandas where it is installed: half a second and 35 MB in each process.
+    """
+    import pyarrow
+
+    truth = pyarrow.types.is_boolean(column.type)
+    column = column.cast(pyarrow.uint8()) if truth else column
+    kind = np.dtype(str(column.type))
+    parts = [
+        np.frombuffer(chunk.buffers()[1], kind, len(chunk), chunk.offset * kind.itemsize)
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, kind), *parts]).astype(bool if truth else kind, copy=False)
+
+
 def _schema() -> pa.Schema:
     import pyarrow
 
@@ -159,12 +179,14 @@ def _schema() -> pa.Schema:
             ("record", pyarrow.string()),
             ("words", pyarrow.int32()),
             ("images", pyarrow.int16()),
+            ("video", pyarrow.bool_()),
             ("stray", pyarrow.bool_()),
             ("fault", pyarrow.string()),
             ("file", pyarrow.int32()),
             ("id", pyarrow.string()),
             ("unread", pyarrow.string()),
             ("leaving", pyarrow.string()),
+            ("checksum", pyarrow.uint32()),
         ]
     )
 
@@ -181,7 +203,8 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
     characters = 0
     for number, path in enumerate(source.files):
         for row in read_rows(path, advance):
-            rows.append((row.text, *_columns(row), number, *_remarks(row.record)))
+            values = (row.text, *_columns(row), number, *_remarks(row.record))
+            rows.append((*values, row_checksum(values)))
             characters += len(row.text)
             if characters >= BATCH_CHARACTERS:
                 yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
@@ -190,18 +213,22 @@ def _batches(source: Source, advance: Callable[[int], object]) -> Iterator[pa.Re
         yield pyarrow.record_batch(list(zip(*rows, strict=True)), schema=schema)
 
 
-def _columns(row: ReadRecord) -> tuple[int, int, bool, str | None]:
-    """Return words, images, stray and fault of a record."""
+def row_checksum(values: Sequence[str | int | None]) -> int:
+    """Return the CRC-32 of a row's columns but the last, which holds it."""
+    return zlib.crc32("\0".join(map(str, values)).encode())
+
+
+def _columns(row: ReadRecord) -> tuple[int, int, bool, bool, str | None]:
+    """Return words, images (a video is one), video, stray and fault of a record."""
     record = row.record
     fault = row.fault or find_fault(record)
+    video = isinstance(record, dict) and has_video(record)
     if not fault:
-        images = 0
-        if has_images(record):
-            images = len(record["image"]) if isinstance(record["image"], list) else 1
+        images = 1 if video else len(media_names(record))
         words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        return words, images, images == 0 and stray_image_tokens(record), None
-    with_image = isinstance(record, dict) and has_images(record)
-    return 1, int(with_image), False, fault
+        return words, images, video, images == 0 and stray_image_tokens(record), None
+    with_media = isinstance(record, dict) and has_media(record)
+    return 1, int(with_media), video, False, fault
 
 
 def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
@@ -209,7 +236,7 @@ def _remarks(record: Record) -> tuple[str | None, str | None, str | None]:
     if not isinstance(record, dict):
         return None, None, None
     own = record.get("id")
-    readable = all(isinstance(name, str) for name in image_paths(record))
+    readable = all(isinstance(name, str) for name in media_names(record))
     found = (
         None if own is None else json.dumps(own, default=str),
         unread_media_key(record),

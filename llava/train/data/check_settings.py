@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llava.video import Sampling
+
 Size = tuple[int, int]  # (width, height)
 
 
@@ -13,6 +15,11 @@ class CheckSettings:
 
     data_path: str
     image_folder: str | None = None
+    video_folder: str | None = None  # by default the image folder
+    video_fps: float = 1.0
+    frames_upbound: int = 0  # no limit
+    add_time_instruction: bool = False
+    force_sample: bool = False
     allow_images_outside_folder: bool = False
     data_cache_dir: str | None = None
     model_name_or_path: str | None = None  # without one, tokens are not counted
@@ -26,5 +33,13 @@ class CheckSettings:
     mm_vision_select_layer: int | None = None  # by default the model's
     mm_vision_resolution: int | None = None  # by default the model's
     mm_projector_type: str | None = None  # by default the model's
+    mm_spatial_pool_mode: str | None = None  # this and the next two by default the model's
+    mm_spatial_pool_stride: int | None = None
+    mm_newline_position: str | None = None
     mm_use_im_start_end: bool = False
     label_masks: str | None = None  # by default as training chooses
+
+    @property
+    def sampling(self) -> Sampling:
+        """Which frames of a video are taken."""
+        return Sampling(self.frames_upbound, self.video_fps, always=self.force_sample)

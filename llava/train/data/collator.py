@@ -26,7 +26,8 @@ class DataCollatorForSupervisedDataset:
         """Pad on the right and cut at the tokenizer's length.
 
         Returns input_ids, labels, attention_mask (n, length), and for images whose tokens are not cut off
-        `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes.
+        `images`: a tensor (n_images, 3, H, W), or a list when shapes differ; with anyres also image_sizes,
+        with a video also `modalities`, "image" or "video" for each.
         """
         limit = self.tokenizer.model_max_length
         pad = self.tokenizer.pad_token_id
@@ -49,6 +50,12 @@ class DataCollatorForSupervisedDataset:
             ]
             same = all(tensor.shape == images[0].shape for tensor in images)
             batch["images"] = torch.stack(images) if same else images
+            if any("modalities" in one for one in instances):
+                batch["modalities"] = [
+                    word
+                    for one, count in zip(instances, kept, strict=True)
+                    for word in one.get("modalities", ["image"] * len(_as_list(one["image"])))[:count]
+                ]
         if "image_sizes" in instances[0]:
             batch["image_sizes"] = [
                 size

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from llava.train.data.table import RecordTable, load_records
 from llava.train.plan import DataSettings, adapted
 from llava.train.records import DataError
 from llava.utils import UserError
+from llava.video import Outline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+FILES_AT_ONCE = 8  # whose frames are counted
 
 
 class LazySupervisedDataset(Dataset[Sample]):
@@ -64,6 +69,7 @@ class LazySupervisedDataset(Dataset[Sample]):
         both = copy(self), copy(self)
         for dataset, table in zip(both, self.list_data_dict.split(fraction), strict=True):
             dataset.list_data_dict = table
+            vars(dataset).pop("_frames", None)
         return both
 
     def __len__(self) -> int:
@@ -71,12 +77,40 @@ class LazySupervisedDataset(Dataset[Sample]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Rough length of each sample, words and a number for its image: (records,)."""
-        return self.list_data_dict.words + self.settings.image_length * self.list_data_dict.with_images
+        """Rough length of each sample, words and a number for its image or frames: (records,)."""
+        table = self.list_data_dict
+        media = np.where(table.with_images, self.settings.image_length, 0)
+        if table.with_video.any():
+            media[table.with_video] = self.settings.frame_length * self._frames
+        return table.words + media
+
+    @cached_property
+    def _frames(self) -> np.ndarray:
+        """Frames that are taken of each video; 0 where that cannot be told: (videos,)."""
+        places = np.flatnonzero(self.list_data_dict.with_video).tolist()
+        logger.info("counting the frames of %d videos, none is decoded", len(places))
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            return np.array(list(pool.map(self._count_frames, places)), dtype=np.int64)
+
+    def _count_frames(self, i: int) -> int:
+        try:
+            found = self.outline(i)
+            return len(found.chosen) if found else 0
+        except UserError:  # told when the sample is read
+            return 0
+
+    def outline(self, i: int) -> Outline | None:
+        """Return which frames of a record's video are taken, None for a record without. Raises UserError."""
+        return self.maker.outline(self.list_data_dict[i], self.list_data_dict.folders(i))
+
+    def encode(self, i: int) -> Sample:
+        """Tokenize and label a record, without its images and frames. Raises UserError."""
+        told = self.outline(i) if self.settings.add_time_instruction else None
+        return self.maker.encode(self.list_data_dict[i], told)
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """Words of each sample, negative when it has no image: (records,)."""
+        """Words of each sample, negative when it has neither image nor video: (records,)."""
         table = self.list_data_dict
         return np.where(table.with_images, table.words, -table.words)
 
@@ -112,7 +146,7 @@ class LazySupervisedDataset(Dataset[Sample]):
             fault = self.list_data_dict.fault(i)
             if fault:
                 raise DataError(fault)
-            return self.maker.make(record, image_folder=self.list_data_dict.image_folder(i))
+            return self.maker.make(record, folders=self.list_data_dict.folders(i))
         except UserError as error:
             raise DataError(f"{self.list_data_dict.name(i)}: {error}") from error
 

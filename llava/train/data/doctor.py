@@ -18,7 +18,7 @@ from typing import Any
 
 from llava.atomic import atomic_file, obstacle, words_of
 from llava.train.data.check_settings import CheckSettings
-from llava.train.data.image_folders import check_folder, image_names
+from llava.train.data.image_folders import check_folder, kind_of_media, known_names, media_folder
 from llava.train.data.sources import find_sources
 from llava.train.data.table import RecordTable
 from llava.train.data.validation import Finding, check_range, find_duplicates, open_all
@@ -40,7 +40,8 @@ def check(args: argparse.Namespace) -> None:
         _check_output(flag, output, sources)
     records = open_all(settings)
     for index in records.first_with_images():
-        check_folder(records.image_folder(index), image_names(records, index), records.name(index))
+        named, kind = known_names(records, index), kind_of_media(records[index])
+        check_folder(media_folder(records, index), named, records.name(index), kind)
     _check_fix(args.fix, records)
 
     findings = []
@@ -227,7 +228,7 @@ def _check_fix(name: str | None, records: RecordTable) -> None:
         return
     if Path(name).suffix not in (".json", ".jsonl"):
         raise UserError(f"--fix {name}: expected a name that ends in .json or .jsonl")
-    folders = {records.image_folder(index) for index in records.first_with_images()}
+    folders = {media_folder(records, index) for index in records.first_with_images()}
     if len(folders) > 1:
         raise DataError(
             "--fix writes one file, but the parts of the mixture have image folders of their own; "

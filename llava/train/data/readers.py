@@ -242,6 +242,8 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[ReadRecord]:
             raise DataError(
                 f"{path} holds the bytes of its images; read it with --streaming True, or store file names"
             )
+        if _holds_bytes(record.get("video")):
+            raise DataError(f"{path} holds the bytes of its videos; store the names of files")
         yield ReadRecord(json.dumps(record, ensure_ascii=False, default=str), record)
 
 

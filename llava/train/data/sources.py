@@ -16,11 +16,12 @@ from llava.utils import import_optional
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tgz")
 MIXTURES = (".yaml", ".yml")
-ENTRY_KEYS = ("path", "image_folder", "weight", "max_samples")
+ENTRY_KEYS = ("path", "image_folder", "video_folder", "weight", "max_samples")
 # What mixtures of other projects call the same things.
 KEYS_ELSEWHERE = {
     **dict.fromkeys(("json_path", "data_path", "annotation", "file"), "path"),
     **dict.fromkeys(("image_path", "images", "img_folder", "data_root", "root"), "image_folder"),
+    **dict.fromkeys(("video_path", "videos", "video_root"), "video_folder"),
     **dict.fromkeys(("repeat", "repeat_time", "ratio", "sampling_weight"), "weight"),
     **dict.fromkeys(("limit", "num_samples", "max_records"), "max_samples"),
 }
@@ -37,16 +38,19 @@ class Source:
     name: str  # what the user wrote, for messages
     files: tuple[Path, ...]
     image_folder: str | None = None
+    video_folder: str | None = None  # None: the image folder
     weight: float = 1.0
     max_samples: int | None = None
 
 
-def find_sources(data_path: str | Path, image_folder: str | None = None) -> list[Source]:
+def find_sources(
+    data_path: str | Path, image_folder: str | None = None, video_folder: str | None = None
+) -> list[Source]:
     """Find the files behind --data_path. Raises DataError when there are none, or a mixture is not one."""
     path = Path(data_path)
     if path.suffix.lower() in MIXTURES:
-        return _read_mixture(path, image_folder)
-    return [Source(str(data_path), _find_files(str(data_path)), image_folder)]
+        return _read_mixture(path, image_folder, video_folder)
+    return [Source(str(data_path), _find_files(str(data_path)), image_folder, video_folder)]
 
 
 def _find_files(name: str) -> tuple[Path, ...]:
@@ -80,7 +84,7 @@ def _find_files(name: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _read_mixture(path: Path, image_folder: str | None) -> list[Source]:
+def _read_mixture(path: Path, image_folder: str | None, video_folder: str | None) -> list[Source]:
     yaml = import_optional("yaml", needed_for=f"the mixture {path}", install="pyyaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -94,7 +98,8 @@ def _read_mixture(path: Path, image_folder: str | None) -> list[Source]:
         content = content["datasets"]
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} is not a mixture; expected a list of entries, each with a 'path'")
-    return [_read_entry(path, number, entry, image_folder) for number, entry in enumerate(content)]
+    given = {"image_folder": image_folder, "video_folder": video_folder}
+    return [_read_entry(path, number, entry, given) for number, entry in enumerate(content)]
 
 
 def _nearest(key: object, known: Sequence[str]) -> str:
@@ -106,8 +111,8 @@ def _nearest(key: object, known: Sequence[str]) -> str:
     return f"did you mean {meant!r}?" if meant in known else f"expected {', '.join(known)}"
 
 
-def _read_entry(mixture: Path, number: int, entry: object, image_folder: str | None) -> Source:
-    """Check one entry; its paths are relative to the mixture's folder."""
+def _read_entry(mixture: Path, number: int, entry: object, given: Mapping[str, str | None]) -> Source:
+    """Check one entry; its paths are relative to the mixture's folder. given: folders where it names none."""
     where = f"{mixture}: entry {number}"
     if isinstance(entry, str):
         entry = {"path": entry}
@@ -118,16 +123,24 @@ def _read_entry(mixture: Path, number: int, entry: object, image_folder: str | N
             raise DataError(f"{where} has the key {key!r}; {_nearest(key, ENTRY_KEYS)}")
     if not isinstance(entry.get("path"), str):
         raise DataError(f"{where} is {dict(entry)!r:.80}; expected a mapping with a 'path'")
-    weight, limit, folder = entry.get("weight", 1.0), entry.get("max_samples"), entry.get("image_folder")
+    weight, limit = entry.get("weight", 1.0), entry.get("max_samples")
     numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not numeric or not math.isfinite(weight) or weight <= 0:
         raise DataError(f"{where}: 'weight' is {weight!r}; expected a number above 0 (1 is each record once)")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise DataError(f"{where}: 'max_samples' is {limit!r}; expected a whole number above 0")
-    if folder is not None and not isinstance(folder, str):
-        raise DataError(f"{where}: 'image_folder' is {folder!r}; expected a folder name")
+    folders = dict(given)
+    for key in given:
+        folder = entry.get(key)
+        if folder is None:
+            continue
+        if not isinstance(folder, str):
+            raise DataError(f"{where}: {key!r} is {folder!r}; expected a folder name")
+        folders[key] = str(mixture.parent / folder)
+        if key == "image_folder":
+            folders["video_folder"] = None  # where this entry's videos are, unless it names another folder
     name = str(mixture.parent / entry["path"])
     if Path(name).suffix.lower() in MIXTURES:
         raise DataError(f"{where} names another mixture, {name}; list its entries here")
-    own_folder = image_folder if folder is None else str(mixture.parent / folder)
-    return Source(name, _find_files(name), own_folder, float(weight), limit)
+    files = _find_files(name)
+    return Source(name, files, folders["image_folder"], folders["video_folder"], float(weight), limit)

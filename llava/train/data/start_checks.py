@@ -6,22 +6,24 @@ import logging
 from typing import Protocol
 
 from llava.train.data.dataset import LazySupervisedDataset
-from llava.train.data.image_folders import check_folder, check_folders
+from llava.train.data.image_folders import check_folder, check_folders, folder_of, kind_of_media
 from llava.train.data.streaming import StreamingDataset
 from llava.train.labels.dialogs import check_dialogs
-from llava.train.records import find_fault, image_paths
-from llava.utils import UserError
+from llava.train.records import Record, find_fault, has_video, media_names
+from llava.utils import UserError, import_optional
+from llava.video import VIDEO_ENDINGS
 
 logger = logging.getLogger(__name__)
 
 NO_IMAGE = "no record of the data has an image, although --vision_tower is given; is 'image' its key?"
-NO_TOWER = "the data has images, but --vision_tower is missing"
+NO_TOWER = "the data has images or videos, but --vision_tower is missing"
 
 
 class DataFlags(Protocol):
     """The flags of training that are looked at."""
 
     image_folder: str | None
+    video_folder: str | None
     allow_images_outside_folder: bool
     on_bad_sample: str
 
@@ -49,7 +51,9 @@ def check_data(dataset: object, data_args: DataFlags, *, vision_tower: str | Non
         logger.warning(NO_IMAGE)
     # a record that leads out of the folder is left out where bad samples are skipped
     allow = data_args.allow_images_outside_folder or not strict
-    check_folders(records, data_args.image_folder, allow_outside=allow)
+    check_folders(records, data_args.image_folder, data_args.video_folder, allow_outside=allow)
+    if records.with_video.any():
+        check_reader(records[int(records.with_video.argmax())])
 
 
 def _check_stream(
@@ -61,8 +65,17 @@ def _check_stream(
             continue  # named when it is read
         if template is not None:
             check_dialogs([raw.record], template, name=raw.name)
-        names = image_paths(raw.record)
+        names = media_names(raw.record)
         if names and vision_tower is None:
             raise UserError(NO_TOWER)
         if not raw.images:
-            check_folder(data_args.image_folder, names, raw.name)
+            flags = {"image": data_args.image_folder, "video": data_args.video_folder}
+            check_folder(folder_of(raw.record, {}, flags), names, raw.name, kind_of_media(raw.record))
+        if has_video(raw.record):
+            check_reader(raw.record)
+
+
+def check_reader(record: Record) -> None:
+    """Raise UserError when a record's video is a file and what reads it is not installed."""
+    if isinstance(record["video"], str) and record["video"].rpartition(".")[2].lower() in VIDEO_ENDINGS:
+        import_optional("av", needed_for="training on video files", install="av")

@@ -27,11 +27,13 @@ from llava.train.records import (
     DataError,
     explain_unread_key,
     find_fault,
-    image_paths,
+    has_video,
+    media_names,
     stray_image_tokens,
     unread_media_key,
 )
 from llava.utils import UserError, import_optional
+from llava.video import VIDEO_ENDINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -144,15 +146,16 @@ class StreamingDataset(IterableDataset[Sample]):
         fault = raw.fault or find_fault(raw.record)
         if fault:
             raise DataError(fault)
-        names = image_paths(raw.record)
+        names = media_names(raw.record)
         self._with_images += bool(names)
         self._warn_of_unread_key(raw)
         if names and not self.settings.is_multimodal:
-            raise DataError("it has an image, but --vision_tower is missing")
+            what = "a video" if has_video(raw.record) else "an image"
+            raise DataError(f"it has {what}, but --vision_tower is missing")
         if stray_image_tokens(raw.record):  # its image was forgotten, or cut off with the end of the shard
             raise DataError(f"its text has {DEFAULT_IMAGE_TOKEN}, but the shard has no image of that name")
         if not raw.images:
-            return self.maker.make(raw.record)  # a text, or images that lie in --image_folder
+            return self.maker.make(raw.record)  # a text, or media that lie in --image_folder
         images: list[Image.Image] = [
             load_image_from_bytes(data, name) for data, name in zip(raw.images, names, strict=True)
         ]
@@ -262,6 +265,11 @@ def _read_tar(shard: str) -> Iterator[RawSample]:
     for files in webdataset.tarfile_samples([{"url": shard}]):
         name = f"{shard}: {files['__key__']}"
         images = {key: files[key] for key in _image_keys(files)}
+        video = next((key for key in files if key.rpartition(".")[2] in VIDEO_ENDINGS), None)
+        if video is not None:
+            reason = f"it has the video {video!r}, which is not read from a shard; name a file in 'video'"
+            yield RawSample(name, None, (), reason)
+            continue
         if "json" not in files:
             yield RawSample(name, None, (), f"it has {', '.join(images) or 'no file'}, but no .json")
             continue

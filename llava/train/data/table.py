@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, open_table
+from llava.train.data.arrow_cache import map_table, numbers_of, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
@@ -64,10 +64,15 @@ class _Part:
         return self._read("record", self.row(index))
 
     def _read(self, name: str, row: int) -> Any:
-        try:
+        if self._table.path is None:
             return self.table.column(name)[row].as_py()
+        try:
+            *values, stored = (column[row].as_py() for column in self.table.columns)
         except ValueError as error:  # bytes that are no text
             raise self.damaged() from error
+        if row_checksum(values) != stored:
+            raise self.damaged()
+        return values[self.table.schema.get_field_index(name)]
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
@@ -82,7 +87,7 @@ class _Part:
         texts = self.table.column(name)
         if texts.null_count == len(texts):
             return []
-        there = texts.is_valid().to_numpy()
+        there = numbers_of(texts.is_valid())
         own = there if self.picks is None else there[self.picks]
         return [(int(index), self._read(name, self.row(int(index)))) for index in np.flatnonzero(own)]
 
@@ -106,13 +111,13 @@ class _Part:
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers in the order of use: (records,)."""
-        values = self.table.column(name).to_numpy()
+        values = numbers_of(self.table.column(name))
         return values if self.picks is None else values[self.picks]
 
     def place(self, index: int) -> tuple[Path, int]:
         """Return the file that a record is from, and its number within that file."""
         row = self.row(index)
-        files = self.table.column("file").to_numpy() if len(self.source.files) > 1 else None
+        files = numbers_of(self.table.column("file")) if len(self.source.files) > 1 else None
         if files is None:
             return self.source.files[0], row
         return self.source.files[files[row]], row - int(np.searchsorted(files, files[row]))
@@ -217,12 +222,23 @@ class RecordTable(Sequence[Record]):
 
     @cached_property
     def with_images(self) -> np.ndarray:
-        """Whether each record has an image: (records,)."""
+        """Whether each record has an image or a video: (records,)."""
         return np.concatenate([part.column("images") for part in self._parts]) > 0
+
+    @cached_property
+    def with_video(self) -> np.ndarray:
+        """Whether each record has a video: (records,)."""
+        return np.concatenate([part.column("video") for part in self._parts])
+
+    def folders(self, index: int) -> dict[str, str | None]:
+        """Return the folders that the `image` and the `video` of a record are relative to, if a mixture
+        names them; without one for videos they are with the images."""
+        source = self._locate(index)[0].source
+        return {"image": source.image_folder, "video": source.video_folder}
 
     def image_folder(self, index: int) -> str | None:
         """Return the folder that the images of a record are relative to, if the mixture names one."""
-        return self._locate(index)[0].source.image_folder
+        return self.folders(index)["image"]
 
     def name(self, index: int) -> str:
         """Name a record for a message; with its file when there are several."""
@@ -237,12 +253,13 @@ class RecordTable(Sequence[Record]):
         return part.place(own)
 
     def first_with_images(self) -> list[int]:
-        """Return the first record with an image of each source that has any."""
+        """Return the first record with an image, and the first with a video, of each source that has any."""
         found = []
         for start, stop in zip(self._starts, self._starts[1:], strict=False):
-            own = np.flatnonzero(self.with_images[start:stop])
-            found.extend((own[:1] + start).tolist())
-        return found
+            own, videos = self.with_images[start:stop], self.with_video[start:stop]
+            for kind in (own & ~videos, videos):
+                found.extend((np.flatnonzero(kind)[:1] + start).tolist())
+        return sorted(found)
 
     def fault(self, index: int) -> str:
         """Return what conversion found wrong with a record, or ""."""
@@ -255,7 +272,7 @@ class RecordTable(Sequence[Record]):
         for part, start in zip(self._parts, self._starts, strict=False):
             faults = part.table.column("fault")
             if faults.null_count < len(faults):
-                marks = faults.is_valid().to_numpy()
+                marks = numbers_of(faults.is_valid())
                 own = marks if part.picks is None else marks[part.picks]
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found
@@ -303,17 +320,18 @@ def load_records(
     data_path: str | Path,
     *,
     image_folder: str | None = None,
+    video_folder: str | None = None,
     cache_dir: str | Path | None = None,
     keep_faulty: bool = False,
     every_record: bool = False,
 ) -> RecordTable:
     """Open all records behind --data_path: .json, .jsonl (or .gz of either), .parquet, folder, mixture.
 
-    image_folder: of the sources that name none. keep_faulty: leave records with faults in the table, whose
-    `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
+    image_folder, video_folder: of the sources that name none. keep_faulty: leave records with faults in the
+    table, whose `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
     mixture once and warn about none. Raises DataError naming file and record.
     """
-    sources = find_sources(data_path, image_folder)
+    sources = find_sources(data_path, image_folder, video_folder)
     if every_record:
         sources = [replace(source, weight=1.0, max_samples=None) for source in sources]
     table = RecordTable(sources, cache_dir)

@@ -10,8 +10,9 @@ from typing import Any
 from llava import conversation
 from llava.constants import IGNORE_INDEX
 from llava.model.checkpoints.files import read_config
-from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.config import VIDEO_SETTINGS, MultimodalConfig
 from llava.model.multimodal.features import count_features
+from llava.model.multimodal.video import count_video_features
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.data.check_settings import CheckSettings, Size
@@ -21,6 +22,7 @@ from llava.train.plan import DataSettings
 from llava.train.records import Fault, Record
 from llava.train.setup.tokenizer import load_training_tokenizer
 from llava.utils import UserError
+from llava.video import Outline
 
 NO_LIMIT = 1_000_000  # tokens
 
@@ -52,24 +54,27 @@ class TokenChecker:
         with_images = DataSettings(
             is_multimodal=True,
             mm_use_im_start_end=settings.mm_use_im_start_end,
+            add_time_instruction=settings.add_time_instruction,
             label_masks=_quietly(choose_label_masks, settings.label_masks, conv, tokenizer),
         )
         self.maker = SampleMaker(tokenizer, with_images, conv)
         self.image_tokens = ImageTokens(settings) if settings.vision_tower else None
 
-    def check(self, record: Record, sizes: Sequence[Size]) -> Iterator[Fault]:
-        """Yield a fault for a record that is too long or trains nothing. sizes: of its images."""
+    def check(self, record: Record, sizes: Sequence[Size | Outline]) -> Iterator[Fault]:
+        """Yield a fault for a record that is too long or trains nothing. sizes: of its images, or video."""
         try:
-            sample = _quietly(self.maker.encode, record)
+            video = next((one for one in sizes if isinstance(one, Outline)), None)
+            sample = _quietly(self.maker.encode, record, video)
             counts = [
                 1 if self.image_tokens is None else self.image_tokens.count(size, alone=len(sizes) == 1)
                 for size in sizes
             ]
             length = len(sample["input_ids"]) - len(counts) + sum(counts)
             if length > self.limit:
+                what = "images" if video is None else "frames"
                 yield Fault(
                     "too_long",
-                    f"it has {length} tokens, {sum(counts)} of them for images; "
+                    f"it has {length} tokens, {sum(counts)} of them for {what}; "
                     f"what is beyond {self.limit} is cut off",
                 )
             elif bool((sample["labels"] == IGNORE_INDEX).all()):
@@ -110,11 +115,19 @@ class ImageTokens:
                 "image_aspect_ratio": settings.image_aspect_ratio,
                 "mm_patch_merge_type": settings.mm_patch_merge_type,
                 "mm_tunable_parts": model.get("mm_tunable_parts"),
+                "mm_resampler_type": model.get("mm_resampler_type"),
+                **{name: vars(settings)[name] or model.get(name) for name in VIDEO_SETTINGS},
             }
         )
 
-    def count(self, size: Size, *, alone: bool = True) -> int:
-        """Return the tokens of an image of `size` (width, height), which may be alone in its record."""
+    def count(self, size: Size | Outline, *, alone: bool = True) -> int:
+        """Return the tokens of an image of `size` (width, height), which may be alone in its record.
+
+        Of a video it is told which frames are taken.
+        """
+        if isinstance(size, Outline):
+            frames = len(size.chosen)
+            return count_video_features(frames, settings=self.settings, patches_per_side=self.tile.side)
         if not alone and self.settings.pads_several:
             return self.tile.count + self.settings.has_newline
         return count_features(

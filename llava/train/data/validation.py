@@ -15,22 +15,34 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import find_template, key_for_training
 from llava.mm_utils import ImageError, load_image
 from llava.train.data.check_settings import CheckSettings, Size
-from llava.train.data.image_folders import outside_folder
+from llava.train.data.image_folders import kind_of_media, media_folder, outside_folder
 from llava.train.data.table import RecordTable, load_records
 from llava.train.records import (
     Fault,
     Record,
     explain_unread_key,
     find_faults,
-    has_images,
-    image_paths,
+    has_media,
+    has_video,
+    media_names,
     stray_image_tokens,
+    turns_of,
     unread_media_key,
 )
+from llava.utils import UserError, shortened
+from llava.video import Outline, Sampling, outline, read_video
 
 if TYPE_CHECKING:
     from llava.train.data.tokens import TokenChecker
 
+_NO_FILES = (
+    "not_an_object",
+    "bad_image_name",
+    "image_address",
+    "bad_video_name",
+    "video_address",
+    "mixed_media",
+)
 # Characters that nobody sees: controls, zero width (but the joiners that scripts and emoji need), and those
 # that turn the direction of writing.
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -74,13 +86,14 @@ class RecordChecker:
             return
         faults = list(find_faults(record))
         turns_are_fine = not faults
-        if not any(fault.kind in ("not_an_object", "bad_image_name", "image_address") for fault in faults):
-            images, sizes = self._check_images(index, image_paths(record))
-            faults.extend(images)
-            turns_are_fine = turns_are_fine and not images
+        if not any(fault.kind in _NO_FILES for fault in faults):
+            check = self._check_video if has_video(record) else self._check_images
+            media, sizes = check(index, media_names(record))
+            faults.extend(media)
+            turns_are_fine = turns_are_fine and not media
         if turns_are_fine:
             faults.extend(_empty_turns(record["conversations"]))
-            problem = self.template.check_dialog(record["conversations"])
+            problem = self.template.check_dialog(turns_of(record))
             if problem:
                 faults.append(Fault("template", f"{problem} (--version {self.settings.version})"))
             yield from (Finding(index, note, is_note=True) for note in _notes(record))
@@ -90,10 +103,11 @@ class RecordChecker:
             faults.extend(self.tokens.check(record, sizes))
         yield from (Finding(index, fault) for fault in faults)
 
-    def _check_images(self, index: int, names: Sequence[str]) -> tuple[list[Fault], list[Size]]:
+    def _check_images(self, index: int, names: Sequence[str]) -> tuple[list[Fault], list[Size | Outline]]:
         """Decode the images of a record; returns faults and sizes."""
-        folder = self.records.image_folder(index)
-        faults, sizes = [], []
+        folder = media_folder(self.records, index)
+        faults: list[Fault] = []
+        sizes: list[Size | Outline] = []
         for name in names:
             outside = "" if self.settings.allow_images_outside_folder else outside_folder(name, folder)
             if outside:
@@ -105,6 +119,33 @@ class RecordChecker:
                 missing = isinstance(error.__cause__, FileNotFoundError)
                 faults.append(Fault("image_missing" if missing else "image_corrupt", str(error)))
         return faults, sizes
+
+    def _check_video(self, index: int, names: Sequence[str]) -> tuple[list[Fault], list[Size | Outline]]:
+        """Open the video of a record and decode its first frame, or the images that are its frames.
+
+        Returns faults, and which frames are taken.
+        """
+        record, folder = self.records[index], media_folder(self.records, index)
+        if not self.settings.allow_images_outside_folder:
+            found = [outside_folder(name, folder, kind_of_media(record)) for name in names]
+            if any(found):
+                return [Fault("video_outside", reason) for reason in found if reason], []
+        places = [os.path.join(folder or "", name) for name in names]
+        video = places if isinstance(record["video"], list) else places[0]
+        missing = next((one for one in places if not os.path.exists(one)), None)
+        if missing is not None:
+            return [
+                Fault("video_missing", f"the video {shortened(missing)!r} cannot be read: no such file")
+            ], []
+        try:
+            taken = outline(video, self.settings.sampling)
+            first = Sampling(frames=1, always=True)
+            read_video(
+                video, self.settings.sampling if os.path.isdir(places[0]) or video is places else first
+            )
+        except UserError as error:
+            return [Fault("video_corrupt", str(error))], []
+        return [], [taken]
 
 
 def _lazy_token_checker(settings: CheckSettings) -> TokenChecker:
@@ -119,6 +160,7 @@ def open_all(settings: CheckSettings) -> RecordTable:
     return load_records(
         settings.data_path,
         image_folder=settings.image_folder,
+        video_folder=settings.video_folder,
         cache_dir=settings.data_cache_dir,
         keep_faulty=True,
         every_record=True,
@@ -140,8 +182,8 @@ def _notes(record: Record) -> Iterator[Fault]:
     hidden = _hidden_characters(turns)
     if hidden:
         yield Fault("hidden_characters", hidden)
-    if has_images(record) and not any(
-        DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns if turn["from"] == "human"
+    if has_media(record) and not any(
+        DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns_of(record) if turn["from"] == "human"
     ):
         yield Fault(
             "mark_in_answer",

@@ -189,7 +189,8 @@ def image_lengths(model: PreTrainedModel, batch: dict[str, Any], plan: RunPlan) 
     """Return how many tokens each image of a batch becomes."""
     with _shapes_only(model, StorageMeter()) as mode, torch.no_grad():
         images = _stand_in_pixels(batch["images"], mode, plan.device)
-        return [len(features) for features in model.image_features(images, batch.get("image_sizes"))]
+        known = {"modalities": batch["modalities"]} if "modalities" in batch else {}
+        return [len(one) for one in model.image_features(images, batch.get("image_sizes"), **known)]
 
 
 # ---- all of it ----

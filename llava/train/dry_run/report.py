@@ -17,6 +17,7 @@ from llava.model.tokenizer import SPACE, LlamaTokenizer
 from llava.train.callbacks.unsupervised import CAUSES
 from llava.train.data.start_checks import NO_IMAGE
 from llava.train.data.streaming import StreamingDataset
+from llava.train.data.table import RecordTable
 from llava.train.dry_run.memory_estimate import MemoryEstimate, estimate_memory, image_lengths
 from llava.train.plan import RunPlan, word_of
 from llava.train.records import sample_name
@@ -84,7 +85,8 @@ class DryRun:
             marked = int((batch["input_ids"] == IMAGE_TOKEN_INDEX).sum())
             total = len(labels) - marked + sum(images[:marked])
             yield f"== {name}: what is trained on is marked {shown}"
-            yield mark_text(batch["input_ids"][0], labels, self.tokenizer, images, marks)
+            kinds = batch.get("modalities", ["image"] * len(images))
+            yield mark_text(batch["input_ids"][0], labels, self.tokenizer, images, marks, kinds)
             yield (
                 f"-- {total:,} tokens, {sum(images[:marked]):,} of them for {marked} image(s); trained on "
                 f"{learned:,}; the limit is {self.limit:,}"
@@ -115,7 +117,10 @@ class DryRun:
             return
         size = len(self.dataset)
         images = int((np.asarray(self.dataset.modality_lengths) > 0).sum())
-        yield f"== Data: {size:,} samples, {images:,} with images, {size - images:,} of text alone"
+        table = getattr(self.dataset, "list_data_dict", None)
+        videos = int(table.with_video.sum()) if isinstance(table, RecordTable) else 0
+        shown = f"{images - videos:,} with images, " + (f"{videos:,} with a video, " if videos else "")
+        yield f"== Data: {size:,} samples, {shown}{size - images:,} of text alone"
         if not images and self.dataset.maker.settings.is_multimodal:
             yield f"   WARNING: {NO_IMAGE}"
         places = np.unique(np.linspace(0, size - 1, SAMPLES_COUNTED).round().astype(int))
@@ -132,8 +137,7 @@ class DryRun:
 
     def _text_tokens(self, place: int) -> tuple[int, int]:
         """Return the tokens of a sample without its images, and how many of them are trained on."""
-        record = self.dataset.list_data_dict[place]
-        sample = self.dataset.maker.encode(record)
+        sample = self.dataset.encode(place)
         labels = sample["labels"][1 : self.limit]
         images = int((sample["input_ids"] == IMAGE_TOKEN_INDEX).sum())
         return len(sample["input_ids"]) - images, int((labels != IGNORE_INDEX).sum())
@@ -222,10 +226,14 @@ def mark_text(
     tokenizer: PreTrainedTokenizerBase,
     images: Sequence[int],
     marks: tuple[str, str],
+    kinds: Sequence[str] = (),
 ) -> str:
-    """Write tokens as text with `marks` round what is trained on; images as the number of their tokens."""
+    """Write tokens as text with `marks` round what is trained on; images as the number of their tokens.
+
+    kinds: "image" or "video" for each of them, by default images.
+    """
     run: list[int] = []
-    text, before, lengths = "", False, iter(images)
+    text, before, lengths, words = "", False, iter(images), iter(kinds)
 
     def flush() -> None:
         nonlocal text
@@ -239,7 +247,7 @@ def mark_text(
             flush()
         before = learned
         if token == IMAGE_TOKEN_INDEX:
-            text += f"<image: {next(lengths, 0)} tokens>"
+            text += f"<{next(words, 'image')}: {next(lengths, 0)} tokens>"
         else:
             run.append(token)
     flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llava.conversation import find_template
-from llava.train.records import DataError, Record, name_record
+from llava.train.records import DataError, Record, name_record, turns_of
 
 SAMPLED = 10_000  # records, spread over the data; about a second of reading
 
@@ -19,7 +19,7 @@ def check_dialogs(records: Sequence[Record], key: str, *, name: str | None = Non
     template = find_template(key, flag="--version")
     for index in range(0, len(records), max(1, -(-len(records) // SAMPLED))):
         record = records[index]
-        problem = template.check_dialog(record["conversations"])
+        problem = template.check_dialog(turns_of(record))
         if problem:
             where = name or name_record(index, record)
             raise DataError(f"{where}: {problem}; choose another --version than {key}, or other data")

@@ -53,6 +53,30 @@ def test_the_programs_write_the_records_of_the_reference(
     assert found[0]["prompt"] == "What is 0?" and found[0]["model_id"] == "llava-tiny-v1.5"
 
 
+def test_a_loop_of_ones_own_over_the_loader_answers_like_the_library(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    import llava
+    from llava.eval.model_vqa_loader import CustomDataset, create_data_loader
+
+    model = llava.load(checkpoints / "llava-tiny-v1.5", dtype="float32", template="llava_v1")
+    for n in range(2):
+        Image.new("RGB", (20 + n, 20), (80 * n, 20, 0)).save(tmp_path / f"{n}.png")
+    rows = [{"image": f"{n}.png", "text": "What" + " is" * n} for n in range(2)]
+    parts = (str(tmp_path), model.tokenizer, model.image_processor, model.model.config)
+    loader = create_data_loader(rows, *parts, num_workers=0)
+    for row, (ids, pixels, sizes) in zip(rows, loader, strict=True):
+        assert ids.shape[0] == pixels.shape[0] == 1 and sizes == [(20 + int(row["image"][0]), 20)]
+        found = model.model.generate(ids, images=pixels, image_sizes=sizes, max_new_tokens=5, do_sample=False)
+        text = model.tokenizer.batch_decode(found, skip_special_tokens=True)[0].strip()
+        image = tmp_path / row["image"]
+        assert text == model.chat(row["text"], images=[image], temperature=0, max_new_tokens=5)
+    with pytest.raises(UserError, match="batch_size is 2"):
+        create_data_loader(rows, *parts, batch_size=2)
+    with pytest.raises(UserError, match="conv-mode"):
+        CustomDataset(rows, *parts, conv_mode="no such template")
+
+
 def test_options_end_at_the_first_missing_cell() -> None:
     """A text that reads as missing hides itself and what follows, as in the reference."""
     row = {"A": "yes", "B": "None", "C": "no", "D": None}
@@ -82,9 +106,9 @@ def test_rows_of_mmbench(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: list[str]
 ) -> None:
     """Whole rows are parts, rotations of a row stay together; the line for the letter is not recorded."""
-    picture = io.BytesIO()
-    Image.new("RGB", (20, 20), (0, 90, 0)).save(picture, "PNG")
-    image = base64.b64encode(picture.getvalue()).decode()
+    sample_image = io.BytesIO()
+    Image.new("RGB", (20, 20), (0, 90, 0)).save(sample_image, "PNG")
+    image = base64.b64encode(sample_image.getvalue()).decode()
     rows = [f"{n}\tWhich {n}?\thint\ta\tb\t\t\t{image}" for n in range(3)]
     table = "\n".join(["index\tquestion\thint\tA\tB\tC\tD\timage", *rows])
     (tmp_path / "q.tsv").write_text(f"{table}\n")

@@ -1,4 +1,4 @@
-"""A suite: one load for all tasks, results at once, the table beside published scores, and the pictures."""
+"""A suite: one load for all tasks, results at once, the table beside published scores, and the images."""
 
 import json
 import shutil

@@ -122,7 +122,7 @@ def test_answers_are_those_of_a_session_whatever_runs_beside_them(name, load_fam
     check()
 
 
-def test_a_second_turn_costs_its_own_tokens(engine, llama, picture):
+def test_a_second_turn_costs_its_own_tokens(engine, llama, sample_image):
     session = ChatSession(llama, template="llava_v1")
     first = engine.submit(dialog_of("llava_v1", 1), GREEDY)
     answer = first.result(20).text

@@ -69,7 +69,7 @@ def reshape(weights):
 FAULTS = {
     "missing": drop("model.layers.1.mlp.up_proj.weight"),
     "missing projector": drop("model.mm_projector.2.bias"),
-    "unexpected": lambda weights: weights.update({"model.strange.weight": torch.zeros(2)}),
+    "unexpected": lambda weights: weights.update({"model.unknown.weight": torch.zeros(2)}),
     "shape": reshape,
 }
 

@@ -147,12 +147,12 @@ def test_chat_and_beams_on_a_split_model(folder_of: Any, tmp_path: Path) -> None
         tokenizer, model = load(folder_of("llama"), **kwargs)
         processor = model.get_vision_tower().image_processor
         session = ChatSession(tokenizer, model, processor, template="llava_v1")
-        picture = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
+        image = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
         for params in (
             SamplingParams(temperature=0, max_new_tokens=6),
             SamplingParams(temperature=0, num_beams=2, max_new_tokens=4),
         ):
-            answers.append((session.ask("What is this?", [picture], params), session.ask("Why?", (), params)))
+            answers.append((session.ask("What is this?", [image], params), session.ask("Why?", (), params)))
     assert answers[:2] == answers[2:]
 
 

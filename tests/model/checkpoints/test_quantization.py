@@ -66,7 +66,7 @@ def llm_layers(model: Any) -> set[str]:
 
 @torch.no_grad()
 def logits(model: Any, **kwargs: Any) -> torch.Tensor:
-    """Compute logits (n, vocabulary) of a prompt with a picture."""
+    """Compute logits (n, vocabulary) of a prompt with a image."""
     if hasattr(model, "get_vision_tower"):
         edge = model.get_vision_tower().config.image_size
         kwargs["images"] = tiny.pixels(1, 3, edge, edge).to(model.dtype)
@@ -167,8 +167,8 @@ def test_logits_and_chat_in_each_dtype(bits: int, dtype: torch.dtype, wide: Any,
     assert {value.dtype for value in model.get_vision_tower().parameters()} == {dtype}
     session = ChatSession(tokenizer, model, model.get_vision_tower().image_processor, template="llava_v1")
     params = SamplingParams(temperature=0, max_new_tokens=3)
-    picture = Image.linear_gradient("L").convert("RGB")
-    session.ask("What is this?", [picture], params)
+    image = Image.linear_gradient("L").convert("RGB")
+    session.ask("What is this?", [image], params)
     session.ask("And why?", (), params)
     assert session.finish_reason in ("length", "stop")
 

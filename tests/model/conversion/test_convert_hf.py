@@ -115,21 +115,21 @@ def test_new_rows_lie_at_the_mean_and_are_never_chosen(exports: Exports) -> None
 @pytest.mark.parametrize("key", fast("v16", among=("v15", "v16")))
 def test_transformers_answers_as_llava_does(key: str, exports: Exports) -> None:
     processor, theirs, (tokenizer, ours, image_processor, _) = load_both(exports, key)
-    picture = make_image({"w": 90, "h": 70})
+    image = make_image({"w": 90, "h": 70})
     content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     conversation = conv_templates["llava_v1"].copy()
     conversation.append_message(conversation.roles[0], "<image>\nWhat is this?")
     conversation.append_message(conversation.roles[1], None)
     assert prompt == conversation.get_prompt()
-    inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+    inputs = processor(text=[prompt], images=[image], return_tensors="pt")
     their_ids = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[
         0, inputs["input_ids"].shape[1] :
     ]
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
-    pixels = process_images([picture], image_processor, ours.config)
+    pixels = process_images([image], image_processor, ours.config)
     our_ids = ours.generate(
-        ids, images=pixels, image_sizes=[picture.size], max_new_tokens=8, do_sample=False, pad_token_id=0
+        ids, images=pixels, image_sizes=[image.size], max_new_tokens=8, do_sample=False, pad_token_id=0
     )[0]
     assert their_ids.tolist() == our_ids.tolist()
 
@@ -149,9 +149,9 @@ def test_pixel_values_are_llavas(key: str, aspect: str, exports: Exports, tmp_pa
     model.config.image_aspect_ratio = aspect
     for mode in ("RGB", "L", "RGBA"):
         for width, height in SIZES:
-            picture: Image.Image = make_image({"w": width, "h": height, "mode": mode})
-            ours = process_images([picture.convert("RGB")], image_processor, model.config)[0]
-            assert torch.equal(theirs([picture], return_tensors="pt")["pixel_values"][0], ours), (
+            image: Image.Image = make_image({"w": width, "h": height, "mode": mode})
+            ours = process_images([image.convert("RGB")], image_processor, model.config)[0]
+            assert torch.equal(theirs([image], return_tensors="pt")["pixel_values"][0], ours), (
                 mode,
                 width,
                 height,
@@ -265,7 +265,7 @@ def test_folders_of_the_hub(
 def test_a_hub_folder_can_be_told_to_pad(exports: Exports, tmp_path: Path) -> None:
     hub = like_the_hub(exports.get("v15"), tmp_path / "hub")
     report = from_hf(str(hub), tmp_path / "llava", aspect="pad")
-    assert report is not None and report.passed  # compared on a square picture
+    assert report is not None and report.passed  # compared on a square image
     assert json.loads((tmp_path / "llava" / "config.json").read_text())["image_aspect_ratio"] == "pad"
 
 

@@ -90,7 +90,7 @@ def test_v15_logits_and_loss(build, family, layer):
     assert ours.logits.shape == theirs.logits.shape
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.loss, theirs.loss, atol=1e-6, rtol=1e-6)
-    assert (ours.logits - other.logits).abs().max() > 0.1  # the pictures matter
+    assert (ours.logits - other.logits).abs().max() > 0.1  # the images matter
 
 
 @LLAMA_LIKE

@@ -1,4 +1,4 @@
-"""Caches of families with sliding windows and states: cut back or computed anew, joined or refused."""
+"""Caches of families with sliding windows and states: cut back or computed again, joined or refused."""
 
 from __future__ import annotations
 

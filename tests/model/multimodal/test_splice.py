@@ -23,17 +23,17 @@ quick = settings(max_examples=80, deadline=None)
 
 @quick
 @given(edges, edges, pixels, pixels)
-def test_unpad_cuts_equal_borders_off_one_axis(height, width, picture_width, picture_height):
+def test_unpad_cuts_equal_borders_off_one_axis(height, width, image_width, image_height):
     plane = torch.arange(height * width).view(1, height, width)
-    got = unpad_image(plane, (picture_width, picture_height))
+    got = unpad_image(plane, (image_width, image_height))
     assert got.shape[1] == height or got.shape[2] == width
     top, left = (height - got.shape[1]) // 2, (width - got.shape[2]) // 2
     assert torch.equal(got, plane[:, top : height - top, left : width - left])
-    # what is left has the picture's aspect, to within two patches
-    if picture_width / picture_height > width / height:
-        assert abs(got.shape[1] - picture_height * width / picture_width) < 2
+    # what is left has the image's aspect, to within two patches
+    if image_width / image_height > width / height:
+        assert abs(got.shape[1] - image_height * width / image_width) < 2
     else:
-        assert abs(got.shape[2] - picture_width * height / picture_height) < 2
+        assert abs(got.shape[2] - image_width * height / image_height) < 2
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def fields(kind, **changes):
 
 
 def merge(kind, columns, rows, size=None, **changes):
-    """Merge tiles whose features are their own (y, x) place in the picture; the overview is -1."""
+    """Merge tiles whose features are their own (y, x) place in the image; the overview is -1."""
     pinpoints = [[columns * TILE, rows * TILE]]
     overview = torch.full((1, SIDE * SIDE, WIDTH), -1.0)
     y, x = torch.meshgrid(torch.arange(rows * SIDE), torch.arange(columns * SIDE), indexing="ij")
@@ -92,7 +92,7 @@ def test_flat_is_tile_after_tile(columns, rows):
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(2, 1), (1, 3), (2, 2), (3, 2)])
-def test_spatial_reads_whole_lines_across_the_picture(columns, rows):
+def test_spatial_reads_whole_lines_across_the_image(columns, rows):
     got, _, plane = merge("spatial", columns, rows)
     assert torch.equal(got[: SIDE * SIDE], torch.full((SIDE * SIDE, WIDTH), -1.0))
     assert torch.equal(got[SIDE * SIDE :], plane.reshape(-1, WIDTH))
@@ -107,7 +107,7 @@ def test_unpad_ends_each_line_with_a_newline(columns, rows):
 
 
 def test_unpad_drops_padded_lines():
-    """A picture twice as wide as its square grid of 6 x 6 patches keeps 3 lines; 6 - 3 is odd: 4."""
+    """A image twice as wide as its square grid of 6 x 6 patches keeps 3 lines; 6 - 3 is odd: 4."""
     got, _, plane = merge("spatial_unpad", 2, 2, size=(40, 20))
     assert torch.equal(got[SIDE * SIDE :].view(4, 7, WIDTH)[:, :-1], plane[1:5])
 

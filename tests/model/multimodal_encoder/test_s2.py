@@ -78,7 +78,7 @@ def test_lists_and_dtypes(tower):
     assert (half.float() - s2(images)).abs().mean() < 0.05
 
 
-def test_pictures_are_made_at_the_largest_scale(tower):
+def test_images_are_made_at_the_largest_scale(tower):
     processor = make(tower).image_processor
     assert processor.size["shortest_edge"] == 84
     assert dict(processor.crop_size) == {"height": 84, "width": 84}

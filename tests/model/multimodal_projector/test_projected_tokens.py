@@ -66,7 +66,7 @@ def of_kind(build: Callable[..., Any]) -> Callable[[str], Any]:
     return get
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     draw = np.random.default_rng(0)
     return [Image.fromarray(draw.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
 
@@ -97,20 +97,20 @@ def test_counts_are_those_of_the_features(
         for call in (
             lambda: image_length(model, SIZES[0]),
             lambda: doctor(tmp_path, model.config),
-            lambda: encode_images(model, processor, pictures()),
+            lambda: encode_images(model, processor, images()),
         ):
             with pytest.raises(
                 UserError, match=f"'{kind}', whose tokens are no grid.*{merge}.*expected 'flat'"
             ):
                 call()
         return
-    lengths = [len(one) for one in encode_images(model, processor, pictures())]
+    lengths = [len(one) for one in encode_images(model, processor, images())]
     assert lengths == [image_length(model, size) for size in SIZES]
     counter = doctor(tmp_path, model.config)
     assert lengths == [counter.count(size) for size in SIZES]
     # and in the batch that the LLM gets
     ids = tiny.prompt("image", 3)
-    pixels = process_images(pictures()[1:2], processor, model.config)
+    pixels = process_images(images()[1:2], processor, model.config)
     embeds = model.prepare_inputs_labels_for_multimodal(ids, None, None, None, None, pixels, SIZES[1:2])[4]
     assert embeds.shape[1] == lengths[1] + 3
 
@@ -155,8 +155,8 @@ def test_with_other_towers(kind: str, name: str, towers: dict[str, dict[str, Any
         with pytest.raises(UserError, match=f"mm_projector_type is '{kind}'"):
             image_length(model, size)
         return
-    picture = Image.new("RGB", size, (200, 30, 90))
-    features = encode_images(model, model.get_vision_tower().image_processor, [picture])
+    image = Image.new("RGB", size, (200, 30, 90))
+    features = encode_images(model, model.get_vision_tower().image_processor, [image])
     assert [len(one) for one in features] == [image_length(model, size)]
     assert features[0].shape[1] == model.config.hidden_size
 

@@ -177,12 +177,12 @@ def test_nothing_is_downloaded(checkpoints, monkeypatch):
 def test_all_faults_are_listed(copy):
     def spoil(weights):
         del weights["model.norm.weight"], weights["model.mm_projector.0.bias"]
-        weights["model.strange.weight"] = torch.zeros(2)
+        weights["model.unknown.weight"] = torch.zeros(2)
         weights["model.mm_projector.0.weight"] = torch.zeros(64, 48)
 
     report = look(folders.rewrite(copy("llava-tiny-v1.5-st"), spoil, "model.safetensors"))
     assert report.missing == ["model.mm_projector.0.bias", "model.norm.weight"]
-    assert report.unexpected == ["model.strange.weight"]
+    assert report.unexpected == ["model.unknown.weight"]
     assert report.misshapen == [("model.mm_projector.0.weight", (64, 48), (64, 32))]
     assert not report.can_chat
 

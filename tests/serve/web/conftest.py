@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from browsing import open_browser
 from fake_engine import settings
 from page_engine import DigitEngine
+from page_site import PLACEHOLDER, SIZES, Site
 from running import running
 
 from llava.serve.guard import PageGuard
@@ -24,21 +24,7 @@ FLAGS = [
     *("--disable-quic", "--disable-component-update", "--disable-sync"),
     *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
 ]
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-PLACEHOLDER = "Ask about an image"
 WAIT_MS = 30_000
-
-
-class Site:
-    """A running page, the engine behind it, and the log that it writes."""
-
-    def __init__(self, url: str, engine: DigitEngine, log: Path) -> None:
-        self.url, self.engine, self.log = url, engine, log
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Read the log."""
-        files = sorted(self.log.glob("*-conv.json"))
-        return [json.loads(line) for one in files for line in one.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

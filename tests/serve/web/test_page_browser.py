@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import PLACEHOLDER, SIZES, Site
 from page_engine import digit_image, write_digit
+from page_site import PLACEHOLDER, SIZES, Site
 from running import Mortal, running, wait_until
 
 pytestmark = pytest.mark.slow

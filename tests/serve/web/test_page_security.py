@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Site
 from page_engine import digit_image
+from page_site import Site
 
 SECRET = "the-content-of-a-secret-file"
 

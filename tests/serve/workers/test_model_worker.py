@@ -52,7 +52,7 @@ def worker() -> Iterator[ModelWorker]:
     made.close()
 
 
-def picture(color: str = "red") -> Image.Image:
+def sample_image(color: str = "red") -> Image.Image:
     return Image.new("RGB", (40, 30), color)
 
 
@@ -77,7 +77,7 @@ def ask(worker: ModelWorker, prompt: str, **params: object) -> list[dict]:
 # ---- answers ----
 
 
-@pytest.mark.parametrize("images", [[], [picture()], [picture(), picture("blue")]])
+@pytest.mark.parametrize("images", [[], [sample_image()], [sample_image(), sample_image("blue")]])
 def test_the_answer_is_that_of_a_chat(worker: ModelWorker, images: list[Image.Image]) -> None:
     session = ChatSession(*worker.loaded[:3], template="vicuna_v1")
     expected = session.ask("What is it?", images, SamplingParams(temperature=0, max_new_tokens=8))
@@ -119,14 +119,14 @@ BAD = {
     "no prompt": ({"prompt": None}, "prompt"),
     "prompt is a number": ({"prompt": 3}, "prompt"),
     "an image too few": ({"prompt": "<image> a"}, "images"),
-    "an image too many": ({"prompt": "a", "images": [encoded(picture())]}, "images"),
+    "an image too many": ({"prompt": "a", "images": [encoded(sample_image())]}, "images"),
     "images is a text": ({"images": "abc"}, "images"),
     "a path": ({"prompt": "<image>", "images": ["/etc/passwd"]}, None),
     "an address": ({"prompt": "<image>", "images": ["http://169.254.169.254/"]}, "images"),
     "a file address": ({"prompt": "<image>", "images": ["file:///etc/passwd"]}, "images"),
     "no image": ({"prompt": "<image>", "images": [base64.b64encode(b"text").decode()]}, None),
-    "a broken image": ({"prompt": "<image>", "images": [encoded(picture())[:60]]}, None),
-    "too many images": ({"prompt": "<image>" * 65, "images": [encoded(picture())] * 65}, "images"),
+    "a broken image": ({"prompt": "<image>", "images": [encoded(sample_image())[:60]]}, None),
+    "too many images": ({"prompt": "<image>" * 65, "images": [encoded(sample_image())] * 65}, "images"),
     "temperature": ({"temperature": "hot"}, "temperature"),
     "top_p": ({"top_p": [1]}, "top_p"),
     "top_p above 1": ({"top_p": 2}, None),

@@ -25,7 +25,7 @@ CHAT = (
     "--pretrain_mm_mlp_adapter {ck}/llava-tiny-pretrain/mm_projector.bin --save_strategy no"
 )
 TEXTS = [2, 5, 8, 11]  # samples without image
-PICTURES = [0, 1, 3, 4]
+IMAGES = [0, 1, 3, 4]
 
 
 def _history(run: Run, key: str) -> list[float]:
@@ -195,7 +195,7 @@ def test_logged_losses_cover_all_steps_since_the_last_entry(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
     command = f"{CHAT} --learning_rate 0 --max_steps 2 --logging_steps 2"
-    run = run_train(flags(checkpoints, training_data, tmp_path / "out", command), order=TEXTS + PICTURES)
+    run = run_train(flags(checkpoints, training_data, tmp_path / "out", command), order=TEXTS + IMAGES)
     assert len(_history(run, "loss")) == len(_history(run, "loss_text")) == 1
     text, image = _history(run, "loss_text")[0], _history(run, "loss_image")[0]
     assert _history(run, "loss")[0] == pytest.approx((text + image) / 2, rel=1e-5)  # a step of each

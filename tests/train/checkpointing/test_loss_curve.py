@@ -13,12 +13,12 @@ from llava.train.checkpointing.loss_curve import draw_loss_curve, running_mean
 HISTORY = [{"step": step, "loss": 5.0 / step} for step in range(1, 200)]
 
 
-def test_curve_is_a_picture(tmp_path: Path) -> None:
+def test_curve_is_a_image(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert draw_loss_curve([*HISTORY, {"step": 199, "train_runtime": 1.0}], tmp_path / "loss.png")
-    with Image.open(tmp_path / "loss.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) >= 400
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    with Image.open(tmp_path / "loss.png") as sample_image:
+        assert sample_image.format == "PNG" and min(sample_image.size) >= 400
+        assert len(sample_image.convert("RGB").getcolors(1 << 20)) > 10
 
 
 def test_nothing_is_drawn_without_losses(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_curve_shows_the_evaluation_loss(tmp_path: Path) -> None:
     orange = (188, 76, 0)
     for name, more in (("without", []), ("with", [{"step": 100, "eval_loss": 2.0}])):
         assert draw_loss_curve([*HISTORY, *more], tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
+        with Image.open(tmp_path / f"{name}.png") as sample_image:
+            colors = {color for _, color in sample_image.convert("RGB").getcolors(1 << 20)}
         assert (orange in colors) == (name == "with")
 
 

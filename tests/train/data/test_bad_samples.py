@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records.append({"id": f"r{k}", "conversations": dialog(("human", question), ("gpt", f"It is {k}."))})
         if k % 2 == 0:
             records[-1]["image"] = f"{k}.png"
-            recorded_training.picture(EDGE, EDGE, k).save(root / f"{k}.png")
+            recorded_training.sample_image(EDGE, EDGE, k).save(root / f"{k}.png")
     (root / f"{BROKEN}.png").write_bytes((root / f"{BROKEN}.png").read_bytes()[:90])
     (root / f"{MISSING}.png").unlink()
     records[WRONG_TURNS]["conversations"][1]["from"] = "robot"

@@ -68,10 +68,10 @@ TOKEN_FAULTS: list[tuple[str, str, Any]] = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures, a cut one and an empty one."""
+    """Four images, a cut one and an empty one."""
     folder = tmp_path_factory.mktemp("images")
     for k in range(4):
-        recorded_training.picture(28 + k, 28, k).save(folder / f"p{k}.png")
+        recorded_training.sample_image(28 + k, 28, k).save(folder / f"p{k}.png")
     (folder / "broken.png").write_bytes((folder / "p0.png").read_bytes()[:90])
     (folder / "empty.png").write_bytes(b"")
     return folder
@@ -172,7 +172,7 @@ def test_image_tokens_are_those_of_the_model(checkpoints: Path, merge: str, size
     arguments = SimpleNamespace(
         image_aspect_ratio="anyres", image_grid_pinpoints=model.config.image_grid_pinpoints
     )
-    pixels = process_images([recorded_training.picture(*size, 1)], processor, arguments)
+    pixels = process_images([recorded_training.sample_image(*size, 1)], processor, arguments)
     ids = torch.tensor([[1, -200]])
     embeds = model.prepare_inputs_labels_for_multimodal(
         ids, None, None, None, None, pixels.to(model.dtype), image_sizes=[size]

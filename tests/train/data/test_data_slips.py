@@ -69,7 +69,7 @@ def doctor(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    recorded_training.picture(28, 28, 0).save(folder / "p.png")
+    recorded_training.sample_image(28, 28, 0).save(folder / "p.png")
     return folder
 
 
@@ -85,8 +85,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"Image": "a.png"}, "Image"),
         ({"imgae": "a.png"}, "imgae"),
         ({"picture": {"bytes": b"1"}}, "picture"),
-        ({"video": "a.mp4"}, "video"),
-        ({"image": "a.png", "video": "a.mp4"}, "video"),
+        ({"video": "a.mp4"}, None),
+        ({"videos": ["a.mp4"]}, "videos"),
+        ({"Video": "a.mp4"}, "Video"),
+        ({"image": "a.png", "video_path": "a.mp4"}, "video_path"),
+        ({"video": "a.mp4", "video_path": "a.mp4", "images": ["a.png"]}, None),
+        ({"video": "a.mp4", "audio": "a.wav"}, "audio"),
         ({"image": "a.png", "images": ["a.png"]}, None),
         ({"images": []}, None),
         ({"images": None}, None),
@@ -141,7 +145,12 @@ def test_dialogs_under_another_key_are_named() -> None:
 
 
 def data_args(**fields: Any) -> Any:
-    given = {"image_folder": None, "on_bad_sample": "error", "allow_images_outside_folder": False}
+    given = {
+        "image_folder": None,
+        "video_folder": None,
+        "on_bad_sample": "error",
+        "allow_images_outside_folder": False,
+    }
     return SimpleNamespace(**{**given, "is_multimodal": True, "shuffle_buffer": 1, **fields})
 
 
@@ -206,7 +215,7 @@ def test_images_outside_of_the_folder(
     with pytest.raises(DataError, match=reason):
         start(path, image_folder=folder)
     with pytest.raises(DataError, match=reason):  # also where nobody has looked before
-        SampleMaker(None, data_args(image_folder=folder))._load([name], None)
+        SampleMaker(None, data_args(image_folder=folder))._places({"image": name}, None)
     assert doctor(*flags) == 1
     assert json.loads(report.read_text())["fault_counts"] == {"image_outside": 1}
     report.unlink()

@@ -31,9 +31,9 @@ EDGE = 28
 
 
 def png(k: int, size: tuple[int, int] = (EDGE, EDGE)) -> bytes:
-    """Encode a picture of formula k."""
+    """Encode a image of formula k."""
     file = io.BytesIO()
-    recorded_training.picture(*size, k).save(file, "PNG")
+    recorded_training.sample_image(*size, k).save(file, "PNG")
     return file.getvalue()
 
 

@@ -95,8 +95,8 @@ def test_collator_cuts_at_the_limit(tokenizer: Any) -> None:
 def test_images_whose_tokens_are_cut_off_go_with_them(limit: int, kept: int) -> None:
     """One is left as a stand-in for a row without marks, as a text has one."""
     ids = torch.tensor([1, 5, 6, IMAGE_TOKEN_INDEX, 7, IMAGE_TOKEN_INDEX, 8, 9])
-    pictures = [torch.full((3, 2, 2), float(number)) for number in range(2)]
-    sample = {"input_ids": ids, "labels": ids, "image": pictures, "image_sizes": [(1, 1), (2, 2)]}
+    sample_images = [torch.full((3, 2, 2), float(number)) for number in range(2)]
+    sample = {"input_ids": ids, "labels": ids, "image": sample_images, "image_sizes": [(1, 1), (2, 2)]}
     batch = DataCollatorForSupervisedDataset(SimpleNamespace(model_max_length=limit, pad_token_id=0))(
         [sample]
     )
@@ -116,8 +116,8 @@ def test_several_images_keep_their_places(
     items = [one for one in _dataset(records, tmp_path, tokenizer, args)]
     assert [int((item["input_ids"] == IMAGE_TOKEN_INDEX).sum()) for item in items] == [2, 1]
     batch = DataCollatorForSupervisedDataset(tokenizer)(items)
-    pictures = [Image.open(training_data / "images" / name) for name in (*names, names[0])]
-    assert torch.equal(batch["images"], process_images(pictures, processor, args))
+    sample_images = [Image.open(training_data / "images" / name) for name in (*names, names[0])]
+    assert torch.equal(batch["images"], process_images(sample_images, processor, args))
     single = {**records[1], "image": names[0]}
     alone = _dataset([single], tmp_path, tokenizer, args)[0]
     assert torch.equal(alone["input_ids"], items[1]["input_ids"])  # a list of one is one image
@@ -133,10 +133,10 @@ def test_anyres_tiles_equal_those_of_inference(
         {"id": 2, "conversations": dialog(("human", "What?"), ANSWER)},
     ]
     batch = DataCollatorForSupervisedDataset(tokenizer)(list(_dataset(records, tmp_path, tokenizer, args)))
-    picture = Image.open(training_data / "images" / "pic_003.png")
-    assert torch.equal(batch["images"][0], process_images([picture], processor, args)[0])
+    sample_image = Image.open(training_data / "images" / "pic_003.png")
+    assert torch.equal(batch["images"][0], process_images([sample_image], processor, args)[0])
     assert batch["images"][1].shape == (1, 3, 56, 56)
-    assert batch["image_sizes"] == [picture.size, (56, 56)]
+    assert batch["image_sizes"] == [sample_image.size, (56, 56)]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_missing_data_file_is_named(training_data: Path, tokenizer: Any, process
         LazySupervisedDataset("/nowhere.json", tokenizer, _args(training_data, processor))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a picture"])
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
 def test_broken_image_names_record_and_path(
     content: bytes | None, training_data: Path, tokenizer: Any, processor: Any, tmp_path: Path
 ) -> None:

@@ -223,7 +223,7 @@ def test_a_mixture_weighs_and_limits_its_parts(tmp_path: Path) -> None:
     datasets:
       - path: a.json
         weight: 2.5
-        image_folder: pictures
+        image_folder: images
       - {path: b.json, weight: 0.25}
       - path: c.json
         max_samples: 7
@@ -236,7 +236,7 @@ def test_a_mixture_weighs_and_limits_its_parts(tmp_path: Path) -> None:
     assert len(set(found[100:110])) == 10 and set(found[100:110]) <= set(range(100, 140))
     assert len(set(found[110:])) == 7 and min(found[110:]) >= 200
     assert ids(load_records(mixture)) == found  # the same in every process
-    assert table.image_folder(0) == str(tmp_path / "pictures") and table.image_folder(101) == "/given"
+    assert table.image_folder(0) == str(tmp_path / "images") and table.image_folder(101) == "/given"
     row = table[112]["id"] - 200
     assert table.name(112) == f"{tmp_path / 'c.json'}: record {row} (id {row + 200})"
     assert len(table.words) == len(table) == len(table.with_images)
@@ -265,10 +265,8 @@ def test_mixtures_that_are_none(tmp_path: Path, text: str, message: str) -> None
 
 def test_entries_may_be_plain_names(tmp_path: Path) -> None:
     write(tmp_path / "a.json", [record(0)])
-    (source,) = find_sources(write(tmp_path / "m.yml", "- a.json\n"), "/pictures")
-    assert (
-        source.weight == 1 and source.image_folder == "/pictures" and source.files == (tmp_path / "a.json",)
-    )
+    (source,) = find_sources(write(tmp_path / "m.yml", "- a.json\n"), "/images")
+    assert source.weight == 1 and source.image_folder == "/images" and source.files == (tmp_path / "a.json",)
 
 
 # ---- tables ----

@@ -40,7 +40,7 @@ def _run_on(records: Sequence[dict[str, Any]], more: str, paths: tuple[Path, Pat
 
 
 def _features_in_generate(model: Any, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Generate a token for a picture; returns the features (length, C) that the LLM was given."""
+    """Generate a token for a image; returns the features (length, C) that the LLM was given."""
     seen: list[torch.Tensor] = []
     features = type(model).image_features
 
@@ -60,7 +60,7 @@ def _features_in_generate(model: Any, pixels: torch.Tensor, size: tuple[int, int
 def test_training_sees_the_features_of_inference(
     merge: str, checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One record with a picture, one with two between texts, one without."""
+    """One record with a image, one with two between texts, one without."""
     names = ["pic_000.png", "pic_003.png", "pic_001.png"]
     records = [
         {"image": names[0], "conversations": dialog(("human", "<image>\nWhat?"), ANSWER)},
@@ -74,10 +74,10 @@ def test_training_sees_the_features_of_inference(
         found = model.image_features(inputs["images"], inputs["image_sizes"])
         processor = model.get_vision_tower().image_processor
         for index, name in enumerate(names):
-            picture = Image.open(training_data / "images" / name)
-            pixels = process_images([picture], processor, model.config)
+            sample_image = Image.open(training_data / "images" / name)
+            pixels = process_images([sample_image], processor, model.config)
             assert torch.equal(inputs["images"][index], pixels[0])
-            generated = _features_in_generate(model, pixels, picture.size)
+            generated = _features_in_generate(model, pixels, sample_image.size)
             assert torch.allclose(generated, found[index], rtol=1e-5, atol=1e-6)
             compared.append(name)
         return step(self, model, inputs, *args, **kwargs)
@@ -93,7 +93,7 @@ def test_training_sees_the_features_of_inference(
 
 
 def _unpadded_length(size: tuple[int, int], grids: Sequence[tuple[int, int]], edge: int, side: int) -> int:
-    """Tokens of a picture by the formula of LLaVA-1.6: overview, plus lines of patches with their ends."""
+    """Tokens of a image by the formula of LLaVA-1.6: overview, plus lines of patches with their ends."""
     width, height = size
     fitting = []
     for place, (grid_width, grid_height) in enumerate(grids):
@@ -243,7 +243,7 @@ def test_texts_alone_train(
 def test_texts_alone_train_a_tower_without_effect(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
-    """The dummy picture of a text keeps the tower in the graph and leaves it as it is."""
+    """The dummy image of a text keeps the tower in the graph and leaves it as it is."""
     more = f"--version v1 {V15} --image_aspect_ratio pad --learning_rate 1e-3 --unfreeze_mm_vision_tower True"
     run = _run_on(TEXTS[:3], f"{more} --save_strategy no", (checkpoints, training_data, tmp_path))
     tower = run.trainer.model.get_vision_tower()

@@ -98,9 +98,9 @@ def test_packed_loss_and_gradients_equal_the_padded(
 def test_a_sample_in_a_packed_batch_has_the_loss_it_has_alone(row: int, load: Callable[..., Any]) -> None:
     model = load("llava-tiny-v1.5").train()
     batch = _batch()
-    pictures = {0: [0], 1: [1], 2: [2, 3]}[row]
+    sample_images = {0: [0], 1: [1], 2: [2, 3]}[row]
     alone = {key: batch[key][row : row + 1] for key in ("input_ids", "labels", "attention_mask")}
-    single = model(**alone, images=batch["images"][pictures])
+    single = model(**alone, images=batch["images"][sample_images])
     use_packing(model)
     packed = model(**batch)
     assert torch.allclose(packed.loss_sums[row], single.loss_sums[0], rtol=1e-5)

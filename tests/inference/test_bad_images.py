@@ -1,4 +1,4 @@
-"""Pictures of every broken and every odd kind, through load_image and every way of asking a loaded model."""
+"""Images of every broken and every odd kind, through load_image and every way of asking a loaded model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def huge_png(edge: int) -> bytes:
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "missing": (None, "cannot be read"),
     "zero bytes": (b"", "is empty"),
-    "a text": (b"just some text, no picture\n", "not in an image format"),
+    "a text": (b"just some text, no image\n", "not in an image format"),
     "a page": (b"<html><body>404</body></html>", "not in an image format"),
     "truncated png": (encoded(NOISE)[:4000], "damaged"),
     "truncated jpeg": (encoded(NOISE, "JPEG")[:900], "damaged"),
@@ -74,7 +74,7 @@ def assistant(request, load_family) -> Assistant:
 
 
 def ways_of_asking(assistant: Assistant, file: str) -> dict:
-    """Every front function, asked about the picture in `file`."""
+    """Every front function, asked about the image in `file`."""
     loaded = (assistant.tokenizer, assistant.model, assistant.image_processor, assistant.context_len)
     args = SimpleNamespace(
         model_path="llava", query="What?", image_file=file, temperature=0, max_new_tokens=2
@@ -93,9 +93,9 @@ def ways_of_asking(assistant: Assistant, file: str) -> dict:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_is_one_sentence_everywhere(kind, assistant, tmp_path):
+def test_a_broken_image_is_one_sentence_everywhere(kind, assistant, tmp_path):
     content, message = BROKEN[kind]
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     if content is not None:
         file.write_bytes(content)
     before = assistant.chat("What?", images=[NOISE], **SHORT)
@@ -109,8 +109,8 @@ def test_a_broken_picture_is_one_sentence_everywhere(kind, assistant, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_picture_is_answered(kind, assistant, tmp_path, recwarn):
-    file = tmp_path / "picture"
+def test_an_odd_image_is_answered(kind, assistant, tmp_path, recwarn):
+    file = tmp_path / "image"
     file.write_bytes(ODD[kind])
     assert load_image(file).mode == "RGB"
     by_path = assistant.chat("What?", images=[str(file)], **SHORT)
@@ -124,9 +124,9 @@ def test_an_odd_picture_is_answered(kind, assistant, tmp_path, recwarn):
     ]
 
 
-def test_an_opened_but_broken_picture_is_one_sentence(assistant, tmp_path):
+def test_an_opened_but_broken_image_is_one_sentence(assistant, tmp_path):
     """Pillow decodes an opened file only when its pixels are asked for."""
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     file.write_bytes(encoded(NOISE)[:4000])
     for ask in (
         lambda image: assistant.chat("What?", images=[image], **SHORT),
@@ -140,7 +140,7 @@ def test_an_opened_but_broken_picture_is_one_sentence(assistant, tmp_path):
 @pytest.mark.parametrize(
     "given", [np.zeros((4, 4, 3), np.uint8), b"bytes", None, 7], ids=lambda one: type(one).__name__
 )
-def test_what_is_no_picture_is_one_sentence(given, assistant):
+def test_what_is_no_image_is_one_sentence(given, assistant):
     for ask in (
         lambda: assistant.chat("What?", images=[given], **SHORT),
         lambda: assistant.batch([("What?", [given])], **SHORT),
