@@ -97,7 +97,7 @@ def dialog_records(questions: Sequence[Question], sizes: Sizes, rng: random.Rand
         mixed = rng.sample(asked, k=len(asked))
         for number in range(sizes.dialogs_per_image):
             part = mixed[number * sizes.dialog_length :][: sizes.dialog_length]
-            turns = []
+            turns: list[dict[str, str]] = []
             for one in part:
                 text = one.text if turns else f"{DEFAULT_IMAGE_TOKEN}\n{one.text}"
                 turns += [_turn("human", text), _turn("gpt", one.answer)]

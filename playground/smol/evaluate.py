@@ -23,7 +23,7 @@ def read_lines(file: Path) -> list[Record]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def ask(loaded: LoadedModel, questions: Path, images: Path, answers: Path) -> dict[str | int, str]:
+def ask(loaded: LoadedModel, questions: Path, images: Path, answers: Path) -> dict[str, str]:
     """Ask the lines of a question file as `llava.eval custom` does; answers by their ids.
 
     answers: a file that is resumed.
@@ -39,7 +39,7 @@ def ask(loaded: LoadedModel, questions: Path, images: Path, answers: Path) -> di
         quiet=False,
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    return {one["question_id"]: str(one["text"]) for one in found.records}
+    return {str(one["question_id"]): str(one["text"]) for one in found.records}
 
 
 def examine(model: Path, data: Path, work: Path, device: str) -> list[Record]:
@@ -51,7 +51,7 @@ def examine(model: Path, data: Path, work: Path, device: str) -> list[Record]:
     said = ask(loaded, data / "test.jsonl", data / "images", work / "answers.jsonl")
     blind = ask(loaded, data / "blind.jsonl", data / "images", work / "answers-blind.jsonl")
     lines = read_lines(data / "test.jsonl")
-    return [{**one, "said": said[one["question_id"]], "blind": blind[one["text"]]} for one in lines]
+    return [{**one, "said": said[str(one["question_id"])], "blind": blind[one["text"]]} for one in lines]
 
 
 def score(answered: Sequence[Record], by: str = "said") -> dict[str, float]:
