@@ -318,8 +318,7 @@ def _ask_video_model(
     Its processor needs torchvision, so its parts are used one by one: tokenizer, image processor, and the
     lengths of the model's own features. The frames of the video are made by the image processor.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    image_processor: Any = AutoImageProcessor.from_pretrained(path, backend="pil")
+    tokenizer, image_processor = _parts_of_processor(path)
     model = load_hf(path, config, settings)
     rendered, agrees = prompt, True
     if tokenizer.chat_template is not None:
@@ -351,6 +350,11 @@ def _ask_video_model(
     return _Seen(
         shown, ids, texts, inputs["pixel_values"][0], of_image, config.image_token_index, of_video, frames
     )
+
+
+def _parts_of_processor(path: str) -> tuple[Any, Any]:
+    """Load the tokenizer and the image processor of a llava-hf folder."""
+    return AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
 
 
 def _video_length(config: PreTrainedConfig, frames: int) -> int:
