@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llava.atomic import write_text
+from llava.conversation import version_for
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import parity as proof
@@ -30,7 +31,8 @@ from llava.model.conversion.to_hf import (
     write_json,
 )
 from llava.model.conversion.tokenizer import from_hf_tokenizer
-from llava.model.language_model.registry import llava_config
+from llava.model.language_model.factory import OTHER_NAMES
+from llava.model.language_model.registry import family_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import TOWERS, describe_tower
 from llava.utils import UserError
@@ -77,8 +79,8 @@ def from_hf(
     fields["mm_vision_select_layer"] = _counted_from_the_end(
         fields["mm_vision_select_layer"], config, vision_tower
     )
-    if kind != FLAT and fields["model_type"] == "llava_qwen2":
-        fields.setdefault("conv_template", "qwen_1_5")  # which no file of such a folder names
+    if kind != FLAT and (spoken := _template_of_next(source, fields)):
+        fields.setdefault("conv_template", spoken)  # which no file of such a folder names
     conversation = template_of(conv_mode, source, fields)
     if conv_mode:
         fields["conv_template"] = conv_mode
@@ -125,6 +127,14 @@ def _with_recorded(path: str, fields: dict[str, Any], *, keep_aspect: bool) -> d
     )
     wins = [name for name in recorded if name.startswith(multimodal) and name not in changed]
     return {**recorded, **fields, **{name: recorded[name] for name in wins}}
+
+
+def _template_of_next(path: str, fields: dict[str, Any]) -> str | None:
+    """Return the template that LLaVA-NeXT's code has for a LLaVA on this LLM, if it names such ones."""
+    base_type = family_of(fields).base_type
+    names = [name for name, llm in OTHER_NAMES.items() if llm == base_type]
+    found = [version_for(path, {"model_type": name}, has_chat_template=False) for name in names]
+    return next((key for key, _ in filter(None, found)), None)
 
 
 def _counted_from_the_end(layer: int, config: dict[str, Any], vision_tower: str | None) -> int:
