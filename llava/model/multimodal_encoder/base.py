@@ -75,7 +75,7 @@ class VisionTower(nn.Module):
     beside_layers: ClassVar[tuple[str, ...]] = ()  # parameters outside of those modules that layers need
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     omitted_layers = 0  # behind the selected one, that the checkpoint does not store
-    converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
+    converts_to_hf: ClassVar[tuple[str, ...]] = ()  # transformers' LLaVAs with which conversion is proven
 
     def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         super().__init__()
