@@ -13,6 +13,11 @@ import warming
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# This environment's programs come first, above all its ninja: another version of ninja takes the command
+# lines in the log of a compilation for changed ones, and compiles all of it again.
+BIN = str(Path(sys.executable).parent)
+if os.environ.get("PATH", "").split(os.pathsep)[0] != BIN:
+    os.environ["PATH"] = os.pathsep.join([BIN, os.environ.get("PATH", os.defpath)])
 # What DeepSpeed compiles (a minute and more of a core) is kept between tests and between runs; another
 # environment has a folder of its own, or each of the two would compile again what the other has compiled.
 os.environ.setdefault(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -73,3 +75,11 @@ def test_a_long_wait_says_once_what_is_waited_for(
         time.sleep(takes)
     time.sleep(0.1)
     assert caplog.text.count("still waiting for the others") == told
+
+
+def test_every_test_compiles_with_the_ninja_of_this_environment() -> None:
+    """Two versions of ninja read one log differently: each compiles again what the other has."""
+    own = Path(sys.executable).with_name("ninja")
+    if not own.exists():
+        pytest.skip("this environment has no ninja of its own")
+    assert shutil.which("ninja") == str(own)
