@@ -57,6 +57,9 @@ def version_for(path: str, config: Mapping[str, Any], *, has_chat_template: bool
     config: of the LLM or LLaVA that it starts from. has_chat_template: whether its tokenizer has one.
     """
     family = str(config.get("model_type")).removeprefix("llava_")
+    for architecture in config.get("architectures") or ():
+        if architecture in _CLASSES:  # LLaVA-OneVision's folders are of type "llava"
+            return _CLASSES[architecture], f"{path} is a {architecture}"
     if family in (*_OF_THE_REFERENCE, "llava"):
         return None
     for template in _registered():

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
+)
 from llava.conversation.jinja import chat_template
 from llava.conversation.render import Conversation
 from llava.conversation.styles import SeparatorStyle, Style, style_of
@@ -75,11 +80,11 @@ class Template:
         """Return the strings that end an answer while it is written."""
         return self.style.stop_strings(self.conversation)
 
-    def jinja(self, *, start_end: bool = False) -> str:
-        """Return its jinja form; start_end: `mm_use_im_start_end`."""
+    def jinja(self, *, start_end: bool = False, videos: bool = False) -> str:
+        """Return its jinja form; start_end: `mm_use_im_start_end`; videos: messages may have one."""
         token = DEFAULT_IMAGE_TOKEN
         token = f"{DEFAULT_IM_START_TOKEN}{token}{DEFAULT_IM_END_TOKEN}" if start_end else token
-        return chat_template(self.conversation, token)
+        return chat_template(self.conversation, token, DEFAULT_VIDEO_TOKEN if videos else "")
 
     def check_dialog(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         """Say in a sentence why training cannot hold these turns ("from" and "value"); None: it can."""

@@ -7,16 +7,18 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from llava.atomic import write_text
+from llava.conversation import version_for
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
-from llava.model.conversion.config import FLAT, check_hf, llava_fields, vision_config
+from llava.model.conversion.config import FLAT, check_hf, first_media_token, llava_fields, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, VISION_LEVEL, VOCABULARY_WEIGHTS, from_hf_name
 from llava.model.conversion.template import image_processor_name
 from llava.model.conversion.to_hf import (
@@ -29,13 +31,16 @@ from llava.model.conversion.to_hf import (
     write_json,
 )
 from llava.model.conversion.tokenizer import from_hf_tokenizer
-from llava.model.language_model.registry import llava_config
-from llava.model.multimodal_encoder.registry import TOWERS
+from llava.model.language_model.factory import OTHER_NAMES
+from llava.model.language_model.registry import family_of, llava_config
+from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import TOWERS, describe_tower
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
 TOWER_FOLDER = "vision_tower"
+TOWER_PART = "mm_vision_tower"  # in mm_tunable_parts
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -51,8 +56,7 @@ def from_hf(
     overwrite: bool = False,
     parity: proof.Settings | None = proof.FULL,
 ) -> proof.Report | None:
-    """Convert a folder of LlavaForConditionalGeneration or LlavaNextForConditionalGeneration to LLaVA's
-    layout.
+    """Convert a folder of one of transformers' LLaVAs (conversion.config.ARCHITECTURES) to LLaVA's layout.
 
     vision_tower: what config.mm_vision_tower shall say; the tower's weights are then in the checkpoint,
     unless they are those of that tower. None writes the tower to the folder `vision_tower` in `target`.
@@ -72,6 +76,11 @@ def from_hf(
     place = Path(target).absolute() / TOWER_FOLDER
     fields = llava_fields(config, path=source, tower=vision_tower or str(place), aspect=aspect or own_aspect)
     fields = _with_recorded(source, fields, keep_aspect=aspect is not None)
+    fields["mm_vision_select_layer"] = _counted_from_the_end(
+        fields["mm_vision_select_layer"], config, vision_tower
+    )
+    if kind != FLAT and (spoken := _template_of_next(source, fields)):
+        fields.setdefault("conv_template", spoken)  # which no file of such a folder names
     conversation = template_of(conv_mode, source, fields)
     if conv_mode:
         fields["conv_template"] = conv_mode
@@ -113,9 +122,30 @@ def _with_recorded(path: str, fields: dict[str, Any], *, keep_aspect: bool) -> d
         return fields
     recorded = files.read_json(file)
     multimodal = ("mm_", "image_", "tokenizer_", "unfreeze_mm", "tune_mm", "freeze_mm", "pad_token_id")
-    changed = {"mm_vision_tower", "mm_hidden_size"} | ({"image_aspect_ratio"} if keep_aspect else set())
+    changed = {"mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer"} | (
+        {"image_aspect_ratio"} if keep_aspect else set()
+    )
     wins = [name for name in recorded if name.startswith(multimodal) and name not in changed]
     return {**recorded, **fields, **{name: recorded[name] for name in wins}}
+
+
+def _template_of_next(path: str, fields: dict[str, Any]) -> str | None:
+    """Return the template that LLaVA-NeXT's code has for a LLaVA on this LLM, if it names such ones."""
+    base_type = family_of(fields).base_type
+    names = [name for name, llm in OTHER_NAMES.items() if llm == base_type]
+    found = [version_for(path, {"model_type": name}, has_chat_template=False) for name in names]
+    return next((key for key, _ in filter(None, found)), None)
+
+
+def _counted_from_the_end(layer: int, config: dict[str, Any], vision_tower: str | None) -> int:
+    """Return the selected layer counted from the end of the tower that is named, which may have more."""
+    if layer >= 0 or vision_tower is None:
+        return layer
+    try:
+        named = describe_tower(MultimodalConfig.of(SimpleNamespace(mm_vision_tower=vision_tower))).num_layers
+    except UserError:  # not here
+        return layer
+    return layer - max(0, named - vision_config(config).num_hidden_layers)
 
 
 def _write(
@@ -129,10 +159,11 @@ def _write(
     max_bytes: int,
 ) -> None:
     """Write all files of the folder."""
-    tokenizer = from_hf_tokenizer(source, folder, config.get("image_token_index", 32000))
+    tokenizer = from_hf_tokenizer(source, folder, first_media_token(config))
     rows = len(tokenizer)
     own_tower = _write_tower(source, config, folder / TOWER_FOLDER, dtype)
-    tuned = bool(fields["unfreeze_mm_vision_tower"])
+    parts = str(fields.get("mm_tunable_parts") or "").split(",")
+    tuned = bool(fields["unfreeze_mm_vision_tower"]) or TOWER_PART in parts
     in_checkpoint = vision_tower is not None and (tuned or not _is_tower(own_tower, vision_tower))
     stored_dtype = weights.dtype_name(dtype or weights.first_dtype(source))
     fields = {
@@ -142,6 +173,8 @@ def _write(
         "dtype": stored_dtype,
         "torch_dtype": stored_dtype,
     }
+    if TOWER_PART in parts and not in_checkpoint:  # the field says where the weights are
+        fields["mm_tunable_parts"] = ",".join(part for part in parts if part != TOWER_PART)
     if fields.get("pad_token_id") is None:
         fields["pad_token_id"] = tokenizer.pad_token_id
     content = llava_config(fields).to_diff_dict()

@@ -25,6 +25,7 @@ _FROM_HF = (
 )
 
 TOWER_PREFIX = _TO_HF[0][0]
+UNUSED_BY_HF = (f"{_TO_HF[0][0]}head.",)  # SigLIP's pooling head, of which no feature is made
 VISION_LEVEL = "vision_model."  # in the names of every tower's weights in LLaVA, dropped by transformers 5
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -14,7 +14,7 @@ from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.writing import explained_write, refuse_unwritable
 from llava.model.conversion import weights
-from llava.model.conversion.config import NEXT, PINPOINTS, check_hf, vision_config
+from llava.model.conversion.config import ARCHITECTURES, FLAT, NEXT, PINPOINTS, check_hf, vision_config
 from llava.model.conversion.keys import TOWER_PREFIX, from_hf_name
 from llava.utils import UserError, import_optional
 
@@ -52,6 +52,11 @@ def write_mmproj(source: str, output: str | Path, *, dtype: torch.dtype | None =
     gguf: ModuleType = import_optional("gguf", needed_for="writing a GGUF file", install="gguf")
     config = files.read_config(source)
     kind = check_hf(config, source)
+    if kind not in (FLAT, NEXT):
+        raise CheckpointError(
+            f"{source} is a {ARCHITECTURES[kind]}, which llama.cpp's files of towers and projectors are not "
+            f"written for here; known: {ARCHITECTURES[FLAT]}, {ARCHITECTURES[NEXT]}."
+        )
     if config.get("vision_feature_select_strategy", "default") != "default":
         raise CheckpointError(f"{source} keeps the CLS feature, which llama.cpp's LLaVA takes off.")
     Path(output).parent.mkdir(parents=True, exist_ok=True)

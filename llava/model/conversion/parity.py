@@ -1,9 +1,10 @@
-"""The proof of a conversion: the same dialog with an image through LLaVA's model and transformers'."""
+"""The proof of a conversion: dialogs with an image or a video through LLaVA's model and transformers'."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
 # at the top of transformers 5.17 it is a stand-in that asks for torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -20,6 +21,7 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation
@@ -27,7 +29,7 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.loading import from_pretrained
-from llava.model.conversion.config import ARCHITECTURES
+from llava.model.conversion.config import ARCHITECTURES, ONEVISION, WITH_VIDEO
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +95,14 @@ class Report:
     tolerance: float
     same_choices: bool
     texts_must_agree: bool
+    video_difference: float | None = None  # of logits; None for a class that takes no videos
 
     @property
     def passed(self) -> bool:
         """Whether the two models are one: prompts, ids, and logits within the tolerance."""
         texts = not (self.texts_must_agree and self.texts_different)
-        return self.prompt_equal and self.ids_equal and texts and self.logit_difference <= self.tolerance
+        differences = max(self.logit_difference, self.video_difference or 0)
+        return self.prompt_equal and self.ids_equal and texts and differences <= self.tolerance
 
     def content(self) -> dict[str, Any]:
         """Return the report as content of a JSON file."""
@@ -110,6 +114,11 @@ class Report:
         def mark(good: bool) -> str:
             return "equal" if good else "DIFFERENT"
 
+        video = []
+        if self.video_difference is not None:
+            video = [
+                f"  video        max |difference| {self.video_difference:.2e} of the logits, same frames"
+            ]
         different = ", ".join(repr(text) for text in self.texts_different[:4])
         return [
             f"parity in {self.dtype}: {'passed' if self.passed else 'FAILED'}",
@@ -121,6 +130,7 @@ class Report:
             f"  logits       max |difference| {self.logit_difference:.2e} (largest logit "
             f"{self.largest_logit:.1f}, "
             f"allowed {self.tolerance:.0e})",
+            *video,
             f"  next tokens  {mark(self.same_choices)} at every position",
         ]
 
@@ -151,6 +161,8 @@ class _Seen:
     pixels: torch.Tensor
     logits: torch.Tensor  # (tokens, vocabulary)
     image_id: int
+    video_logits: torch.Tensor | None = None
+    video_pixels: torch.Tensor | None = None  # (frames, 3, H, W)
 
 
 def compare(
@@ -164,7 +176,7 @@ def compare(
     square: bool = False,
     rows: int | None = None,
 ) -> Report:
-    """Ask both models about an image, one after the other, and compare all that goes in and comes out.
+    """Ask both models about an image and, where both take one, a video; compare what goes in and comes out.
 
     llava: loads (tokenizer, model, image processor). own_template: the folder's chat template is made from
     `conversation` and both tokenizers from one, so that prompts and all texts must agree; else the folder's
@@ -178,13 +190,15 @@ def compare(
     image = image_of_test(square=square)
     theirs = _ask_hf(hf_path, prompt, turns, image, settings)
     shown = prompt if own_template else theirs.prompt
-    ours = _ask_llava(llava, shown, image, theirs.image_id, settings)
+    ours = _ask_llava(llava, shown, image, theirs, settings)
     rows = min(rows or ours.logits.shape[-1], ours.logits.shape[-1], theirs.logits.shape[-1])
-    if ours.logits.shape[0] == theirs.logits.shape[0]:
-        difference = float((ours.logits[:, :rows] - theirs.logits[:, :rows]).abs().max())
-        same = torch.equal(ours.logits[:, :rows].argmax(-1), theirs.logits.argmax(-1))
-    else:
-        difference, same = float("inf"), False
+    difference = _difference(ours.logits, theirs.logits, rows)
+    same = difference < float("inf") and torch.equal(
+        ours.logits[:, :rows].argmax(-1), theirs.logits.argmax(-1)
+    )
+    video = None
+    if ours.video_logits is not None and theirs.video_logits is not None:
+        video = _difference(ours.video_logits, theirs.video_logits, rows)
     largest = float(ours.logits.abs().max())
     exact = settings.dtype == torch.float32
     pixels = ours.pixels.shape == theirs.pixels.shape
@@ -203,7 +217,15 @@ def compare(
         tolerance=TOLERANCE if exact else _ROUNDINGS * torch.finfo(settings.dtype).eps * largest,
         same_choices=same,
         texts_must_agree=own_template,
+        video_difference=video,
     )
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor, rows: int) -> float:
+    """Return the largest difference of logits (tokens, vocabulary); inf where there are not equally many."""
+    if ours.shape[0] != theirs.shape[0]:
+        return float("inf")
+    return float((ours[:, :rows] - theirs[:, :rows]).abs().max())
 
 
 def _prompt(conversation: Conversation, turns: int, *, start_end: bool) -> str:
@@ -230,9 +252,11 @@ def _ask_llava(
     load: Callable[[], tuple[Any, Any, Any]],
     prompt: str,
     image: Image.Image,
-    image_id: int,
+    theirs: _Seen,
     settings: Settings,
 ) -> _Seen:
+    """Ask LLaVA's model; of `theirs` the id of the image token and the frames of the video are taken."""
+    image_id = theirs.image_id
     logger.info("parity: running LLaVA's model in %s on %s", settings.dtype, settings.device)
     tokenizer, model, image_processor = load()
     pixels = process_images([image], image_processor, model.config)
@@ -244,17 +268,25 @@ def _ask_llava(
             image_sizes=[image.size],
             use_cache=False,
         ).logits[0]
+        video = None
+        if theirs.video_pixels is not None:
+            frames = theirs.video_pixels.to(device=settings.device, dtype=settings.dtype)
+            ids_on_device = torch.tensor([ids], device=settings.device)
+            told = {"image_sizes": [image.size], "modalities": ["video"], "use_cache": False}
+            video = model(input_ids=ids_on_device, images=[frames], **told).logits[0].float().cpu()
     features = logits.shape[0] - len(ids) + 1
     expanded = [one for i in ids for one in ([image_id] * features if i == IMAGE_TOKEN_INDEX else [i])]
     texts = [list(tokenizer_image_token(text, tokenizer, image_id)) for text in TEXTS]
     del model
     gc.collect()
-    return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id)
+    return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id, video)
 
 
 def _ask_hf(path: str, prompt: str, turns: int, image: Image.Image, settings: Settings) -> _Seen:
     logger.info("parity: running transformers' model in %s on %s", settings.dtype, settings.device)
     config = AutoConfig.from_pretrained(path)
+    if config.model_type in WITH_VIDEO:
+        return _ask_video_model(path, config, prompt, _messages(turns), image, settings)
     processor = hf_processor(path, config)
     rendered = prompt
     if processor.chat_template is not None:
@@ -271,6 +303,66 @@ def _ask_hf(path: str, prompt: str, turns: int, image: Image.Image, settings: Se
     del model
     gc.collect()
     return _Seen(rendered, ids, texts, pixels, logits.float().cpu(), config.image_token_index)
+
+
+def _ask_video_model(
+    path: str,
+    config: PreTrainedConfig,
+    prompt: str,
+    messages: list[dict[str, Any]],
+    image: Image.Image,
+    settings: Settings,
+) -> _Seen:
+    """Ask one of transformers' models that takes videos, about an image and about a video.
+
+    Its processor needs torchvision, so its parts are used one by one: tokenizer, image processor, and the
+    lengths of the model's own features. The frames of the video are made by the image processor.
+    """
+    tokenizer, image_processor = _parts_of_processor(path)
+    model = load_hf(path, config, settings)
+    rendered, agrees = prompt, True
+    if tokenizer.chat_template is not None:
+        options = {"tokenize": False, "add_generation_prompt": True}
+        rendered = tokenizer.apply_chat_template(messages, **options)
+        first = [{"type": "video"}, *messages[0]["content"][1:]]
+        video = tokenizer.apply_chat_template([{**messages[0], "content": first}, *messages[1:]], **options)
+        agrees = video == rendered.replace(DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN)
+    inputs = image_processor(images=[image], return_tensors="pt")
+    pixels = inputs["pixel_values"].to(settings.device, settings.dtype)
+    sizes = inputs["image_sizes"].to(settings.device)
+    seen = [image_of_test(square=square) for square in (True, False, True)]
+    frames = image_processor(images=seen, return_tensors="pt")["pixel_values"][:, 0]  # the overviews
+
+    def logits(token: str, count: int, **media: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        text = rendered.replace(DEFAULT_IMAGE_TOKEN, token * count)
+        ids = tokenizer(text).input_ids
+        found = model(input_ids=torch.tensor([ids], device=settings.device), use_cache=False, **media).logits
+        return ids, found[0].float().cpu()
+
+    with torch.no_grad():
+        features = model.model.get_image_features(pixels, image_sizes=sizes).pooler_output
+        ids, of_image = logits(DEFAULT_IMAGE_TOKEN, len(features[0]), pixel_values=pixels, image_sizes=sizes)
+        video_values = frames[None].to(settings.device, settings.dtype)
+        length = _video_length(config, len(frames))
+        _, of_video = logits(DEFAULT_VIDEO_TOKEN, length, pixel_values_videos=video_values)
+    texts = [tokenizer(text).input_ids for text in TEXTS]
+    shown = rendered if agrees else f"{rendered} (and another one with a video)"
+    return _Seen(
+        shown, ids, texts, inputs["pixel_values"][0], of_image, config.image_token_index, of_video, frames
+    )
+
+
+def _parts_of_processor(path: str) -> tuple[Any, Any]:
+    """Load the tokenizer and the image processor of a llava-hf folder."""
+    return AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
+
+
+def _video_length(config: PreTrainedConfig, frames: int) -> int:
+    """Return how many tokens transformers' processor writes for a video."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    if config.model_type == ONEVISION:
+        return frames * math.ceil(side / 2) ** 2 + 1
+    return frames * (side // config.spatial_pool_stride) ** 2
 
 
 def hf_processor(path: str, config: PreTrainedConfig) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
-from llava.model.conversion.config import ARCHITECTURES
+from llava.model.conversion.config import ARCHITECTURES, FLAT, ONEVISION
 
 _LAYERS = {"text_config": "language_model.model.layers.", "vision_config": ".encoder.layers."}
 _TENSORS = ("language_model.model.embed_tokens.weight", "multi_modal_projector.linear_1.weight")
@@ -60,7 +60,7 @@ def _config(folder: Path) -> Iterator[str]:
     yield from _lacking(
         config, files.CONFIG_FILE, "text_config", "vision_config", "projector_hidden_act", *keys
     )
-    if known and "Next" in known:
+    if known and config["model_type"] != FLAT:
         yield from _lacking(config, files.CONFIG_FILE, "image_grid_pinpoints")
     if not (folder / "generation_config.json").is_file():
         yield "generation_config.json is missing: answers would not end where the model ends them"
@@ -85,7 +85,9 @@ def _processor(folder: Path) -> Iterator[str]:
     yield from _lacking(
         _json(folder, "preprocessor_config.json"), "preprocessor_config.json", "image_processor_type"
     )
-    keys = ("processor_class", "patch_size", "vision_feature_select_strategy")
+    kind = _json(folder, files.CONFIG_FILE).get("model_type")
+    length = "num_image_tokens" if kind == ONEVISION else "patch_size"
+    keys = ("processor_class", length, "vision_feature_select_strategy")
     yield from _lacking(_json(folder, "processor_config.json"), "processor_config.json", *keys)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,13 @@ from llava.model.checkpoints.token_rows import STORED_ROWS
 from llava.model.checkpoints.writing import refuse_unwritable
 from llava.model.conversion import parity as proof
 from llava.model.conversion import template, weights
-from llava.model.conversion.config import ARCHITECTURES, hf_config, hf_kind, refuse_tower
-from llava.model.conversion.keys import from_hf_name, llava_name, to_hf_name
+from llava.model.conversion.config import ARCHITECTURES, WITH_VIDEO, hf_config, hf_kind, refuse_tower
+from llava.model.conversion.keys import UNUSED_BY_HF, from_hf_name, llava_name, to_hf_name
 from llava.model.conversion.serving_folder import missing_for_serving
 from llava.model.conversion.tokenizer import add_image_tokens, llava_tokenizer, save_for_hf
 from llava.model.language_model.registry import llava_config
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.registry import describe_tower
 from llava.model.settings import check_settings
 
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 ROWS_MULTIPLE = 64  # llava-hf pads the vocabulary to such a number of rows
 SOURCE_FILE = "llava_config.json"  # LLaVA's own config, for the way back
 REPORT_FILE = "parity.json"
+_TOWER_LAYER = re.compile(r"vision_tower\..*encoder\.layers\.(\d+)\.")
 
 
 def to_hf(
@@ -64,8 +67,8 @@ def to_hf(
     plan = make_plan(source, base)
     if not plan.is_llava:
         raise CheckpointError(f"{source} is a text model; transformers reads it as it is.")
-    hf_kind(plan.config, source)
-    refuse_tower(describe_tower(check_settings(plan.config, plan.path)), source)
+    kind = hf_kind(plan.config, source)
+    refuse_tower(describe_tower(check_settings(plan.config, plan.path)), kind, source)
     conversation = template_of(conv_mode, source, plan.config)
     rounded = _rounding(plan, dtype)
     size = weights.stored_bytes(plan.source)
@@ -140,14 +143,16 @@ def _write(
     tower = describe_tower(settings)
     tokenizer = llava_tokenizer(plan.source, config)
     known = len(tokenizer)  # rows that LLaVA's loader keeps
-    tokenizer = add_image_tokens(tokenizer)
+    videos = hf_kind(plan.config, plan.path) in WITH_VIDEO
+    tokenizer = add_image_tokens(tokenizer, videos=videos)
     total = -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     stored_dtype = weights.dtype_name(rounded or weights.first_dtype(plan.source))
     content = hf_config(
-        plan.config, tower.config, path=plan.path, vocabulary=total, tokens=tokenizer, dtype=stored_dtype
-    )
+        plan.config, tower, path=plan.path, layers=_stored_layers(plan, tower), vocabulary=total,
+        tokens=tokenizer, dtype=stored_dtype,
+    )  # fmt: skip
     conversation = conversation_for(conversation, tokenizer)
-    jinja = template.chat_template(conversation, start_end=settings.use_im_start_end)
+    jinja = template.chat_template(conversation, start_end=settings.use_im_start_end, videos=videos)
     save_for_hf(tokenizer, folder, jinja)
     template.save_processor(
         folder, template.image_processor_fields(tower.image_processor, content), content, jinja
@@ -157,7 +162,9 @@ def _write(
     write_json(folder / "generation_config.json", _generation_config(plan.source, content))
 
     named = weights.with_rows(_llava_weights(plan, rounded), keep=known, total=total)
-    renamed = ((_hf_name(name, plan.path), value) for name, value in named)
+    renamed = (
+        (_hf_name(name, plan.path), value) for name, value in named if not name.startswith(UNUSED_BY_HF)
+    )
     # the tower is stored in its own dtype, which usually is another than the LLM's
     found = weights.write_weights(
         renamed, folder, dtype=None if exact_tower else rounded, max_bytes=max_bytes
@@ -165,6 +172,18 @@ def _write(
     shapes = {from_hf_name(name): shape for name, shape in found.items()}
     weights.check_shapes(shapes, expected_shapes(content), plan.path, tied=content["tie_word_embeddings"])
     return min(known, plan.config.get("vocab_size", known))
+
+
+def _stored_layers(plan: LoadPlan, tower: VisionTower) -> int:
+    """Return how many layers of its tower a checkpoint stores; those of LLaVA-NeXT may lack the last ones."""
+    if not MultimodalConfig.of(llava_config(plan.config)).tower_in_checkpoint:
+        return tower.num_layers
+    names = [
+        *files.load_weights(plan.source, shapes_only=True),
+        *({} if plan.kind == "full" else _brought(plan)),
+    ]
+    places = [found[1] for name in names if (found := _TOWER_LAYER.search(name))]
+    return max(map(int, places)) + 1 if places else tower.num_layers
 
 
 def _hf_name(name: str, path: str) -> str:

@@ -14,6 +14,7 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
     DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
 )
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
@@ -53,12 +54,16 @@ def llava_tokenizer(path: str, config: object) -> Any:
     return tokenizer
 
 
-def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> Any:
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, *, videos: bool = False) -> Any:
     """Add `<image>` and, as llava-hf does, a padding token of its own; returns the tokenizer.
 
-    It then has `image_token_id`. A padding token that is no other special token stays.
+    It then has `image_token_id`, and with `videos` also `<video>` and `video_token_id`. A padding token that
+    is no other special token stays.
     """
     tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
+    if videos:
+        tokenizer.add_tokens([DEFAULT_VIDEO_TOKEN], special_tokens=True)
+        tokenizer.video_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_VIDEO_TOKEN)
     if tokenizer.pad_token in (None, tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.image_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
@@ -233,8 +238,8 @@ def _any(texts: list[str]) -> str:
 
 
 def from_hf_tokenizer(path: str, folder: Path, image_token_id: int) -> Any:
-    """Write LLaVA's tokenizer to `folder`, without `<image>` and the padding behind the vocabulary; returns
-    it.
+    """Write LLaVA's tokenizer to `folder`, without `<image>`, `<video>` and the padding behind them;
+    returns it.
 
     Made from the tokenizer.model of a llava-hf folder; one that was saved by transformers 5 has only a
     tokenizer.json, which is taken as it is but for these tokens.
@@ -312,10 +317,10 @@ def _text(token: object) -> Any:
 
 
 def _last_kept(added: dict[int, Any], pieces: int, image_token_id: int) -> int:
-    """Return the id of the last token that stays: those behind it are `<image>` and padding only.
+    """Return the id of the last token that stays: those behind it are of media and padding only.
 
     added: the tokens by id; pieces: size of the vocabulary without them.
     """
-    dropped = {DEFAULT_IMAGE_TOKEN, PAD_TOKEN}
+    dropped = {DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PAD_TOKEN}
     kept = (i for i, token in added.items() if token["content"] not in dropped or i < image_token_id)
     return max([pieces - 1, *kept])

@@ -23,6 +23,7 @@ from llava.utils import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class VisionTower(nn.Module):
     beside_layers: ClassVar[tuple[str, ...]] = ()  # parameters outside of those modules that layers need
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     omitted_layers = 0  # behind the selected one, that the checkpoint does not store
-    converts_to_hf: ClassVar[bool] = False  # whether llava.model.conversion was proven with it
+    converts_to_hf: ClassVar[tuple[str, ...]] = ()  # transformers' LLaVAs with which conversion is proven
 
     def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         super().__init__()
@@ -309,6 +310,17 @@ class VisionTower(nn.Module):
             self.vision_tower.vision_model.get_parameter(name).requires_grad_(True)
         for name in self.unused:
             self.vision_tower.vision_model.get_parameter(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model that this is a part of; a frozen vision model is never training.
+
+        A batch norm would take statistics of the images at hand, and write them over those it was trained
+        with. (CLIP has nothing that depends on the mode.)
+        """
+        super().train(mode)
+        if mode and self.is_loaded and not self._is_trainable():
+            self.vision_tower.eval()
+        return self
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.vision_tower.parameters())

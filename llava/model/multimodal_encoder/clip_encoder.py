@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from transformers import (
     ChineseCLIPImageProcessorPil,
     ChineseCLIPVisionConfig,
@@ -26,7 +28,7 @@ class CLIPVisionTower(VisionTower):
     prefix_tokens = 1  # CLS
     before_layers = ("embeddings", "pre_layrnorm")  # transformers' spelling
     resizing = "argument"
-    converts_to_hf = True
+    converts_to_hf: ClassVar[tuple[str, ...]] = ("llava", "llava_next", "llava_next_video")
 
 
 CLIPVisionTowerS2 = multi_scale(CLIPVisionTower)
@@ -37,7 +39,7 @@ class MetaClip2VisionTower(CLIPVisionTower):
 
     config_class = MetaClip2VisionConfig
     model_class = MetaClip2VisionModel
-    converts_to_hf = False
+    converts_to_hf = ()
 
 
 class ChineseCLIPVisionTower(CLIPVisionTower):
@@ -46,4 +48,4 @@ class ChineseCLIPVisionTower(CLIPVisionTower):
     config_class = ChineseCLIPVisionConfig
     model_class = ChineseCLIPVisionModel
     processor_class = ChineseCLIPImageProcessorPil
-    converts_to_hf = False
+    converts_to_hf = ()

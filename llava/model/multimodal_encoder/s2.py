@@ -36,7 +36,7 @@ class MultiScale(VisionTower):
     others are multiples of it. The image processor makes images of the largest scale.
     """
 
-    converts_to_hf = False
+    converts_to_hf = ()
 
     def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         text = MultimodalConfig.of(args).s2_scales or DEFAULT_SCALES

@@ -32,6 +32,7 @@ class SiglipVisionTower(VisionTower):
     model_class = SiglipVisionModel
     processor_class = SiglipImageProcessorPil
     resizing = "argument"
+    converts_to_hf = ("llava_onevision",)
 
 
 class NaflexVisionTower(VisionTower):

@@ -239,7 +239,8 @@ def test_other_checkpoints_are_refused(folder: str, reason: str, checkpoints: Pa
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "llava_onevision"}, "llava_onevision"),
+        ({"model_type": "vipllava"}, "vipllava"),
+        ({"model_type": "llava_onevision"}, "clip_vision_model"),
         ({"text_config": {"model_type": "bert"}}, "bert"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "siglip"),
         ({"vision_feature_layer": [-2, -1]}, "several layers"),
