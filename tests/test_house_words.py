@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = {".py", ".sh", ".json", ".md", ".ipynb", ".svg"}
-FOLDERS = ("llava", "docs", "scripts", "playground/*.py", "playground/digits", "tests/**/*.py")
+FOLDERS = (
+    "llava",
+    "docs",
+    "scripts",
+    "playground/*.py",
+    "playground/digits",
+    "playground/smol",
+    "tests/**/*.py",
+)
 FILES = [ROOT / "README.md"] + [
     path
     for folder in FOLDERS

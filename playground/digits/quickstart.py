@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.utils import UserError, run_program
+from llava.utils import run_program
 from playground.digits.table import bar, table
 from playground.digits.training import ROOT, train
+from playground.steps import check_device, key_of, once, versions
 
 HERE = Path(__file__).resolve().parent
 # Which files each step depends on, beside the steps before it.
 SOURCES = {
     "data": ("questions.py", "images.py", "data.py", "tower.py", "language.py"),
-    "pretrain": ("training.py",),
-    "finetune": ("training.py",),
+    "pretrain": ("training.py", "../launch.py"),
+    "finetune": ("training.py", "../launch.py"),
     "evaluate": ("evaluate.py", "report.py", "quickstart.py"),
     "export": ("exported.py", "plain_transformers.py"),
-    "lora": ("training.py",),
+    "lora": ("training.py", "../launch.py"),
     "evaluate-lora": ("evaluate.py", "report.py", "quickstart.py", "merged.py"),
 }
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "sentencepiece", "pillow", "numpy", "scikit-learn")
@@ -61,8 +58,8 @@ def main(arguments: argparse.Namespace) -> None:
     Ends with exit code 1 when the model reads digits no better than the SVC.
     """
     variant = LORA if arguments.lora else FULL
-    work = arguments.output.resolve()
-    _check_device(arguments.device)
+    work = (arguments.output or ROOT / "runs" / "quickstart").resolve()
+    check_device(arguments.device)
     if arguments.fresh and work.exists():
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -76,64 +73,18 @@ def main(arguments: argparse.Namespace) -> None:
         steps["export"] = lambda: export_model(work, variant)
     seconds = {"setup": round(arguments.setup_seconds, 1)}
     outcome: dict[str, Any] = {}
-    key = f"{arguments.device} {_versions()}"
+    key = f"{arguments.device} {versions(PACKAGES)}"
     for name, step in steps.items():
-        key = _key(key, SOURCES[name])
-        seconds[name], outcome[name] = _once(work, name, key, step)
+        key = key_of(key, (HERE / source for source in SOURCES[name]))
+        seconds[name], outcome[name] = once(work, name, key, step)
     seconds["total"] = round(sum(seconds.values()), 1)
-    result = {**outcome[variant.evaluate], "seconds": seconds, "versions": _versions()}
+    result = {**outcome[variant.evaluate], "seconds": seconds, "versions": versions(PACKAGES)}
     if "export" in outcome:
         result["transformers"] = outcome["export"]
     (work / variant.file("result.json")).write_text(json.dumps(result, indent=2) + "\n")
     _tell(result, work, variant)
     if not result["reached"]:
         sys.exit("the quickstart did not reach its bar; see above")
-
-
-def _once(work: Path, name: str, key: str, step: Callable[[], Any]) -> tuple[float, Any]:
-    """Run a step, or reuse what it left; returns the seconds that it took when it ran, and its outcome."""
-    note = work / f".{name}.json"
-    if note.exists():
-        done = json.loads(note.read_text())
-        if done["key"] == key:
-            print(f"== {name}: done before ({done['seconds']:.0f} s then), reused from {work}", flush=True)
-            return done["seconds"], done["outcome"]
-        note.unlink()
-        print(f"== {name}: made by other code, versions or device; doing it again", flush=True)
-    print(f"== {name}", flush=True)
-    started = time.perf_counter()
-    outcome = step()
-    seconds = round(time.perf_counter() - started, 1)
-    note.write_text(json.dumps({"key": key, "seconds": seconds, "outcome": outcome}) + "\n")
-    print(f"== {name}: {seconds:.0f} s", flush=True)
-    return seconds, outcome
-
-
-def _key(before: str, sources: tuple[str, ...]) -> str:
-    """Digest what a step depends on: the steps before it and its own source files."""
-    digest = hashlib.sha256(before.encode())
-    for source in sources:
-        digest.update((HERE / source).read_bytes())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that is not there."""
-    if device == "cpu":
-        return
-    import torch  # only here: the other steps are processes of their own
-
-    if not device.startswith("cuda"):
-        raise UserError(f"--device is {device!r}; expected cpu, cuda or cuda:N")
-    if not torch.cuda.is_available():
-        raise UserError(f"--device is {device}, but torch finds no CUDA device; use --device cpu")
 
 
 def make_data_and_models(work: Path) -> None:
@@ -249,19 +200,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bash scripts/quickstart.sh", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "runs" / "quickstart", help="folder (default: runs/quickstart)"
+        "--output", type=Path, help="folder (default: runs/quickstart; runs/smol with --smol)"
     )
     parser.add_argument(
         "--fresh", action="store_true", help="delete what an earlier run left, and start over"
     )
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--lora",
         action="store_true",
         help="stage 2 with LoRA; data, models and stage 1 of an earlier run are reused",
+    )
+    kinds.add_argument(
+        "--smol",
+        nargs="?",
+        const="full",
+        choices=("full", "short"),
+        help="a LLaVA of real, pretrained parts instead, in runs/smol: docs/quickstart_smol.md; short: every "
+        "step on few records, in a few minutes, in runs/smol-short",
     )
     parser.add_argument("--setup-seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     return parser
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Run the quickstart that the arguments name."""
+    if arguments.smol is None:
+        return main(arguments)
+    from playground.smol.quickstart import run as run_smol  # heavier than what most calls need
+
+    run_smol(arguments)
+
+
 if __name__ == "__main__":
-    run_program(lambda: main(build_parser().parse_args()))
+    run_program(lambda: run(build_parser().parse_args()))

@@ -22,13 +22,13 @@ from llava.train.args import parse_args
 from llava.train.labels.preprocess import preprocess
 from llava.train.records import find_fault
 from llava.utils import UserError
+from playground import steps
 from playground.digits import data as data_module
 from playground.digits import (
     evaluate,
     exported,
     language,
     progress,
-    quickstart,
     report,
     table,
     tower,
@@ -245,7 +245,7 @@ def test_training_accepts_the_command_line(stage: str, device: str, tmp_path: Pa
 def test_a_step_is_reused_until_its_key_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs: list[int] = []
     for key in ("a", "a", "b"):
-        _, outcome = quickstart._once(tmp_path, "data", key, lambda: runs.append(1) or len(runs))
+        _, outcome = steps.once(tmp_path, "data", key, lambda: runs.append(1) or len(runs))
         assert outcome == len(runs)
     assert len(runs) == 2
     assert "reused" in capsys.readouterr().out
@@ -253,7 +253,7 @@ def test_a_step_is_reused_until_its_key_changes(tmp_path: Path, capsys: pytest.C
 
 def test_an_unknown_device_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="--device is 'tpu'; expected cpu, cuda"):
-        quickstart._check_device("tpu")
+        steps.check_device("tpu")
 
 
 def test_svc_reaches_what_its_example_reports() -> None:

@@ -23,6 +23,7 @@ from llava.utils import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -309,6 +310,17 @@ class VisionTower(nn.Module):
             self.vision_tower.vision_model.get_parameter(name).requires_grad_(True)
         for name in self.unused:
             self.vision_tower.vision_model.get_parameter(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model that this is a part of; a frozen vision model is never training.
+
+        A batch norm would take statistics of the images at hand, and write them over those it was trained
+        with. (CLIP has nothing that depends on the mode.)
+        """
+        super().train(mode)
+        if mode and self.is_loaded and not self._is_trainable():
+            self.vision_tower.eval()
+        return self
 
     def _is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.vision_tower.parameters())
