@@ -28,6 +28,7 @@ from llava.serve.workers import frames
 from llava.serve.workers.addresses import WorkerAddressError, WorkerAddresses
 from llava.serve.workers.controller_app import create_app, read_queue_length
 from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.threads import give_back_memory
 from llava.utils import UserError, run_program
 
 logger = logging.getLogger(__name__)
@@ -334,9 +335,10 @@ def _words(error: Exception) -> str:
 
 
 def heart_beat_controller(controller: Controller) -> None:
-    """Drop workers without a heart beat, until the controller is closed."""
+    """Drop workers without a heart beat, and memory that is free, until the controller is closed."""
     while not controller.wait(CONTROLLER_HEART_BEAT_EXPIRATION):
         controller.remove_stable_workers_by_expiration()
+        give_back_memory()
 
 
 # ---- the program ----

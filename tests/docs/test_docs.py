@@ -268,6 +268,7 @@ def test_documented_commands_are_accepted(
 TRAINING_PAGES = (
     *("training", "pretrain", "finetune", "data_format"),
     *("data_at_scale", "distributed", "resume", "memory"),
+    "newer_llavas",
 )
 
 

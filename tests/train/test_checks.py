@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warming import python
 
 from llava.train.args import parse_args
 from llava.train.train import train
@@ -148,7 +149,7 @@ def test_the_program_ends_with_exit_code_2(folder: Path) -> None:
     before = _listing(folder)
     program = ["-m", "llava.train.train", "--data_path", "x.json", "--output_dir", str(folder / "out")]
     done = subprocess.run(
-        [sys.executable, *program, "--num_train_epochs", "0"], capture_output=True, text=True, timeout=120
+        [python(), *program, "--num_train_epochs", "0"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --num_train_epochs is 0")

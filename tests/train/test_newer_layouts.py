@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from llava.inference.model_inputs import encode_images, image_length
 from llava.model.checkpoints.files import load_weights
 from llava.model.multimodal.media import arranged
 from llava.model.tools.inspection import inspect_checkpoint
+from llava.utils import UserError
 from llava.video import video_of_images
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
@@ -150,6 +152,39 @@ def test_it_trains_and_comes_back(name: str, recipe: str, folder: Any, tmp_path:
     if recipe == "full":
         stored = {one for one in load_weights(out) if "vision_tower" in one}
         assert stored == {one for one in load_weights(folder(name)) if "vision_tower" in one}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("image_grid_pinpoints", "(1x1),...,(axb)", "image_grid_pinpoints is '.1x1.,...,.axb.'; expected"),
+        ("image_grid_pinpoints", [[30, 28]], "multiples? of 28"),
+        ("image_aspect_ratio", "anyres_max", "image_aspect_ratio is 'anyres_max'; known values"),
+        ("mm_patch_merge_type", "spatial_pad", "mm_patch_merge_type is 'spatial_pad'; expected"),
+        ("mm_newline_position", "row", "mm_newline_position is 'row'; known values: grid"),
+        ("mm_resampler_type", "qformer", "mm_resampler_type is 'qformer'; known values: spatial_pool"),
+        ("add_faster_video", True, "add_faster_video is set"),
+        ("mm_spatial_pool_stride", "2", "mm_spatial_pool_stride is '2'; expected a whole number"),
+    ],
+)
+def test_a_setting_that_is_not_understood_is_one_sentence(
+    field: str, value: Any, said: str, folder: Any, tmp_path: Path
+) -> None:
+    """Of a folder that is loaded, and that training starts from."""
+    source = tmp_path / "llava-ov"
+    shutil.copytree(folder("onevision-0.5b"), source)
+    content = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**content, field: value}))
+    data = records("interleave", tmp_path)
+    argv = ["--model_name_or_path", str(source), "--vision_tower", SIGLIP, "--data_path", str(data)]
+    argv += ["--image_folder", str(tmp_path)]
+    for start in (
+        lambda: llava.load(source, device="cpu"),
+        lambda: run_train([*argv, "--output_dir", str(tmp_path / "out")]),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            start()
+        assert "\n" not in str(caught.value)
 
 
 def test_names_of_towers_are_those_whose_configs_are_known() -> None:

@@ -55,7 +55,7 @@ def observe() -> None:
         projector = self.model.get_model().mm_projector
         projector.register_forward_pre_hook(lambda *_: count("projector"))
         self.model.get_input_embeddings().register_forward_pre_hook(lambda *_: count("embedding"))
-        report.update(calls=[], sample_images=[], marks=[])
+        report.update(calls=[], images=[], marks=[])
         result = train(self, *args, **kwargs)
         for name, key in (("losses", "loss"), ("rates", "learning_rate"), ("norms", "grad_norm")):
             report[name] = [float(entry[key]) for entry in self.state.log_history if key in entry]

@@ -141,8 +141,8 @@ def hf_config(
     eyes = tower.config
     vision = {name: getattr(eyes, name) for name in _VISION_FIELDS if hasattr(eyes, name)}
     vision["num_hidden_layers"] = layers
-    if hasattr(eyes, "vision_use_head"):
-        vision["vision_use_head"] = False  # it has no part in the features
+    if isinstance(tower, SiglipVisionTower):
+        vision["vision_use_head"] = False  # its pooling head has no part in the features
     layer = settings.select_layer
     content = {
         "architectures": [ARCHITECTURES[kind]],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from warming import python
 
 from llava.constants import IGNORE_INDEX
 from llava.inference.chat import ChatSession
@@ -101,7 +102,7 @@ def test_nothing_of_the_harness_is_imported_before() -> None:
         "import sys, llava.eval.harnesses.lmms_eval; "
         "print([one for one in sys.modules if 'lmms_eval' in one])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([python(), "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip() == "['llava.eval.harnesses.lmms_eval']", done.stderr
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import tiny
 import torch
 from recorded import MODELS
 from transformers import AutoConfig, AutoModelForCausalLM
+from warming import python
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import load_weights
@@ -268,9 +268,10 @@ def test_names_and_values_under_zero_3(tmp_path, checkpoints):
     environment = {
         **os.environ,
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "LOCAL_RANK": "0"},
-        **{"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[3])},
+        **{"WORLD_SIZE": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
+        **({"CUDA_VISIBLE_DEVICES": ""} if torch.cuda.is_available() else {}),
     }
-    command = [sys.executable, str(script), str(tmp_path / "in"), str(tmp_path / "out")]
+    command = [python(), str(script), str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     got, want = load_weights(tmp_path / "out"), load_weights(tmp_path / "in")

@@ -11,13 +11,13 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import folders
 import pytest
 import torch
+from warming import python
 
 from llava.model.apply_delta import apply_delta
 from llava.model.builder import load_pretrained_model
@@ -110,13 +110,15 @@ def test_an_older_model_in_the_folder_is_replaced_whole(name, checkpoints, tmp_p
 def test_a_killed_merge_leaves_nothing_that_looks_whole(checkpoints, tmp_path):
     """Killed while it writes, and then started again: what it left is removed."""
     code = (
-        "import time, torch, sys\n"
+        "import os, time, torch, sys\n"
         "from llava.model.tools.extract import merge_lora\n"
         "from transformers import PreTrainedModel\n"
         "save = PreTrainedModel.save_pretrained\n"
         "def slow(self, folder, **kwargs):\n"
         "    save(self, folder, **kwargs)\n"
-        "    open(sys.argv[4], 'w').close()\n"
+        "    with open(sys.argv[4] + '~', 'w') as file:\n"
+        "        file.write(str(os.getpid()))\n"
+        "    os.rename(sys.argv[4] + '~', sys.argv[4])\n"
         "    time.sleep(600)\n"
         "PreTrainedModel.save_pretrained = slow\n"
         "merge_lora(*sys.argv[1:4], 'x-lora')\n"
@@ -125,10 +127,10 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(checkpoints, tmp_path):
     arguments = [str(checkpoints / "llava-tiny-v1.5-lora"), str(checkpoints / "vicuna-tiny"), str(target)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     mark = tmp_path.parent / f"{tmp_path.name}-saved"
-    with subprocess.Popen([sys.executable, "-c", code, *arguments, str(mark)], env=environment) as process:
+    with subprocess.Popen([python(), "-c", code, *arguments, str(mark)], env=environment) as process:
         while not mark.exists() and process.poll() is None:
             time.sleep(0.1)
-        process.kill()
+        os.kill(int(mark.read_text()), signal.SIGKILL)
     assert not target.exists()
     assert len(list(tmp_path.iterdir())) == 1  # the hidden folder that it wrote to
     merge_lora(*arguments, "x-lora")

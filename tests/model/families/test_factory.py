@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
     __version__,
 )
+from warming import python
 
 from llava.model.checkpoints.errors import CheckpointError
 from llava.model.language_model import factory
@@ -105,7 +105,7 @@ def test_classes_are_found_by_name() -> None:
 
     pickled = pickle.dumps(family_of(NAMES["own"]).model_class).hex()
     done = subprocess.run(
-        [sys.executable, "-c", program, pickled], capture_output=True, text=True, check=True, timeout=120
+        [python(), "-c", program, pickled], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.split() == ["LlavaQwen2ForCausalLM", "llava_gemma"]
     with pytest.raises(AttributeError, match="LlavaNoSuchForCausalLM"):

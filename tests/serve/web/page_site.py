@@ -22,3 +22,27 @@ class Site:
         """Read the log."""
         files = sorted(self.log.glob("*-conv.json"))
         return [json.loads(line) for one in files for line in one.read_text().splitlines()]
+
+
+def answers(page: Any) -> Any:
+    """Return the places of the answers."""
+    return page.get_by_test_id("bot")
+
+
+def questions(page: Any) -> Any:
+    """Return the places of the questions."""
+    return page.get_by_test_id("user")
+
+
+def upload(page: Any, path: str) -> None:
+    """Give a file to the question and wait until it is shown."""
+    shown = page.locator(".thumbnail-item").count()
+    page.locator('#message input[type="file"]').set_input_files(path)
+    page.locator(".thumbnail-item").nth(shown).wait_for()
+
+
+def ask(page: Any, text: str) -> None:
+    """Send a question."""
+    box = page.get_by_placeholder(PLACEHOLDER)
+    box.fill(text)
+    box.press("Enter")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from page_engine import digit_image, write_digit
-from page_site import PLACEHOLDER, SIZES, Site
+from page_site import PLACEHOLDER, SIZES, Site, answers, ask, questions, upload
 from running import Mortal, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -26,26 +26,6 @@ def expect() -> Any:
     made = pytest.importorskip("playwright.sync_api").expect
     made.set_options(timeout=20_000)
     return made
-
-
-def answers(page: Any) -> Any:
-    return page.get_by_test_id("bot")
-
-
-def questions(page: Any) -> Any:
-    return page.get_by_test_id("user")
-
-
-def upload(page: Any, path: str) -> None:
-    shown = page.locator(".thumbnail-item").count()
-    page.locator('#message input[type="file"]').set_input_files(path)
-    page.locator(".thumbnail-item").nth(shown).wait_for()
-
-
-def ask(page: Any, text: str) -> None:
-    box = page.get_by_placeholder(PLACEHOLDER)
-    box.fill(text)
-    box.press("Enter")
 
 
 def ask_and_wait(page: Any, expect: Any, text: str) -> None:

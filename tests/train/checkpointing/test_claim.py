@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from recorded_training import flags, run_train
 from transformers import TrainerControl, TrainerState
+from warming import python
 
 from llava.train.checkpointing.claim import LOCK_FILE, OutputClaim, OutputLock
 from llava.train.checkpointing.manifest import MANIFEST_FILE
@@ -80,18 +82,22 @@ def test_every_way_to_fail_is_one(error: BaseException, tmp_path: Path) -> None:
 
 
 def test_another_live_run_keeps_its_files(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from llava.train.checkpointing.claim import OutputLock; "
-    code += f"lock = OutputLock(Path({str(tmp_path / 'out')!r})); print('held', flush=True); input()"
+    code = "import os; from pathlib import Path; from llava.train.checkpointing.claim import OutputLock; "
+    code += (
+        f"lock = OutputLock(Path({str(tmp_path / 'out')!r})); print('held', os.getpid(), flush=True); input()"
+    )
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python(), "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert other.stdout is not None
+        held, process = other.stdout.readline().split()
+        assert held == "held"
         (tmp_path / "out" / MANIFEST_FILE).write_text("{}")
         before = _content(tmp_path)
         with pytest.raises(UserError, match="another run is writing"), OutputClaim(tmp_path / "out"):
             raise AssertionError
         assert _content(tmp_path) == before and f"out/{LOCK_FILE}" in before
-        other.kill()
+        os.kill(int(process), signal.SIGKILL)
 
 
 def test_files_that_others_have_put_there_stay(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recorded_training import flags, write_training_data
+from warming import python
 
 MODES = ("stage_1", "full", "lora", "qlora", "stream")
 KILLS = 6  # of each mode
@@ -78,7 +78,7 @@ def report(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     top = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": top}
     done = subprocess.run(
-        [sys.executable, str(driver), str(folder / "spec.json")],
+        [python(), str(driver), str(folder / "spec.json")],
         env=environment,
         capture_output=True,
         text=True,

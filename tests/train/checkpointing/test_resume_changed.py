@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from recorded_training import flags, run_train
+from warming import python
 
 from llava.model.checkpoints.files import CheckpointError
 from llava.train.checkpointing.claim import LOCK_FILE
@@ -45,17 +47,19 @@ def argv(stopped: Path, checkpoints: Path, training_data: Path, tmp_path: Path) 
 def test_a_second_run_is_kept_out_of_the_folder(argv: list[str], tmp_path: Path) -> None:
     """Another process holds the folder; when it is killed the folder is free again."""
     out = tmp_path / "out"
-    code = "from pathlib import Path; from llava.train.checkpointing.claim import OutputLock; "
-    code += f"lock = OutputLock(Path({str(out)!r})); print('held', flush=True); input()"
+    code = "import os; from pathlib import Path; from llava.train.checkpointing.claim import OutputLock; "
+    code += f"lock = OutputLock(Path({str(out)!r})); print('held', os.getpid(), flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python(), "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert other.stdout is not None
+        held, process = other.stdout.readline().split()
+        assert held == "held"
         (out / "tmp-checkpoint-4").mkdir()  # that the other run is writing
         with pytest.raises(UserError, match=f"another run is writing to {out}"):
             run_train(argv)
         assert (out / "tmp-checkpoint-4").is_dir()
-        other.kill()
+        os.kill(int(process), signal.SIGKILL)
     assert (out / LOCK_FILE).exists()
     assert len(run_train(argv).loss) == 2
     assert not (out / LOCK_FILE).exists()

@@ -17,6 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.model_inputs import encode_images, image_length
 from llava.model.multimodal.media import process_video
 from llava.train import check_data
+from llava.train.args import make_data_settings, parse_args
 from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.samples import SampleMaker
@@ -274,6 +275,7 @@ def test_a_broken_video_ends_training_or_is_skipped(
 
 
 def test_a_file_of_no_moving_images(assistant: Any, tmp_path: Path) -> None:
+    pytest.importorskip("av")
     no_video("sound.wav", tmp_path)
     found = dataset(tmp_path, [record("sound.wav")], settings_of(assistant, tmp_path), assistant)
     with pytest.raises(DataError, match="record 0: the video .*no moving images"):
@@ -376,3 +378,21 @@ def test_flags_that_choose_no_frames(fields: dict[str, Any], said: str, media: P
         DataArguments(**fields)
     with pytest.raises(UserError, match=said):
         doctor("--data_path", media, *(str(x) for k, v in fields.items() for x in (f"--{k}", v)))
+
+
+def test_the_flags_of_llava_videos_command_line_are_taken(tmp_path: Path, checkpoints: Path) -> None:
+    video = (
+        "--video_fps 1 --frames_upbound 110 --force_sample True --add_time_instruction True "
+        "--mm_newline_position grid --mm_spatial_pool_stride 2 --mm_spatial_pool_mode bilinear"
+    )
+    paths = {"--model_name_or_path": checkpoints / "vicuna-tiny", "--vision_tower": checkpoints / "tiny-clip"}
+    paths |= {"--data_path": "d.json", "--video_folder": "v", "--output_dir": tmp_path / "out"}
+    given = [*(str(one) for pair in paths.items() for one in pair), *video.split()]
+    model_args, data_args, _ = parse_args(given)
+    settings = make_data_settings(model_args, data_args, label_masks=None)
+    assert SampleMaker(None, settings).sampling == Sampling(110, 1.0, always=True)
+    assert (settings.video_folder, settings.add_time_instruction) == ("v", True)
+    assert (model_args.mm_newline_position, model_args.mm_spatial_pool_stride) == ("grid", 2)
+    for flag, value in (("--mm_newline_position", "line"), ("--mm_spatial_pool_stride", "0")):
+        with pytest.raises(UserError, match=f"{flag} is .{value}|{flag} is {value}"):
+            parse_args([*given, flag, value])
