@@ -384,6 +384,17 @@ def test_a_program_knows_the_tower(lite: tuple[Path, Any, Any], tmp_path: Path) 
     assert run.stdout.strip().endswith("['--flag', '1'] True")
 
 
+def test_numbers_of_the_page_are_those_of_the_recorded_run() -> None:
+    page = (ROOT / "docs/quickstart_smol.md").read_text()
+    result = json.loads((ROOT / "docs/quickstart_smol_result.json").read_text())
+    for kind, right in result["accuracy"].items():
+        assert f"| {result['n'][kind]} | {right:.1%} | {result['without_image'][kind]:.1%} |" in page
+    assert result["reached"] and f"| {result['most_frequent']['by_text']:.1%} |" in page
+    sizes = recipe.RECIPES["full"].sizes
+    assert result["data"]["dialogs"] == sizes.dialog_images
+    assert f"first {sizes.dialog_images} dialogs" in " ".join(page.split())
+
+
 # ---- the whole ----
 
 
