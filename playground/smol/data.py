@@ -35,10 +35,10 @@ class Sizes:
     """How much of easy-VQA is used: the first images of each split, and questions of a dialog."""
 
     caption_images: int = 2000
-    dialog_images: int = 400
+    dialog_images: int = 320
     dialog_length: int = 4  # questions of one image in a dialog
     dialogs_per_image: int = 1
-    test_images: int = 100
+    test_images: int = 50
 
 
 def read_questions(data: Path, split: str) -> list[Question]:
@@ -91,12 +91,19 @@ def caption_records(questions: Sequence[Question], images: int) -> list[Record]:
 
 
 def dialog_records(questions: Sequence[Question], sizes: Sizes, rng: random.Random) -> list[Record]:
-    """Make stage 2 records: some questions of one image in a dialog, in any order."""
+    """Make stage 2 records: some questions of one image in a dialog, in any order.
+
+    Half of them ask what there is, as far as there are such questions: "yes" and "no" can be guessed.
+    """
     records = []
     for image, asked in list(by_image(questions).items())[: sizes.dialog_images]:
         mixed = rng.sample(asked, k=len(asked))
+        open_ones = [one for one in mixed if kind_of(one) != "yes_no"]
+        closed = [one for one in mixed if kind_of(one) == "yes_no"]
         for number in range(sizes.dialogs_per_image):
-            part = mixed[number * sizes.dialog_length :][: sizes.dialog_length]
+            part = [open_ones.pop() for _ in range(min(len(open_ones), sizes.dialog_length // 2))]
+            part += [closed.pop() for _ in range(min(len(closed), sizes.dialog_length - len(part)))]
+            rng.shuffle(part)
             turns: list[dict[str, str]] = []
             for one in part:
                 text = one.text if turns else f"{DEFAULT_IMAGE_TOKEN}\n{one.text}"

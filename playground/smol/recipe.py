@@ -40,7 +40,7 @@ STAGES: dict[str, dict[str, str]] = {
         "group_by_modality_length": "True",
         "output_dir": "{work}/llava-smol",
         "per_device_train_batch_size": "4",
-        "learning_rate": "2e-4",
+        "learning_rate": "1e-4",
         "warmup_ratio": "0.1",
         "save_steps": "25",
         "logging_steps": "5",

@@ -50,14 +50,15 @@ def choose_examples(answered: Sequence[Record]) -> list[Record]:
 
 def image_sheet(answered: Sequence[Record], images: Path, path: Path) -> None:
     """Draw test images with question and answer; wrong answers are red and name the right one."""
-    figure, axes = plt.subplots(
-        ROWS, COLUMNS, figsize=(CELL[0] * COLUMNS, CELL[1] * ROWS), facecolor="white", squeeze=False
-    )
+    examples = choose_examples(answered)
+    rows = -(-len(examples) // COLUMNS)
+    size = (CELL[0] * COLUMNS, CELL[1] * rows)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=size, facecolor="white", squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, example in zip(axes.flat, choose_examples(answered), strict=False):
+    for axis, example in zip(axes.flat, examples, strict=False):
         _draw(axis, example, images)
-    figure.tight_layout()
+    figure.tight_layout(h_pad=1.5)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -67,7 +68,7 @@ def _draw(axis: Axes, example: Record, images: Path) -> None:
         axis.imshow(image.convert("RGB"))
     axis.set_title("\n".join(textwrap.wrap(example["text"], width=24)), fontsize=8, color=GREY)
     right = bool(exact(example["said"], [example["answer"]]))
-    said = example["said"] if right else f"{example['said'][:15]} (right: {example['answer']})"
+    said = example["said"] if right else f"{example['said'][:12] or 'nothing'} (right: {example['answer']})"
     axis.text(
         0.5, -0.1, said, transform=axis.transAxes, ha="center", va="center", fontsize=10, weight="bold",
         color="#1a7f37" if right else "#cf222e",

@@ -296,6 +296,17 @@ def test_records_are_valid_and_hold_the_answers() -> None:
         asked |= pairs
 
 
+def test_half_of_a_dialog_asks_what_there_is() -> None:
+    asked = [Question(f"is there a red shape {i}?", "no", 0) for i in range(9)]
+    asked += [
+        Question("what color is the shape?", "blue", 0),
+        Question("what shape is present?", "circle", 0),
+    ]
+    (record,) = data.dialog_records(asked, data.Sizes(dialog_images=1), random.Random(0))
+    answers = [turn["value"] for turn in record["conversations"][1::2]]
+    assert sorted(answers) == ["blue", "circle", "no", "no"]
+
+
 def test_guesses_without_looking_come_from_the_training_questions() -> None:
     lines = data.test_lines([*QUESTIONS[:2], Question("is there a red shape?", "yes", 9)], 10)
     assert [one["kind"] for one in lines] == ["colour", "yes_no", "yes_no"]
