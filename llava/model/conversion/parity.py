@@ -251,7 +251,7 @@ def _encoded(prompt: Conversation | str, tokenizer: Tokenizer) -> tuple[str, lis
     if not style.in_pieces:
         return text, list(tokenizer_image_token(text, tokenizer))
     ids = encode_pieces(dialog.pieces(), tokenizer, start_token=style.start_token).ids
-    return text.removeprefix(tokenizer.bos_token if adds_start(tokenizer) else ""), ids
+    return text.removeprefix((adds_start(tokenizer) and tokenizer.bos_token) or ""), ids
 
 
 def _messages(turns: int) -> list[dict[str, Any]]:
