@@ -17,7 +17,7 @@ def chat_template(conversation: Conversation, image_token: str, video_token: str
     part of type video; "" for a model without. The start token is left to the tokenizer.
     """
     style = style_of(conversation.sep_style)
-    if own := style.own_jinja(image_token):
+    if own := style.own_jinja(image_token, video_token):
         return own
     tokens = {"image": image_token, **({"video": video_token} if video_token else {})}
     media = "".join(

@@ -55,12 +55,13 @@ def encode_pieces(
             new = _encode(part, tokenizer, first=not ids)
             ids += new
             supervised += [learned] * len(new)
-    if start_token and _adds_start(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
+    if start_token and adds_start(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
         return Encoded([tokenizer.bos_token_id, *ids], [False, *supervised])
     return Encoded(ids, supervised)
 
 
-def _adds_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer puts a start token in front of every text itself."""
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 

@@ -140,7 +140,7 @@ class Style:
 
     # ---- jinja ----
 
-    def own_jinja(self, image_token: str) -> str:
+    def own_jinja(self, image_token: str, video_token: str) -> str:
         """Return the template in jinja of a style that has one already; "" to make it of the parts below."""
         return ""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llava.conversation.chat_style import ChatStyle
-from llava.conversation.pieces import known_tokens
+from llava.conversation.pieces import adds_start, known_tokens
 from llava.conversation.styles import Frame, Piece, Style, Turn, quoted
 from llava.utils import UserError
 
@@ -35,11 +35,12 @@ _FLATTEN = (
     "{% if message['content'] is string %}{% set said = message['content'] %}{% else %}"
     "{% set parts = namespace(images='', text='') %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{% set parts.images = parts.images + IMAGE + '\\n' %}"
-    "{% elif part['type'] == 'text' %}{% set parts.text = parts.text + part['text'] %}{% endif %}"
+    "VIDEO{% elif part['type'] == 'text' %}{% set parts.text = parts.text + part['text'] %}{% endif %}"
     "{% endfor %}{% set said = parts.images + parts.text %}{% endif %}"
     "{% set read.messages = read.messages + [{'role': message['role'], 'content': said}] %}"
     "{% endfor %}{% set messages = read.messages %}"
 )
+_FLATTEN_VIDEO = "{% elif part['type'] == 'video' %}{% set parts.images = parts.images + TOKEN + '\\n' %}"
 
 ChatMessage = dict[str, str]
 
@@ -113,17 +114,24 @@ class TokenizerStyle(ChatStyle):
             rest = after.removeprefix(end)
         return [*pieces, Piece(rest, False, False)]
 
-    def own_jinja(self, image_token: str) -> str:
+    def own_jinja(self, image_token: str, video_token: str) -> str:
         """Return the tokenizer's template behind what makes texts of parts: images in front, one line each.
 
-        The template's own start token is omitted: in exported folders the tokenizer puts it in front.
+        video_token: "" where messages have no videos.
+        The start token in front is omitted where the tokenizer itself puts it there.
         """
         switches = "".join(
             f"{{% if {name} is not defined %}}{{% set {name} = {str(value).lower()} %}}{{% endif %}}"
             for name, value in self.switches.items()
         )
-        flatten = _FLATTEN.replace("IMAGE", quoted(image_token))
-        return f"{flatten}{{% set bos_token = '' %}}{switches}{self._needed().get_chat_template()}"
+        video = _FLATTEN_VIDEO.replace("TOKEN", quoted(video_token)) if video_token else ""
+        flatten = _FLATTEN.replace("IMAGE", quoted(image_token)).replace("VIDEO", video)
+        tokenizer = self._needed()
+        template = tokenizer.get_chat_template()
+        if adds_start(tokenizer):
+            rendered = "{{ rendered.removeprefix(bos_token) }}"
+            template = f"{{% set rendered %}}{template}{{% endset %}}{rendered}"
+        return f"{flatten}{switches}{template}"
 
     def _needed(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer. Raises UserError where it is missing."""

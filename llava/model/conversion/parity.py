@@ -24,12 +24,14 @@ from llava.constants import (
     DEFAULT_VIDEO_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation
+from llava.conversation import Conversation, conversation_for, encode_pieces, style_of
+from llava.conversation.pieces import adds_start
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.loading import from_pretrained
 from llava.model.conversion.config import ARCHITECTURES, ONEVISION, WITH_VIDEO
+from llava.protocols import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -186,11 +188,10 @@ def compare(
     turns = (
         3 if own_template else 1
     )  # other templates may not know several turns, or end them in their own way
-    prompt = _prompt(conversation, turns, start_end=start_end)
+    dialog = _dialog(conversation, turns, start_end=start_end)
     image = image_of_test(square=square)
-    theirs = _ask_hf(hf_path, prompt, turns, image, settings)
-    shown = prompt if own_template else theirs.prompt
-    ours = _ask_llava(llava, shown, image, theirs, settings)
+    theirs = _ask_hf(hf_path, "" if own_template else dialog.get_prompt(), turns, image, settings)
+    ours = _ask_llava(llava, dialog if own_template else theirs.prompt, image, theirs, settings)
     rows = min(rows or ours.logits.shape[-1], ours.logits.shape[-1], theirs.logits.shape[-1])
     difference = _difference(ours.logits, theirs.logits, rows)
     same = difference < float("inf") and torch.equal(
@@ -204,7 +205,7 @@ def compare(
     pixels = ours.pixels.shape == theirs.pixels.shape
     return Report(
         dtype=str(settings.dtype).removeprefix("torch."),
-        prompt_equal=shown == theirs.prompt,
+        prompt_equal=ours.prompt == theirs.prompt,
         ids=len(theirs.ids),
         ids_equal=ours.ids == theirs.ids,
         texts=len(TEXTS),
@@ -228,14 +229,29 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor, rows: int) -> float:
     return float((ours[:, :rows] - theirs[:, :rows]).abs().max())
 
 
-def _prompt(conversation: Conversation, turns: int, *, start_end: bool) -> str:
+def _dialog(conversation: Conversation, turns: int, *, start_end: bool) -> Conversation:
     dialog = conversation.copy()
     image = DEFAULT_IMAGE_TOKEN
     image = f"{DEFAULT_IM_START_TOKEN}{image}{DEFAULT_IM_END_TOKEN}" if start_end else image
     texts = (f"{image}\n{QUESTIONS[0]}", ANSWER, QUESTIONS[1])
     for index, text in enumerate((*texts[:turns], None)):
         dialog.append_message(dialog.roles[index % 2], text)
-    return dialog.get_prompt()
+    return dialog
+
+
+def _encoded(prompt: Conversation | str, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """Return a prompt and its ids as LLaVA has them while asking, IMAGE_TOKEN_INDEX for the image.
+
+    The text is without a start token that the tokenizer puts in front itself, as exported templates are.
+    """
+    if isinstance(prompt, str):
+        return prompt, list(tokenizer_image_token(prompt, tokenizer))
+    dialog = conversation_for(prompt, tokenizer)
+    style, text = style_of(dialog.sep_style), dialog.get_prompt()
+    if not style.in_pieces:
+        return text, list(tokenizer_image_token(text, tokenizer))
+    ids = encode_pieces(dialog.pieces(), tokenizer, start_token=style.start_token).ids
+    return text.removeprefix((adds_start(tokenizer) and tokenizer.bos_token) or ""), ids
 
 
 def _messages(turns: int) -> list[dict[str, Any]]:
@@ -250,7 +266,7 @@ def _messages(turns: int) -> list[dict[str, Any]]:
 
 def _ask_llava(
     load: Callable[[], tuple[Any, Any, Any]],
-    prompt: str,
+    prompt: Conversation | str,
     image: Image.Image,
     theirs: _Seen,
     settings: Settings,
@@ -260,7 +276,7 @@ def _ask_llava(
     logger.info("parity: running LLaVA's model in %s on %s", settings.dtype, settings.device)
     tokenizer, model, image_processor = load()
     pixels = process_images([image], image_processor, model.config)
-    ids = tokenizer_image_token(prompt, tokenizer)
+    text, ids = _encoded(prompt, tokenizer)
     with torch.no_grad():
         logits = model(
             input_ids=torch.tensor([ids], device=settings.device),
@@ -279,7 +295,7 @@ def _ask_llava(
     texts = [list(tokenizer_image_token(text, tokenizer, image_id)) for text in TEXTS]
     del model
     gc.collect()
-    return _Seen(prompt, expanded, texts, pixels[0], logits.float().cpu(), image_id, video)
+    return _Seen(text, expanded, texts, pixels[0], logits.float().cpu(), image_id, video)
 
 
 def _ask_hf(path: str, prompt: str, turns: int, image: Image.Image, settings: Settings) -> _Seen:

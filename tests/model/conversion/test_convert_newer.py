@@ -70,6 +70,15 @@ def test_images_and_videos_are_those_of_transformers(name: str, exported: Any) -
         assert processor["num_image_tokens"] == 16 and processor["video_token"] == "<video>"
 
 
+@pytest.mark.parametrize("name", ["onevision-0.5b", "next-llama3", "next-video-7b"])
+def test_the_tokenizers_own_template_is_exported(name: str, tmp_path: Path) -> None:
+    """Templates without and with a start token, in front alone (Llama 3) or in every turn (Llama 2)."""
+    source = write_layout(name, tmp_path / "llava")
+    report = to_hf(str(source), tmp_path / "hf", conv_mode="chat_template")
+    assert report is not None and report.passed and report.prompt_equal and report.ids_equal
+    assert (tmp_path / "hf" / "chat_template.jinja").is_file()
+
+
 @pytest.mark.parametrize("tower", ["own folder", "named"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_way_back(name: str, tower: str, exported: Any, tmp_path: Path) -> None:
