@@ -137,9 +137,14 @@ def chat(work: Path, device: str) -> dict[str, Any]:
         check=True,
     )
     print(done.stdout, flush=True)
-    answers = [part.strip() for part in done.stdout.split("assistant:")[1:]]
-    answers = [one.removesuffix("user:").strip() for one in answers]
-    return {"photo": PHOTO, "turns": [list(pair) for pair in zip(QUESTIONS, answers, strict=True)]}
+    turns = zip(QUESTIONS, answers_in(done.stdout), strict=True)
+    return {"photo": PHOTO, "turns": [list(one) for one in turns]}
+
+
+def answers_in(transcript: str) -> list[str]:
+    """Return the answers in what llava.serve.cli prints of a dialog: lines of `user:` and `assistant:`."""
+    parts = transcript.split("\nassistant:")[1:]
+    return [part.partition("\nuser:")[0].strip() for part in parts]
 
 
 def tell(result: dict[str, Any], work: Path) -> None:

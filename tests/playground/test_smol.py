@@ -270,6 +270,13 @@ QUESTIONS = [
 ]
 
 
+def test_answers_are_read_from_a_transcript() -> None:
+    said = (
+        "conversation mode: x\nuser: what color?\nassistant: teal\nuser: is it red?\nassistant: no\nuser: \n"
+    )
+    assert quickstart.answers_in(said) == ["teal", "no"]
+
+
 @pytest.mark.parametrize(
     ("image", "said"), [(0, "a blue circle"), (1, "a rectangle"), (2, "a red triangle"), (3, None)]
 )
