@@ -8,6 +8,7 @@ from typing import Any
 from recorded_training import sample_image
 from test_video import write_video
 
+import llava
 from llava.train.plan import DataSettings
 
 ANSWER = {"from": "gpt", "value": "They go away."}
@@ -19,6 +20,14 @@ def ask(text: str) -> list[dict[str, str]]:
 
 def record(video: Any, text: str = "<video>\nWhat happens?", **more: Any) -> dict[str, Any]:
     return {"video": video, "conversations": ask(text), **more}
+
+
+def load_model_of_tiles(checkpoints: Path) -> Any:
+    """Load the tiny v1.6 for dialogs of up to 4,000 tokens."""
+    model = llava.load(checkpoints / "llava-tiny-v1.6", device="cpu", dtype="float32")
+    model.model.config.tokenizer_model_max_length = 4000
+    model.model.config.max_position_embeddings = 4000
+    return model
 
 
 def write_media(folder: Path) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import recorded_training
+from doctoring import doctor
 from recorded_training import dialog
 from warming import python
 
-from llava.train import check_data
 from llava.train.data.check_settings import CheckSettings
 from llava.train.data.table import load_records
 from llava.train.data.tokens import ImageTokens, TokenChecker
@@ -88,15 +88,6 @@ def write(folder: Path, planted: list[tuple[str, str, Any]]) -> tuple[Path, dict
     return path, expected
 
 
-def run(*arguments: object) -> int:
-    """Run the program in this process; returns its exit code."""
-    try:
-        check_data.main([str(one) for one in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def assert_found(report: dict[str, Any], expected: dict[int, tuple[str, str]]) -> None:
     assert {one["index"]: one["kind"] for one in report["faults"]} == {k: v[0] for k, v in expected.items()}
     assert len(report["faults"]) == len(expected) == report["faulty_records"]
@@ -111,7 +102,7 @@ def test_planted_faults_are_found_and_nothing_else(
     before = path.read_bytes()
     fixed, report = tmp_path / "fixed.json", tmp_path / "report.json"
     flags = ("--data_path", path, "--image_folder", images)
-    assert run(*flags, "--fix", fixed, "--json", report) == 1
+    assert doctor(*flags, "--fix", fixed, "--json", report) == 1
     assert_found(json.loads(report.read_text()), expected)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("record 1: not_an_object: ")
@@ -121,7 +112,7 @@ def test_planted_faults_are_found_and_nothing_else(
     kept = [record for k, record in enumerate(json.loads(before)) if k not in expected]
     assert json.loads(fixed.read_text()) == kept
     assert path.read_bytes() == before
-    assert run("--data_path", fixed, "--image_folder", images) == 0
+    assert doctor("--data_path", fixed, "--image_folder", images) == 0
 
 
 def test_faults_of_tokens_are_found_with_a_model(checkpoints: Path, images: Path, tmp_path: Path) -> None:
@@ -129,7 +120,7 @@ def test_faults_of_tokens_are_found_with_a_model(checkpoints: Path, images: Path
     report = tmp_path / "report.json"
     model = ("--model_name_or_path", checkpoints / "vicuna-tiny", "--vision_tower", checkpoints / "tiny-clip")
     flags = ("--data_path", path, "--image_folder", images, "--json", report)
-    assert run(*flags, *model, "--model_max_length", LIMIT) == 1
+    assert doctor(*flags, *model, "--model_max_length", LIMIT) == 1
     assert_found(json.loads(report.read_text()), expected)
 
 
@@ -205,12 +196,12 @@ def test_images_in_tiles_are_counted_by_the_grids_of_the_flag(
     )
     model = ("--model_name_or_path", checkpoints / "vicuna-tiny", "--vision_tower", checkpoints / "tiny-clip")
     with pytest.raises(UserError, match="anyres needs tile grids"):
-        run(*flags, *model)
+        doctor(*flags, *model)
     with pytest.raises(UserError, match="no multiple of 56"):
-        run(*flags, *model, "--image_grid_pinpoints", "[[56,100]]")
+        doctor(*flags, *model, "--image_grid_pinpoints", "[[56,100]]")
     found = []
     for grids in ("[[56,56]]", "[[56,112]]"):
-        assert run(*flags, *model, "--model_max_length", 8, "--image_grid_pinpoints", grids) == 1
+        assert doctor(*flags, *model, "--model_max_length", 8, "--image_grid_pinpoints", grids) == 1
         found.append(json.loads(report.read_text())["faults"][0]["reason"])
         report.unlink()
     assert "32 of them for images" in found[0] and "48 of them for images" in found[1]  # 16 for each tile
@@ -220,7 +211,7 @@ def test_answers_are_found_as_the_flag_says(checkpoints: Path, tmp_path: Path) -
     path = tmp_path / "d.json"
     path.write_text(json.dumps([{"conversations": dialog(("human", "Hi."), ("gpt", "So ASSISTANT: yes"))}]))
     flags = ("--data_path", path, "--model_name_or_path", checkpoints / "vicuna-tiny")
-    assert [run(*flags, "--label_masks", masks) for masks in ("reference", "spans")] == [1, 0]
+    assert [doctor(*flags, "--label_masks", masks) for masks in ("reference", "spans")] == [1, 0]
 
 
 def test_notes_do_not_count_as_faults(tmp_path: Path) -> None:
@@ -231,7 +222,7 @@ def test_notes_do_not_count_as_faults(tmp_path: Path) -> None:
     ]
     path, report = tmp_path / "d.jsonl", tmp_path / "r.json"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert run("--data_path", path, "--json", report) == 0
+    assert doctor("--data_path", path, "--json", report) == 0
     notes = json.loads(report.read_text())["notes"]
     assert [(one["index"], one["kind"]) for one in notes] == [
         (0, "leading_answer"),
@@ -244,7 +235,7 @@ def test_lines_that_are_no_json_are_named_by_their_number(tmp_path: Path) -> Non
     path, fixed, report = tmp_path / "d.jsonl", tmp_path / "f.jsonl", tmp_path / "r.json"
     record = {"conversations": dialog(("human", "Hi."), ANSWER)}
     path.write_text(json.dumps(record) + "\n{oops\n\n" + json.dumps(record) + "\n")
-    assert run("--data_path", path, "--fix", fixed, "--json", report) == 1
+    assert doctor("--data_path", path, "--fix", fixed, "--json", report) == 1
     (fault,) = json.loads(report.read_text())["faults"]
     assert (fault["index"], fault["kind"]) == (1, "not_json") and "line 2" in fault["reason"]
     assert [json.loads(line) for line in fixed.read_text().splitlines()] == [record, record]
@@ -259,7 +250,7 @@ def test_records_of_shards_are_named_by_file_and_row(
     mixture = tmp_path / "mix.yaml"
     mixture.write_text("- {path: a.json, max_samples: 1}\n- {path: b.json, weight: 3}\n")
     for path in (mixture, tmp_path / "*.json"):
-        assert run("--data_path", path) == 1
+        assert doctor("--data_path", path) == 1
         out = capsys.readouterr().out
         assert f"{tmp_path / 'b.json'}: record 1 (id 'b'): no_conversations" in out
         assert "4 records checked, 1 of them" in out
@@ -269,18 +260,18 @@ def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
     path, _ = write(tmp_path, PLANTED[:1])
     flags = ("--data_path", path, "--image_folder", images)
     with pytest.raises(UserError, match="is the data itself"):
-        run(*flags, "--fix", tmp_path / "." / "data.json")
+        doctor(*flags, "--fix", tmp_path / "." / "data.json")
     (tmp_path / "old.json").write_text("x")
     with pytest.raises(UserError, match="old.json exists"):
-        run(*flags, "--fix", tmp_path / "old.json")
+        doctor(*flags, "--fix", tmp_path / "old.json")
     with pytest.raises(UserError, match="ends in .json or .jsonl"):
-        run(*flags, "--fix", tmp_path / "out.parquet")
+        doctor(*flags, "--fix", tmp_path / "out.parquet")
     with pytest.raises(UserError, match=r"record 0 \(id 'g0'\) has an image, 'p0.png'; name its folder"):
-        run("--data_path", path)
+        doctor("--data_path", path)
     with pytest.raises(UserError, match="expected at least 1"):
-        run(*flags, "--workers", 0)
+        doctor(*flags, "--workers", 0)
     with pytest.raises(UserError, match="unrecognized arguments: --fixx"):
-        run(*flags, "--fixx", "out.json")
+        doctor(*flags, "--fixx", "out.json")
     assert (tmp_path / "old.json").read_text() == "x"
 
 
@@ -300,6 +291,6 @@ def test_the_program_with_several_processes(images: Path, tmp_path: Path) -> Non
 def test_a_clean_part_is_read_by_training(images: Path, tmp_path: Path) -> None:
     path, expected = write(tmp_path, PLANTED)
     fixed = tmp_path / "fixed.jsonl"
-    run("--data_path", path, "--image_folder", images, "--fix", fixed)
+    doctor("--data_path", path, "--image_folder", images, "--fix", fixed)
     records = load_records(fixed)
     assert len(records) == len(json.loads(path.read_text())) - len(expected)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import recorded_training
+from doctoring import doctor
 from recorded_training import dialog
 
-from llava.train import check_data
 from llava.train.data import arrow_cache
 from llava.train.data.dataset import LazySupervisedDataset
 from llava.train.data.samples import SampleMaker
@@ -56,14 +56,6 @@ def write(folder: Path, kind: str, records: list[dict[str, Any]]) -> Path:
 
 def load(path: Path, kind: str, **options: Any) -> RecordTable:
     return load_records(path, cache_dir=path.parent / "tables" if kind == "cached" else None, **options)
-
-
-def doctor(*arguments: object) -> int:
-    try:
-        check_data.main([str(one) for one in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

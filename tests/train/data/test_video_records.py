@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from doctoring import doctor
 from test_video import no_video
-from video_data import ask, record, settings_of, write_media
+from video_data import ask, load_model_of_tiles, record, settings_of, write_media
 
-import llava
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.model_inputs import encode_images, image_length
 from llava.model.multimodal.media import process_video
-from llava.train import check_data
 from llava.train.args import make_data_settings, parse_args
 from llava.train.data.collator import DataCollatorForSupervisedDataset
 from llava.train.data.dataset import LazySupervisedDataset
@@ -37,11 +36,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assistant(checkpoints: Path) -> Any:
-    """A model of tiles."""
-    model = llava.load(checkpoints / "llava-tiny-v1.6", device="cpu", dtype="float32")
-    model.model.config.tokenizer_model_max_length = 4000
-    model.model.config.max_position_embeddings = 4000
-    return model
+    return load_model_of_tiles(checkpoints)
 
 
 # ---- samples
@@ -231,14 +226,6 @@ BROKEN = {
     "bare": "folder without images",
     "gone.mp4": "no such file",
 }
-
-
-def doctor(*arguments: object) -> int:
-    try:
-        check_data.main([str(one) for one in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_doctor_names_broken_videos(media: Path, tmp_path: Path) -> None:

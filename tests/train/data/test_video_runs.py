@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from recorded_training import flags, run_train
-from video_data import ask, record, settings_of, write_media
+from video_data import ask, load_model_of_tiles, record, settings_of, write_media
 
 import llava
 from llava.train.data.streaming import StreamingDataset
@@ -25,11 +25,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assistant(checkpoints: Path) -> Any:
-    """A model of tiles."""
-    model = llava.load(checkpoints / "llava-tiny-v1.6", device="cpu", dtype="float32")
-    model.model.config.tokenizer_model_max_length = 4000
-    model.model.config.max_position_embeddings = 4000
-    return model
+    return load_model_of_tiles(checkpoints)
 
 
 # ---- streams
