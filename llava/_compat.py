@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -97,6 +99,23 @@ def no_split_modules(model: PreTrainedModel) -> list[str]:
 def set_no_split_modules(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Choose the classes that a device map and FSDP keep whole; accelerate reads them from the model."""
     model._no_split_modules = list(names)
+
+
+@contextmanager
+def engines_of_deepspeed_if_imported() -> Iterator[None]:
+    """Let accelerate look for DeepSpeed's engine only in a process that has imported DeepSpeed.
+
+    Its `extract_model_from_parallel`, which every save calls, imports DeepSpeed to ask whether the model is
+    an engine. Where nobody has imported the class no model is of it, so the answer is the same.
+    """
+    from accelerate.utils import other
+
+    installed = other.is_deepspeed_available
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules and installed()
+    try:
+        yield
+    finally:
+        other.is_deepspeed_available = installed
 
 
 class _OnDemand(dict[str, Any]):

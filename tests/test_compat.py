@@ -7,12 +7,14 @@ import asyncio
 import importlib
 import inspect
 import pkgutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import accelerate.hooks
+import accelerate.utils.other
 import pytest
 import torch
 import transformers
@@ -32,6 +34,7 @@ from transformers.utils import cached_file
 import llava
 from llava import _compat
 
+FOLDER = Path(__file__).parent / "data" / "checkpoints" / "llava-tiny-mpt"
 TINY = LlamaConfig(
     hidden_size=8,
     intermediate_size=8,
@@ -274,3 +277,26 @@ def test_every_override_of_a_private_name_is_listed() -> None:
     set_by_others = {"_abc_impl", "_backward_cls", "_can_set_experts_implementation_cached_value"}
     faults = [one for one in sorted(found) if one[2] not in listed | set_by_others]
     assert not faults, "list these in _compat.OVERRIDDEN"
+
+
+# ---- accelerate ----
+
+
+@pytest.mark.slow
+def test_saving_imports_no_deepspeed(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    code = (
+        "import sys; from llava.model.builder import load_pretrained_model\n"
+        "from accelerate.utils import other\n"
+        "before = other.is_deepspeed_available\n"
+        f"model = load_pretrained_model({str(FOLDER)!r}, None, 'llava-tiny-mpt', device='cpu')[1]\n"
+        f"model.save_pretrained({str(tmp_path)!r})\n"
+        "assert 'deepspeed' not in sys.modules and other.is_deepspeed_available is before and before()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent)
+
+
+def test_engines_of_deepspeed_are_found_where_it_is_imported() -> None:
+    pytest.importorskip("deepspeed")
+    with _compat.engines_of_deepspeed_if_imported():
+        assert accelerate.utils.other.is_deepspeed_available()

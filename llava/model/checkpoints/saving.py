@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llava._compat import engines_of_deepspeed_if_imported
 from llava.atomic import let_others_read
 from llava.protocols import CausalModel
 
@@ -80,6 +81,7 @@ def save_whole_model(
     """
     repair_generation_config(model)
     kwargs.setdefault("save_original_format", False)
-    save(folder, **kwargs)
+    with engines_of_deepspeed_if_imported():
+        save(folder, **kwargs)
     for file in Path(folder).glob("*.safetensors"):
         let_others_read(file)
