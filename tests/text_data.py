@@ -29,7 +29,7 @@ def cases(file: str, part: str) -> list[Any]:
 
 
 def make_image(spec: dict[str, Any]) -> Image.Image:
-    """A image that is a formula of its size and seed."""
+    """An image that is a formula of its size and seed."""
     seed = spec.get("seed", 0)
     y, x = np.mgrid[0 : spec["h"], 0 : spec["w"]].astype(np.int64)
     planes = []

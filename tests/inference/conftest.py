@@ -1,4 +1,4 @@
-"""Loaded tiny models of every LLM family, and a image, for the tests of this room."""
+"""Loaded tiny models of every LLM family, and an image, for the tests of this room."""
 
 from collections.abc import Callable
 from pathlib import Path

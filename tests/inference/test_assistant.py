@@ -66,7 +66,7 @@ def test_each_chat_is_a_dialog_of_its_own(assistant, sample_image):
     assert assistant.chat("Hello", **GREEDY) == expected(assistant, "Hello")
 
 
-def test_a_second_question_about_a_image_runs_no_tower(assistant, sample_image):
+def test_a_second_question_about_an_image_runs_no_tower(assistant, sample_image):
     first = assistant.chat("What is this?", [sample_image], **GREEDY)
     with tower_calls(assistant.model) as calls:
         again = assistant.chat("And its colour?", sample_image.copy(), **GREEDY)  # told by content

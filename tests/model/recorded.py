@@ -62,7 +62,7 @@ def images(model: Any, count: int, k: int) -> torch.Tensor:
 
 
 def grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (columns, rows) of tiles of a image."""
+    """Return the (columns, rows) of tiles of an image."""
     from llava.mm_utils import get_anyres_image_grid_shape
 
     edge = model.get_vision_tower().config.image_size

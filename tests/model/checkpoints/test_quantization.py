@@ -66,7 +66,7 @@ def llm_layers(model: Any) -> set[str]:
 
 @torch.no_grad()
 def logits(model: Any, **kwargs: Any) -> torch.Tensor:
-    """Compute logits (n, vocabulary) of a prompt with a image."""
+    """Compute logits (n, vocabulary) of a prompt with an image."""
     if hasattr(model, "get_vision_tower"):
         edge = model.get_vision_tower().config.image_size
         kwargs["images"] = tiny.pixels(1, 3, edge, edge).to(model.dtype)

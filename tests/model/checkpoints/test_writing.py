@@ -307,7 +307,7 @@ def test_too_long_a_path_is_one_sentence(name, length, checkpoints, tmp_path, ca
 
 
 def logits(model):
-    """Logits of a prompt with a image and of text alone."""
+    """Logits of a prompt with an image and of text alone."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 500, (1, 9), generator=generator)
     ids[0, 3] = -200

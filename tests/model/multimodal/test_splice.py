@@ -107,7 +107,7 @@ def test_unpad_ends_each_line_with_a_newline(columns, rows):
 
 
 def test_unpad_drops_padded_lines():
-    """A image twice as wide as its square grid of 6 x 6 patches keeps 3 lines; 6 - 3 is odd: 4."""
+    """An image twice as wide as its square grid of 6 x 6 patches keeps 3 lines; 6 - 3 is odd: 4."""
     got, _, plane = merge("spatial_unpad", 2, 2, size=(40, 20))
     assert torch.equal(got[SIDE * SIDE :].view(4, 7, WIDTH)[:, :-1], plane[1:5])
 

@@ -13,7 +13,7 @@ from llava.train.checkpointing.loss_curve import draw_loss_curve, running_mean
 HISTORY = [{"step": step, "loss": 5.0 / step} for step in range(1, 200)]
 
 
-def test_curve_is_a_image(tmp_path: Path) -> None:
+def test_curve_is_an_image(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert draw_loss_curve([*HISTORY, {"step": 199, "train_runtime": 1.0}], tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as sample_image:

@@ -31,7 +31,7 @@ EDGE = 28
 
 
 def png(k: int, size: tuple[int, int] = (EDGE, EDGE)) -> bytes:
-    """Encode a image of formula k."""
+    """Encode an image of formula k."""
     file = io.BytesIO()
     recorded_training.sample_image(*size, k).save(file, "PNG")
     return file.getvalue()

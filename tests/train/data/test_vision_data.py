@@ -40,7 +40,7 @@ def _run_on(records: Sequence[dict[str, Any]], more: str, paths: tuple[Path, Pat
 
 
 def _features_in_generate(model: Any, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Generate a token for a image; returns the features (length, C) that the LLM was given."""
+    """Generate a token for an image; returns the features (length, C) that the LLM was given."""
     seen: list[torch.Tensor] = []
     features = type(model).image_features
 
@@ -60,7 +60,7 @@ def _features_in_generate(model: Any, pixels: torch.Tensor, size: tuple[int, int
 def test_training_sees_the_features_of_inference(
     merge: str, checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One record with a image, one with two between texts, one without."""
+    """One record with an image, one with two between texts, one without."""
     names = ["pic_000.png", "pic_003.png", "pic_001.png"]
     records = [
         {"image": names[0], "conversations": dialog(("human", "<image>\nWhat?"), ANSWER)},
@@ -93,7 +93,7 @@ def test_training_sees_the_features_of_inference(
 
 
 def _unpadded_length(size: tuple[int, int], grids: Sequence[tuple[int, int]], edge: int, side: int) -> int:
-    """Tokens of a image by the formula of LLaVA-1.6: overview, plus lines of patches with their ends."""
+    """Tokens of an image by the formula of LLaVA-1.6: overview, plus lines of patches with their ends."""
     width, height = size
     fitting = []
     for place, (grid_width, grid_height) in enumerate(grids):
