@@ -11,7 +11,7 @@ import pytest
 import torch
 from doctoring import doctor
 from test_video import no_video
-from video_data import ask, load_model_of_tiles, record, settings_of, write_media
+from video_data import ask, record, settings_of
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.model_inputs import encode_images, image_length
@@ -27,17 +27,6 @@ from llava.train.plan import DataSettings
 from llava.train.records import DataError, find_fault
 from llava.utils import UserError
 from llava.video import Sampling, read_video
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
-def assistant(checkpoints: Path) -> Any:
-    return load_model_of_tiles(checkpoints)
-
 
 # ---- samples
 

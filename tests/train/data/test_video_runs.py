@@ -9,24 +9,13 @@ from typing import Any
 
 import pytest
 from recorded_training import flags, run_train
-from video_data import ask, load_model_of_tiles, record, settings_of, write_media
+from video_data import ask, record, settings_of
 
 import llava
 from llava.train.data.streaming import StreamingDataset
 from llava.train.plan import DataSettings
 from llava.train.records import DataError
 from llava.video import read_video
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
-def assistant(checkpoints: Path) -> Any:
-    return load_model_of_tiles(checkpoints)
-
 
 # ---- streams
 
