@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it."""
     if not hasattr(config, "workerinput"):
         warming.remove_folder()
+
+
+@pytest.fixture(autouse=True)
+def same_variables() -> Iterator[None]:
+    """Leave to the next test the environment that the warm interpreter knows."""
+    with warming.same_variables():
+        yield
 
 
 # files whose slow tests take minutes: they begin first, so that no worker is left alone with one at the end

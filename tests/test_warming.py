@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from warming import FORKS, python
+from warm.server import limits
+from warming import FORKS, log, python, same_variables
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +74,41 @@ def test_a_signal_reaches_the_program(name: str, tmp_path: Path) -> None:
 
 def test_it_has_imported_what_takes_time(tmp_path: Path) -> None:
     warm, fresh = both(["-c", "import sys; print('torch' in sys.modules)"], tmp_path)
-    assert (warm.stdout, fresh.stdout) == ("True\n", "False\n")
+    assert (warm.stdout, fresh.stdout) == ("True\n", "False\n"), log()
+
+
+def test_a_library_that_sets_a_variable_leaves_the_next_test_the_warm_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    with same_variables():
+        os.environ.update(TOKENIZERS_PARALLELISM="0", HF_HUB_DISABLE_TELEMETRY="True")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert "HF_HUB_DISABLE_TELEMETRY" not in os.environ
+    test_it_has_imported_what_takes_time(tmp_path)
+
+
+def test_a_client_that_is_killed_at_once_ends_no_server(tmp_path: Path) -> None:
+    before = python()
+    request = {
+        "words": ["-c", f"import time; time.sleep(1); open({str(tmp_path / 'mark')!r}, 'w')"],
+        "folder": str(tmp_path),
+        "umask": 0o22,
+        "environment": dict(os.environ),
+        "limits": limits(),
+        "python": before,
+    }
+    text = json.dumps(request).encode()
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(Path(before).with_name("socket")))
+            streams = array.array("i", (0, 1, 2))
+            client.sendmsg(
+                [len(text).to_bytes(8, "big"), text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+            )
+    test_it_has_imported_what_takes_time(tmp_path)
+    time.sleep(1.5)
+    assert not (tmp_path / "mark").exists()  # its program has been killed as well
 
 
 def test_what_only_a_fresh_interpreter_can_is_left_to_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ use `sys.executable`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from warm.server import at_import
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "warm"
@@ -49,6 +53,24 @@ def python() -> str:
             program.write_text(f"#!{sys.executable} -SI\n{text}")
             program.chmod(0o755)
     return str(program)
+
+
+def log() -> str:
+    """Return what the server has printed: among it, each command that it left to the interpreter, and why."""
+    return Path(os.environ[FOLDER], "log").read_text()
+
+
+@contextlib.contextmanager
+def same_variables() -> Iterator[None]:
+    """Put back the variables that are read at import; a library that sets one would end the forking.
+
+    transformers sets TOKENIZERS_PARALLELISM where a model is compiled, gradio HF_HUB_DISABLE_TELEMETRY.
+    """
+    before = at_import(dict(os.environ))
+    yield
+    for name in at_import(dict(os.environ)).keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def _start(folder: Path) -> None:

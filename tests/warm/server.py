@@ -197,7 +197,7 @@ class Server:
             return
         words = program_of(request["words"])
         if words is None or not self._serves(request):
-            client.sendall(b"0\n")
+            _tell(client, 0)
             client.close()
         else:
             sys.stdout.flush()
@@ -210,9 +210,9 @@ class Server:
                 for other in self.running.values():
                     other.close()
                 run_program(request, words, streams)
-            client.sendall(f"{process}\n".encode())
             self.running[process] = client
             self.selector.register(client, selectors.EVENT_READ)
+            _tell(client, process)
         for one in streams:
             os.close(one)
 
@@ -238,17 +238,21 @@ class Server:
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 client = self.running.pop(process)
-                try:
+                with contextlib.suppress(KeyError):
                     self.selector.unregister(client)
-                    client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-                except (KeyError, OSError):
-                    pass  # it was killed
+                _tell(client, os.waitstatus_to_exitcode(status))
                 client.close()
 
 
+def _tell(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the client was killed
+        client.sendall(f"{number}\n".encode())
+
+
 def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
+    for kill in (os.kill, os.killpg):  # it may not lead its group yet
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
 
 
 def receive(client: socket.socket) -> tuple[dict, list[int]]:
@@ -274,8 +278,9 @@ def main() -> None:
     """Listen first: clients wait while this imports."""
     address, owner = sys.argv[1], int(sys.argv[2])
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
+    listener.bind(f"{address}.new")
     listener.listen(64)
+    os.rename(f"{address}.new", address)  # it is there when it can be connected to
     for name in PRELOADED:
         __import__(name)
     gc.collect()
