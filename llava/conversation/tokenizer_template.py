@@ -138,8 +138,9 @@ class TokenizerStyle(ChatStyle):
         if self.tokenizer is None:
             raise UserError(
                 f"the template {CHAT_TEMPLATE} is rendered by a model's tokenizer, which is not here; in "
-                "Python get it by llava.conversation.conversation_for(key, tokenizer); serve the model by "
-                "llava.serve.openai_api --model-path instead of a controller"
+                "Python get it by llava.conversation.conversation_for(key, tokenizer); behind a controller "
+                "start the model's worker with this version, which takes messages, or serve the model by "
+                "llava.serve.openai_api --model-path"
             )
         return self.tokenizer
 

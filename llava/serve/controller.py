@@ -27,7 +27,7 @@ from llava.serve.sockets import bind
 from llava.serve.workers import frames
 from llava.serve.workers.addresses import WorkerAddressError, WorkerAddresses
 from llava.serve.workers.controller_app import create_app, read_queue_length
-from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.frames import MESSAGES, ErrorCode, error_frame
 from llava.serve.workers.threads import give_back_memory
 from llava.utils import UserError, run_program
 
@@ -62,6 +62,7 @@ class WorkerInfo:
     check_heart_beat: bool
     last_heart_beat: float = field(default_factory=time.time)
     templates: dict[str, str] = field(default_factory=dict)  # of those models whose worker tells it
+    messages: tuple[str, ...] = ()  # models that may be asked by messages in place of a prompt
 
     @classmethod
     def of_status(cls, status: object, check_heart_beat: bool) -> WorkerInfo:
@@ -79,7 +80,12 @@ class WorkerInfo:
             raise bad_request(f"speed is no number from 0 to {MAX_SPEED:g}", param="worker_status.speed")
         told = status.get("templates")
         templates = {one: told[one] for one in names if isinstance(told, Mapping) and _is_key(told.get(one))}
-        return cls(list(names), float(speed), read_queue_length(queue), check_heart_beat, templates=templates)
+        taking = status.get(MESSAGES)
+        messages = tuple(one for one in names if isinstance(taking, list) and one in taking)
+        queue_length = read_queue_length(queue)
+        return cls(
+            list(names), float(speed), queue_length, check_heart_beat, templates=templates, messages=messages
+        )
 
 
 def _is_key(value: object) -> bool:
@@ -200,10 +206,23 @@ class Controller:
         with self._lock:
             return {name: key for info in self.worker_info.values() for name, key in info.templates.items()}
 
-    def get_worker_address(self, model_name: str) -> str:
-        """Choose a worker for a model; "" if none has it. Its queue counts as one longer from now on."""
+    def list_messages(self) -> list[str]:
+        """Return the models that a worker takes messages for."""
         with self._lock:
-            able = {name: one for name, one in self.worker_info.items() if model_name in one.model_names}
+            names = (one for info in self.worker_info.values() for one in info.messages)
+            return list(dict.fromkeys(names))
+
+    def get_worker_address(self, model_name: str, *, by_messages: bool = False) -> str:
+        """Choose a worker for a model; "" if none has it. Its queue counts as one longer from now on.
+
+        by_messages: among those that take messages.
+        """
+        with self._lock:
+            able = {
+                name: one
+                for name, one in self.worker_info.items()
+                if model_name in (one.messages if by_messages else one.model_names)
+            }
             if not able:
                 return ""
             if self.dispatch_method is DispatchMethod.LOTTERY:
@@ -250,6 +269,8 @@ class Controller:
         with self._lock:
             names = list(self.worker_info)
         models: dict[str, None] = {}
+        messages: dict[str, None] = {}
+        templates: dict[str, str] = {}
         speed, queue_length = 0.0, 0
         for name in names:
             status = self.get_worker_status(name)
@@ -261,9 +282,13 @@ class Controller:
                 logger.warning("worker %s tells a status that is malformed: %s", name, error)
                 continue
             models.update(dict.fromkeys(info.model_names))
+            messages.update(dict.fromkeys(info.messages))
+            templates.update(info.templates)
             speed += info.speed
             queue_length += info.queue_length
-        return {"model_names": sorted(models), "speed": speed, "queue_length": queue_length}
+        told = {"templates": templates, MESSAGES: sorted(messages)}
+        known = {key: value for key, value in told.items() if value}
+        return {"model_names": sorted(models), "speed": speed, "queue_length": queue_length, **known}
 
     def worker_api_generate_stream(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """Yield the frames of a worker's answer to a request, or one that says why there is none.
@@ -271,11 +296,12 @@ class Controller:
         A worker that cannot be reached is dropped, and the next one is asked.
         """
         model = str(params.get("model"))
+        by_messages = params.get(MESSAGES) is not None
         tried: set[str] = set()
         while True:
-            address = self.get_worker_address(model)
+            address = self.get_worker_address(model, by_messages=by_messages)
             if not address or address in tried:
-                yield _no_worker(model, bool(tried))
+                yield _no_worker(model, bool(tried), prompts_only=by_messages and model in self.list_models())
                 return
             tried.add(address)
             begun = False
@@ -310,9 +336,12 @@ class Controller:
             yield from response.iter_raw()
 
 
-def _no_worker(model: str, were_dead: bool) -> bytes:
+def _no_worker(model: str, were_dead: bool, *, prompts_only: bool) -> bytes:
     gone = " (those that did could not be reached)" if were_dead else ""
-    message = f"no worker has the model {model[:200]!r}{gone}"
+    if prompts_only:
+        message = f"no worker of the model {model[:200]!r} takes messages; send a prompt{gone}"
+    else:
+        message = f"no worker has the model {model[:200]!r}{gone}"
     return error_frame(ErrorCode.NO_WORKER, ServeError(503, message, code="no_worker", retry_after_s=5))
 
 

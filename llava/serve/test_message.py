@@ -8,7 +8,10 @@ import sys
 from llava.arguments import ProgramParser
 from llava.conversation import conv_templates, template_of
 from llava.serve.auth import read_api_key
-from llava.serve.workers.client import call, stream, template_for
+from llava.serve.workers.client import call, stream
+from llava.serve.workers.discovery import way_to_ask
+from llava.serve.workers.frames import MESSAGES
+from llava.serve.workers.messages import messages_of
 from llava.utils import UserError, accept_any_text, run_program
 
 DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."
@@ -44,22 +47,24 @@ def main(args: argparse.Namespace) -> None:
         address = found["address"]
         if not address:
             raise UserError(f"no worker has the model {model!r}; start one, or give --worker-address")
+        # this one worker's, whatever others of the model take
+        listed = {**listed, MESSAGES: call(address, "/worker_get_status", api_key=key).get(MESSAGES)}
     else:
-        status = call(address, "/worker_get_status", api_key=key)
-        listed, model = status, args.model_name or status["model_names"][0]
-    template = template_for(model, listed)
-    conversation = conv_templates[template].copy()
+        listed = call(address, "/worker_get_status", api_key=key)
+        model = args.model_name or listed["model_names"][0]
+    way = way_to_ask(model, listed)
+    template = conv_templates[way.template]
+    conversation = template.copy()
     conversation.append_message(conversation.roles[0], args.message)
     conversation.append_message(conversation.roles[1], None)
+    params = {"model": model, "temperature": 0.0, "max_new_tokens": args.max_new_tokens}
+    if way.by_messages:
+        asked = {**params, MESSAGES: messages_of(conversation, template)}
+        _show(f"{args.message}\n", 0, address, asked, key)
+        return
     prompt = conversation.get_prompt()
-    params = {
-        "model": model,
-        "prompt": prompt,
-        "temperature": 0.0,
-        "max_new_tokens": args.max_new_tokens,
-        "stop": next(iter(template_of(conversation).stop_strings()), None),
-    }
-    _show(prompt, address, params, key)
+    stop = next(iter(template_of(conversation).stop_strings()), None)
+    _show(f"{prompt} ", len(prompt), address, {**params, "prompt": prompt, "stop": stop}, key)
 
 
 def _only(names: list[str]) -> str:
@@ -69,10 +74,9 @@ def _only(names: list[str]) -> str:
     return names[0]
 
 
-def _show(prompt: str, address: str, params: dict[str, object], key: str | None) -> None:
-    """Print the question, and the answer piece by piece."""
-    sys.stdout.write(f"{prompt} ")
-    shown = len(prompt)
+def _show(question: str, shown: int, address: str, params: dict[str, object], key: str | None) -> None:
+    """Print the question, and the answer piece by piece; shown: how much of the text is the prompt."""
+    sys.stdout.write(question)
     for one in stream(address, params, api_key=key):
         if one["error_code"]:
             raise UserError(f"{one['text']} (error_code: {one['error_code']})")

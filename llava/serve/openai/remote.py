@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 from PIL import Image
 
-from llava.conversation import conv_templates, template_of
+from llava.conversation import Conversation, conv_templates, template_of
 from llava.inference.dialog import Dialog, RawPrompt
 from llava.inference.engine import EngineDead, EngineStats, Piece, QueueFull, Ticket, Usage
 from llava.inference.sampling import SamplingParams
@@ -23,8 +23,10 @@ from llava.serve.errors import ServeError, bad_request
 from llava.serve.openai.models import Served, not_served
 from llava.serve.openai.settings import ServedModel
 from llava.serve.workers import frames
-from llava.serve.workers.client import encode_png, stream_frames, template_for
-from llava.serve.workers.frames import ErrorCode
+from llava.serve.workers.client import encode_png, stream_frames
+from llava.serve.workers.discovery import Discovery, Way, way_to_ask
+from llava.serve.workers.frames import MESSAGES, ErrorCode
+from llava.serve.workers.messages import messages_of
 from llava.serve.workers.params import MAX_IMAGES, MAX_NEW_TOKENS, TOO_LONG
 
 # As many streams as a controller relays at a time.
@@ -46,8 +48,9 @@ class ControllerModels:
     ) -> None:  # fmt: skip
         self.address = address.rstrip("/")
         self._api_key, self._conv_mode, self._max_streams = api_key, conv_mode, max_streams
-        self._listed: tuple[float, dict[str, str]] = (-LIST_SECONDS, {})  # when, and name -> template
-        self._served: dict[tuple[str, str], Served] = {}
+        self._discovery = Discovery(self.address, api_key=api_key)
+        self._listed: tuple[float, dict[str, Any]] = (-LIST_SECONDS, {"models": []})  # when, and the list
+        self._served: dict[tuple[str, Way], Served] = {}
         self._streams: dict[Ticket, asyncio.Task[str]] = {}
         self._ended: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -74,22 +77,24 @@ class ControllerModels:
 
     async def listed(self) -> dict[str, ServedModel]:
         """Return the models by name. Raises ServeError (503) when the controller does not answer."""
-        return {name: self._serve(name, key).model for name, key in (await self._list(LIST_SECONDS)).items()}
+        found = await self._list(LIST_SECONDS)
+        return {name: self._serve(name, self._way(name, found)).model for name in found["models"]}
 
     async def find(self, name: str) -> Served:
         """Return a model. Raises ServeError: 404 for one that no worker had, 503 while its workers are away.
 
         503 as well without a controller.
         """
-        known = await self._list(LIST_SECONDS)
-        if name not in known:
-            known = await self._list(0)
-        if name not in known:
+        found = await self._list(LIST_SECONDS)
+        if name not in found["models"]:
+            found = await self._list(0)
+        if name not in found["models"]:
             if any(name == served for served, _ in self._served):  # clients try a 503 again, and no 404
                 message = f"no worker has {name} now; it was served here before, try again"
                 raise ServeError(503, message, code="no_worker", retry_after_s=5)
-            raise not_served(name, list(known))
-        return self._serve(name, known[name])
+            raise not_served(name, found["models"])
+        told = await asyncio.to_thread(self._discovery.told, name, found)
+        return self._serve(name, self._way(name, told))
 
     async def check_health(self) -> None:
         """Raise ServeError (503) when the controller does not answer."""
@@ -121,39 +126,43 @@ class ControllerModels:
         await asyncio.gather(*left.values(), return_exceptions=True)
         await self._client.aclose()
 
-    async def _list(self, age: float) -> dict[str, str]:
-        """Return name -> template of all models, no older than `age` seconds."""
-        when, known = self._listed
+    async def _list(self, age: float) -> dict[str, Any]:
+        """Return what the controller tells of its models, no older than `age` seconds."""
+        when, found = self._listed
         if time.monotonic() - when < age:
-            return known
+            return found
         try:
             url = f"{self.address}/list_models"
             found = await asyncio.to_thread(frames.post, url, None, api_key=self._api_key)
-            known = {str(one): self._conv_mode or template_for(one, found) for one in found["models"]}
+            found = {**found, "models": [str(one) for one in found["models"]]}
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, LookupError, TypeError) as error:
             raise self._gone(error) from error
-        self._listed = time.monotonic(), known
-        return known
+        self._listed = time.monotonic(), found
+        return found
 
-    def _serve(self, name: str, template: str) -> Served:
-        key = (name, template)
+    def _way(self, name: str, told: Mapping[str, Any]) -> Way:
+        return way_to_ask(name, told, self._conv_mode)
+
+    def _serve(self, name: str, way: Way) -> Served:
+        key = (name, way)
         if key not in self._served:
             if len(self._served) > 1000:  # workers come and go under ever new names
                 self._served.clear()
             self._served[key] = self._made(*key)
         return self._served[key]
 
-    def _made(self, name: str, template: str) -> Served:
+    def _made(self, name: str, way: Way) -> Served:
+        template = conv_templates[way.template]
         model = ServedModel(
             names=(name,),
-            template=conv_templates[template],
+            template=template,
             tokenizer=None,
             context=None,
             vocabulary=0,
             by_worker=True,
             longest_answer=MAX_NEW_TOKENS,
         )
-        return Served(model, RemoteEngine(self, name))
+        return Served(model, RemoteEngine(self, name, template if way.by_messages else None))
 
     # ---- answers ----
 
@@ -198,7 +207,7 @@ class ControllerModels:
         self, ticket: Ticket, params: Mapping[str, Any], stops: tuple[str, ...], headers: Mapping[str, str]
     ) -> str:
         """Pass a worker's frames on to a ticket; return why the answer ended. Raises ServeError."""
-        answer = AnswerText(len(params["prompt"]), stops)
+        answer = AnswerText(len(params.get("prompt", "")), stops)
         try:
             found = stream_frames(self._client, self.address, params, headers=headers)
             return await self._follow(ticket, found, answer)
@@ -245,10 +254,14 @@ class ControllerModels:
 
 @dataclass(frozen=True)
 class RemoteEngine:
-    """One model of a controller, asked as an engine is."""
+    """One model of a controller, asked as an engine is.
+
+    by_messages: the empty dialog in the model's template, where its worker renders dialogs itself.
+    """
 
     models: ControllerModels
     name: str
+    by_messages: Conversation | None = None
 
     @property
     def alive(self) -> bool:
@@ -270,30 +283,41 @@ class RemoteEngine:
     ) -> list[Ticket]:
         """Ask for n answers, each by a request of its own; fields that workers do not know were refused."""
         assert top_logprobs is None and not logit_bias
-        text, own_stops = _text_of(prompt)
+        asked, stops = self._asked(prompt, params.stop)
         images = [one for one in prompt.images if isinstance(one, Image.Image)]
         assert len(images) == len(prompt.images)  # a server decodes them, under its limits, before it asks
         if len(images) > MAX_IMAGES:
             raise bad_request(f"the request has more than {MAX_IMAGES} images", code="too_many_images")
         content = {
             "model": self.name,
-            "prompt": text,
+            **asked,
             "temperature": params.temperature,
             "top_p": 1.0 if params.top_p is None else params.top_p,
             "max_new_tokens": params.max_new_tokens,
-            # workers of the reference take one; the rest is looked for here
-            "stop": next(iter((*own_stops, *params.stop)), None),
             "images": [encode_png(one) for one in images] or None,
         }
         tickets: list[Ticket] = []
         try:
             for _ in range(n):
-                tickets.append(self.models.ask(content, (*own_stops, *params.stop)))
+                tickets.append(self.models.ask(content, stops))
         except BaseException:
             for one in tickets:
                 one.cancel()
             raise
         return tickets
+
+    def _asked(
+        self, prompt: Dialog | RawPrompt, more_stops: tuple[str, ...]
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return the fields that tell a worker what to answer, and the strings that end the answer."""
+        if isinstance(prompt, Dialog) and self.by_messages is not None:
+            messages = messages_of(prompt.conversation, self.by_messages)
+            return {MESSAGES: messages, "stop": list(more_stops) or None}, more_stops
+        text, own_stops = _text_of(prompt)
+        stops = (*own_stops, *more_stops)
+        # workers of the reference take one string; the rest is looked for here
+        asked = {"prompt": text, "stop": next(iter(stops), None)}
+        return (asked if isinstance(prompt, Dialog) else {**asked, "raw": True}), stops
 
     def stats(self) -> EngineStats:
         """Return the numbers of all models."""

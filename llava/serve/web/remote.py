@@ -10,10 +10,14 @@ from typing import Any
 import httpx2
 
 from llava.conversation import Conversation, conv_templates, template_of
-from llava.serve.errors import ServeError
+from llava.serve.errors import ServeError, bad_request
 from llava.serve.web.asking import Progress, Question
 from llava.serve.workers import frames
-from llava.serve.workers.client import encode_png, stream_frames, template_for
+from llava.serve.workers.client import encode_png, stream_frames
+from llava.serve.workers.discovery import Discovery, Way, template_for, way_to_ask
+from llava.serve.workers.frames import MESSAGES
+from llava.serve.workers.messages import messages_of
+from llava.utils import UserError
 
 
 class ControllerBackend:
@@ -22,17 +26,21 @@ class ControllerBackend:
     def __init__(self, address: str, *, api_key: str | None = None) -> None:
         self.address = address.rstrip("/")
         self._api_key = api_key
+        self._discovery = Discovery(self.address, api_key=api_key)
         self._told: Mapping[str, Any] = {}  # what the controller said of its models
 
     async def models(self) -> list[str]:
         """Return the names of the models that workers have, sorted. Raises ServeError."""
         await self._post("/refresh_all_workers")
+        return sorted(str(one) for one in (await self._list())["models"])
+
+    async def _list(self) -> Mapping[str, Any]:
+        """Return what the controller tells of its models. Raises ServeError."""
         found = await self._post("/list_models")
-        names = found.get("models") if isinstance(found, dict) else None
-        if not isinstance(names, list):
+        if not isinstance(found, dict) or not isinstance(found.get("models"), list):
             raise self._no_controller("it lists no models")
         self._told = found
-        return sorted(str(one) for one in names)
+        return found
 
     def template_of(self, model: str) -> Conversation:
         """Return the template that a model's worker tells, else the one that its name suggests."""
@@ -40,22 +48,22 @@ class ControllerBackend:
 
     async def answer(self, question: Question) -> AsyncGenerator[Progress, None]:
         """Yield the answer as it grows. Raises ServeError."""
-        conversation = question.conversation(self.template_of(question.model))
-        prompt = conversation.get_prompt()
+        told = await asyncio.to_thread(self._discovery.told, question.model, await self._list())
+        asked = _asked(question, way_to_ask(question.model, told))
+        start = len(asked.get("prompt", ""))
         params = {
             "model": question.model,
-            "prompt": prompt,
+            **asked,
             "temperature": question.temperature,
             "top_p": question.top_p,
             "max_new_tokens": question.max_new_tokens,
-            "stop": next(iter(template_of(conversation).stop_strings()), None),
             "images": await asyncio.to_thread(lambda: [encode_png(one) for one in question.images]),
         }
         async with aclosing(self._frames(params)) as found:
             async for one in found:
                 if one["error_code"] or "error" in one:
                     raise _failure(one)
-                yield Progress(one["text"][len(prompt) :].strip())
+                yield Progress(one["text"][start:].strip())
 
     async def _frames(self, params: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         begun = False
@@ -86,6 +94,19 @@ class ControllerBackend:
     def _no_controller(self, reason: str) -> ServeError:
         message = f"the controller at {self.address} does not answer ({reason}); is it running?"
         return ServeError(503, message, code="no_controller", retry_after_s=5)
+
+
+def _asked(question: Question, way: Way) -> dict[str, Any]:
+    """Return the fields that tell a worker what to answer. Raises ServeError."""
+    template = conv_templates[way.template]
+    conversation = question.conversation(template)
+    if way.by_messages:
+        return {MESSAGES: messages_of(conversation, template)}
+    try:
+        stop = next(iter(template_of(conversation).stop_strings()), None)
+        return {"prompt": conversation.get_prompt(), "stop": stop}
+    except UserError as error:
+        raise bad_request(str(error), param="model") from error
 
 
 def _refusal(reply: httpx2.Response) -> ServeError:

@@ -22,7 +22,7 @@ from llava.serve.guard import error_handlers
 from llava.serve.openai.answering import serve_error
 from llava.serve.workers import frames
 from llava.serve.workers.controller_app import read_object
-from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.frames import MESSAGES, ErrorCode, error_frame
 from llava.serve.workers.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -78,17 +78,31 @@ class BaseWorker(ABC):
         """The key of conv_templates that prompts are to have; None where only a name suggests one."""
         return None
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether requests may have messages, which the worker renders, in place of a prompt."""
+        return False
+
     def get_status(self) -> dict[str, Any]:
-        """Return what the controller asks for."""
-        known = {"templates": dict.fromkeys(self.model_names, self.template)} if self.template else {}
+        """Return what the controller asks for; what older workers do not tell comes last."""
+        known: dict[str, Any] = {}
+        if self.template:
+            known["templates"] = dict.fromkeys(self.model_names, self.template)
+        if self.takes_messages:
+            known[MESSAGES] = self.model_names
         return {"model_names": self.model_names, "speed": 1, "queue_length": self.get_queue_length(), **known}
 
     def generate_stream_gate(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
-        """Yield the frames of an answer; a failure is a last frame that says what it was."""
+        """Yield the frames of an answer; a failure is a last frame that says what it was.
+
+        An empty list of messages is answered with the status as well: clients ask so whether messages are
+        taken, behind controllers that do not tell it.
+        """
         try:
             yield from self.generate_stream(params)
         except Exception as error:
-            yield error_frame(ErrorCode.FAILED, serve_error(error))
+            status = {"worker_status": self.get_status()} if params.get(MESSAGES) == [] else {}
+            yield error_frame(ErrorCode.FAILED, serve_error(error), **status)
 
     # ---- its controller ----
 

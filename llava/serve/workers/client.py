@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 from PIL import Image
 
-from llava.conversation import choose_template, conv_templates
 from llava.serve.workers import frames
 from llava.utils import UserError
 
@@ -58,16 +57,6 @@ async def stream_frames(
             for one in reader.feed(chunk):
                 yield one
     reader.end()
-
-
-def template_for(model: str, told: Mapping[str, Any]) -> str:
-    """Return the key of a model's template: what its worker tells, else what its name suggests.
-
-    told: the answer of a controller's /list_models or of a worker's /worker_get_status.
-    """
-    templates = told.get("templates")
-    key = templates.get(model) if isinstance(templates, Mapping) else None
-    return key if isinstance(key, str) and key in conv_templates else choose_template(model)[0]
 
 
 def encode_png(image: Image.Image) -> str:

@@ -16,7 +16,7 @@ from llava.serve.errors import ServeError, bad_request
 from llava.serve.guard import error_handlers, respond
 from llava.serve.json_body import read_json
 from llava.serve.workers.addresses import WorkerAddressError
-from llava.serve.workers.frames import ErrorCode, error_frame
+from llava.serve.workers.frames import MESSAGES, ErrorCode, error_frame
 from llava.serve.workers.threads import in_thread
 
 # Streams that may run at a time; each holds a thread, which waits for its worker.
@@ -32,6 +32,7 @@ class AnyController(Protocol):
     def refresh_all_workers(self) -> None: ...
     def list_models(self) -> list[str]: ...
     def list_templates(self) -> dict[str, str]: ...
+    def list_messages(self) -> list[str]: ...
     def get_worker_address(self, model_name: str) -> str: ...
     def receive_heart_beat(self, worker_name: str, queue_length: int) -> bool: ...
     def worker_api_get_status(self) -> dict[str, Any]: ...
@@ -106,7 +107,9 @@ class _Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         templates = self._current().list_templates()
-        known = {"templates": templates} if templates else {}
+        known: dict[str, Any] = {"templates": templates} if templates else {}
+        # told also when it is empty: a client asks the workers of a controller that tells nothing
+        known[MESSAGES] = self._current().list_messages()
         return JSONResponse({"models": self._current().list_models(), **known})
 
     async def get_worker_address(self, request: Request) -> Response:

@@ -22,6 +22,8 @@ from llava.serve.limits import request_id
 from llava.utils import server_error_msg
 
 DELIMITER = b"\0"
+# In a request: a dialog in place of a prompt. In what workers and controllers tell: models that take one.
+MESSAGES = "messages"
 # How a client names itself to a worker; the reference's programs send the same.
 USER_AGENT = {"User-Agent": "LLaVA Client"}
 
@@ -50,8 +52,8 @@ def frame(text: str, code: ErrorCode = ErrorCode.NONE, **more: object) -> bytes:
     return json.dumps({"text": text, "error_code": int(code), **more}).encode() + DELIMITER
 
 
-def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> bytes:
-    """Return the frame that ends a stream which failed; its error names the request."""
+def error_frame(code: ErrorCode, error: ServeError, text: str | None = None, **more: object) -> bytes:
+    """Return the frame that ends a stream which failed; its error names the request. more: as in `frame`."""
     content = {
         "text": f"{server_error_msg} ({error.message})" if text is None else text,
         "error_code": int(code),
@@ -61,6 +63,7 @@ def error_frame(code: ErrorCode, error: ServeError, text: str | None = None) -> 
             "retry_after_s": error.retry_after_s,
             "request_id": request_id.get(),
         },
+        **more,
     }
     return json.dumps(content).encode() + DELIMITER
 

@@ -7,17 +7,21 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from llava.conversation import choose_template
+from llava.conversation import CHAT_TEMPLATE, Conversation, conversation_for
+from llava.inference.dialog import Dialog, RawPrompt
 from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong, Ticket
 from llava.inference.engine.engine import DEFAULT_CACHE_BYTES
 from llava.inference.loading import LoadedModel, open_model
+from llava.inference.messages import read_messages
+from llava.inference.prompt import pick_conv_mode
 from llava.mm_utils import get_model_name_from_path
 from llava.model.multimodal.config import MultimodalConfig
 from llava.serve.errors import bad_request
 from llava.serve.openai.answering import serve_error
 from llava.serve.workers.base import BaseWorker
-from llava.serve.workers.frames import ErrorCode, error_frame, frame
+from llava.serve.workers.frames import MESSAGES, ErrorCode, error_frame, frame
 from llava.serve.workers.params import TOO_LONG, WorkerParams
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,9 @@ class ModelWorker(BaseWorker):
         )
         logger.info("loaded %s in %.1f s", name, time.monotonic() - began)
         self.is_multimodal = self.loaded.has_tower
+        self._template, reason = pick_conv_mode(None, name, self.loaded.model.config)
+        self._empty: Conversation = conversation_for(self._template, self.loaded.tokenizer)
+        logger.info("conversation mode: %s (%s)", self._template, reason)
         self.engine: AnyEngine = Engine(
             self.loaded,
             max_running=limit_model_concurrency,
@@ -78,7 +85,12 @@ class ModelWorker(BaseWorker):
     @property
     def template(self) -> str:
         """The template that the checkpoint asks for."""
-        return choose_template(self.model_names[0], self.loaded.model.config)[0]
+        return self._template
+
+    @property
+    def takes_messages(self) -> bool:
+        """True: the tokenizer is here, also for a template that is the tokenizer's own."""
+        return True
 
     @property
     def alive(self) -> bool:
@@ -98,14 +110,14 @@ class ModelWorker(BaseWorker):
     def generate_stream(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """Yield the frames of an answer: the prompt and the answer so far, at least one frame a second.
 
+        To messages it is the answer alone.
         Raises UserError, ServeError or EngineError. Closing the generator ends the answer.
         """
         self._check_model(params.get("model"))
-        request = WorkerParams.read(params)
-        start_end = MultimodalConfig.of(self.loaded.model.config).use_im_start_end
+        request = WorkerParams.read(params, takes_messages=self.takes_messages)
         text = request.prompt
         try:
-            ticket = self.engine.submit(request.raw_prompt(start_end=start_end), request.sampling)
+            ticket = self.engine.submit(self._asked(request), request.sampling)
         except PromptTooLong as error:
             yield error_frame(ErrorCode.NONE, serve_error(error), request.prompt + TOO_LONG)
             return
@@ -120,6 +132,24 @@ class ModelWorker(BaseWorker):
         logger.info(
             "request %d: %d tokens, %s", ticket.id, ticket.usage.completion_tokens, ticket.finish_reason
         )
+
+    def _asked(self, request: WorkerParams) -> Dialog | RawPrompt:
+        """Return what the engine is asked. Raises ServeError, UserError."""
+        config = self.loaded.model.config
+        if request.messages is not None:
+            try:
+                return read_messages(request.messages, self._empty, config, has_tower=self.loaded.has_tower)
+            except UserError as error:
+                raise bad_request(str(error), param=MESSAGES) from error
+        if self._template == CHAT_TEMPLATE and not request.raw:
+            raise bad_request(
+                f"the template of {self.model_names[0]!r} is its tokenizer's own, which clients "
+                "cannot render; send messages in place of prompt (or raw: true with a prompt that is to be "
+                "continued as it stands)",
+                param="prompt",
+                code="messages_needed",
+            )
+        return request.raw_prompt(start_end=MultimodalConfig.of(config).use_im_start_end)
 
     def _check_model(self, name: object) -> None:
         """Raise ServeError for a model that this worker does not have; none at all is this one."""

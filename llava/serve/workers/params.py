@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from llava.inference.dialog import RawPrompt
 from llava.inference.sampling import SamplingParams
 from llava.serve.errors import bad_request
 from llava.serve.safe_fetch import FetchPolicy, RemoteImageError, decode_base64, decode_image
+from llava.serve.workers.frames import MESSAGES
+from llava.serve.workers.messages import read_worker_messages
 
 # The reference's limits and defaults.
 MAX_NEW_TOKENS = 1024
@@ -27,25 +29,37 @@ TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 
 @dataclass(frozen=True)
 class WorkerParams:
-    """A request: the prompt as it was sent, the images in order, and the settings of the answer."""
+    """A request: the prompt as it was sent, the images in order, and the settings of the answer.
+
+    messages: the dialog with its images, where one was sent in place of a prompt, which is empty then. raw:
+    the prompt is to be continued as it stands, whatever the model's template is.
+    """
 
     prompt: str
     images: tuple[Image.Image, ...]
     sampling: SamplingParams
+    messages: Sequence[Mapping[str, Any]] | None = None
+    raw: bool = False
 
     @classmethod
-    def read(cls, params: Mapping[str, Any], policy: FetchPolicy | None = None) -> WorkerParams:
-        """Read a request. Raises ServeError, UserError."""
-        prompt = params.get("prompt")
-        if not isinstance(prompt, str) or not prompt:
-            raise bad_request("prompt is missing or no text", param="prompt")
+    def read(
+        cls, params: Mapping[str, Any], policy: FetchPolicy | None = None, *, takes_messages: bool = False
+    ) -> WorkerParams:
+        """Read a request. takes_messages: see BaseWorker. Raises ServeError, UserError."""
+        prompt, given, raw = params.get("prompt"), params.get(MESSAGES), params.get("raw") or False
+        if given is not None and prompt is not None:
+            raise bad_request("prompt and messages both came; send one of the two", param=MESSAGES)
+        if given is not None and not takes_messages:
+            raise bad_request("this worker takes no messages; send a prompt", param=MESSAGES)
+        if given is None and (not isinstance(prompt, str) or not prompt):
+            either = " (messages neither)" if takes_messages else ""
+            raise bad_request(f"prompt is missing or no text{either}", param="prompt")
+        if not isinstance(raw, bool):
+            raise bad_request(f"raw is {str(raw)[:100]!r}; expected true or false", param="raw")
         images = _read_images(params.get("images"), policy or FetchPolicy())
-        named = prompt.count(DEFAULT_IMAGE_TOKEN)
-        if named != len(images):
-            raise bad_request(
-                f"the prompt has {named} {DEFAULT_IMAGE_TOKEN} but {len(images)} image(s) came with it",
-                param="images",
-            )
+        messages = None if given is None else read_worker_messages(given, images)
+        if messages is None:
+            _check_placeholders(str(prompt), images)
         temperature = _number(params, "temperature", 1.0)
         sampling = SamplingParams(
             temperature=temperature if temperature > GREEDY_BELOW else 0.0,
@@ -53,7 +67,7 @@ class WorkerParams:
             max_new_tokens=min(int(_number(params, "max_new_tokens", DEFAULT_NEW_TOKENS)), MAX_NEW_TOKENS),
             stop=_stop(params.get("stop")),
         )
-        return cls(prompt, images, sampling)
+        return cls(prompt or "", images, sampling, messages, raw)
 
     def raw_prompt(self, *, start_end: bool) -> RawPrompt:
         """Return what the engine is asked. start_end: config.mm_use_im_start_end."""
@@ -62,6 +76,16 @@ class WorkerParams:
             wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
             text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
         return RawPrompt(text, self.images)
+
+
+def _check_placeholders(prompt: str, images: Sequence[Image.Image]) -> None:
+    """Raise ServeError unless a prompt has one placeholder for each image."""
+    named = prompt.count(DEFAULT_IMAGE_TOKEN)
+    if named != len(images):
+        raise bad_request(
+            f"the prompt has {named} {DEFAULT_IMAGE_TOKEN} but {len(images)} image(s) came with it",
+            param="images",
+        )
 
 
 def _read_images(given: object, policy: FetchPolicy) -> tuple[Image.Image, ...]:

@@ -208,7 +208,7 @@ def test_the_endpoints_answer_as_the_reference_s(controller: Controller) -> None
         reply = client.post("/register_worker", json=known)
         assert reply.status_code == 200 and reply.json() is None
         assert client.post("/refresh_all_workers").json() is None
-        assert client.post("/list_models").json() == {"models": ["m"]}
+        assert client.post("/list_models").json() == {"models": ["m"], "messages": []}
         assert client.post("/get_worker_address", json={"model": "m"}).json() == {"address": at}
         assert client.post("/get_worker_address", json={"model": "n"}).json() == {"address": ""}
         beat = {"worker_name": at, "queue_length": 0}
@@ -330,7 +330,7 @@ def test_the_module_has_the_reference_s_app() -> None:
     assert client.post("/list_models").json()["error"]["code"] == "no_controller"
     llava.serve.controller.controller = Controller("lottery")
     try:
-        assert client.post("/list_models").json() == {"models": []}
+        assert client.post("/list_models").json() == {"models": [], "messages": []}
     finally:
         llava.serve.controller.controller.close()
         llava.serve.controller.controller = None
@@ -361,7 +361,7 @@ def test_the_documented_command_starts_and_ends() -> None:
     try:
         assert any("listening at" in line for line in process.stderr)
         reply = httpx2.post(f"http://127.0.0.1:{port}/list_models", timeout=20)
-        assert reply.json() == {"models": []}
+        assert reply.json() == {"models": [], "messages": []}
         process.terminate()
         assert process.wait(20) in (0, -15)
     finally:

@@ -182,6 +182,7 @@ def test_who_waits_gets_frames_and_who_leaves_frees_the_place() -> None:
             "speed": 1,
             "queue_length": 2,
             "templates": templates,
+            "messages": [NAME],
         }
         second.close()
         first.close()

@@ -28,6 +28,7 @@ from llava.serve.openai.settings import ClientSettings, ServerSettings
 from llava.serve.workers import frames
 from llava.serve.workers.base import create_app as worker_app
 from llava.serve.workers.controller_app import create_app as controller_app
+from llava.serve.workers.discovery import Way
 from llava.serve.workers.model import ModelWorker
 from llava.serve.workers.params import TOO_LONG
 from llava.utils import UserError
@@ -323,7 +324,7 @@ def test_the_key_goes_on_to_the_controller() -> None:
 
 def test_a_request_that_is_cancelled_before_it_began_leaves_nothing() -> None:
     models = ControllerModels(f"http://127.0.0.1:{free_port()}")
-    served = models._serve("m", "llava_v1")
+    served = models._serve("m", Way("llava_v1", False))
     dialog = Dialog(served.model.template.copy())
     dialog.conversation.append_message(dialog.conversation.roles[0], "Hi")
     dialog.conversation.append_message(dialog.conversation.roles[1], None)
