@@ -269,8 +269,6 @@ class Controller:
         with self._lock:
             names = list(self.worker_info)
         models: dict[str, None] = {}
-        messages: dict[str, None] = {}
-        templates: dict[str, str] = {}
         speed, queue_length = 0.0, 0
         for name in names:
             status = self.get_worker_status(name)
@@ -282,13 +280,9 @@ class Controller:
                 logger.warning("worker %s tells a status that is malformed: %s", name, error)
                 continue
             models.update(dict.fromkeys(info.model_names))
-            messages.update(dict.fromkeys(info.messages))
-            templates.update(info.templates)
             speed += info.speed
             queue_length += info.queue_length
-        told = {"templates": templates, MESSAGES: sorted(messages)}
-        known = {key: value for key, value in told.items() if value}
-        return {"model_names": sorted(models), "speed": speed, "queue_length": queue_length, **known}
+        return {"model_names": sorted(models), "speed": speed, "queue_length": queue_length}
 
     def worker_api_generate_stream(self, params: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """Yield the frames of a worker's answer to a request, or one that says why there is none.
