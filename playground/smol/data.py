@@ -34,11 +34,11 @@ class Question(NamedTuple):
 class Sizes:
     """How much of easy-VQA is used: the first images of each split, and questions of a dialog."""
 
-    caption_images: int = 2000
-    dialog_images: int = 320
+    caption_images: int = 4000
+    dialog_images: int = 1200
     dialog_length: int = 4  # questions of one image in a dialog
     dialogs_per_image: int = 1
-    test_images: int = 50
+    test_images: int = 1000  # all of them
 
 
 def read_questions(data: Path, split: str) -> list[Question]:
