@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,9 +32,8 @@ class CompiledDecoder(Decoder):
     """A decoder whose one-token steps run compiled; prompts run as they are, into the same cache.
 
     The first step compiles, which takes from seconds to minutes. All answers of a model should share one such
-    decoder: it keeps its cache, whose address is compiled in. On CUDA the steps are recorded as CUDA graphs,
-    which belong to a thread: ask from one thread only. backend: torch.compile's; None leaves the step
-    uncompiled. Raises UserError for a model or device that this does not work on.
+    decoder: it keeps its cache, whose address is compiled in; see CompiledStep for threads, backend and what
+    it refuses.
     """
 
     def __init__(
@@ -44,12 +44,38 @@ class CompiledDecoder(Decoder):
         backend: str | None = "inductor",
         smallest_cache: int = SMALLEST_CACHE,
     ) -> None:
-        check_compilable(model)
+        self.compiled = CompiledStep(model, backend=backend, smallest_cache=smallest_cache)
         super().__init__(model, image_processor)
+
+    def _run(self, inputs: dict[str, torch.Tensor], cache: Cache, start: int) -> tuple[torch.Tensor, Any]:
+        """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
+        return self.compiled.run(inputs, start)
+
+    def _crop(self, n_positions: int) -> None:
+        """Do nothing: `_run` sets how much of the cache counts."""
+
+
+class CompiledStep:
+    """A KV cache of fixed size for one dialog, and the compiled forward pass of one token on top of it.
+
+    On CUDA the steps are recorded as CUDA graphs, which belong to a thread: run it in one thread only.
+    backend: torch.compile's; None leaves the step uncompiled. smallest_cache: positions of the first cache,
+    no more than the model has. Raises UserError for a model or device that this does not work on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        backend: str | None = "inductor",
+        smallest_cache: int = SMALLEST_CACHE,
+    ) -> None:
+        check_compilable(model)
+        self.model = model
         self.smallest_cache = smallest_cache
+        self.size = 0  # positions of the cache, 0 before the first run
         self._static: Cache | None = None
         self._kind: tuple[torch.dtype, torch.device] | None = None  # of the model when it was made
-        self._size = 0
         self._position: int | None = None  # how many positions the layers count; None: not known
         self._compiled = False
         self._step = _one_token if backend is None else self._compile(backend)
@@ -59,8 +85,11 @@ class CompiledDecoder(Decoder):
         mode = "reduce-overhead" if uses_graphs else None
         return torch.compile(_one_token, backend=backend, mode=mode, dynamic=False)
 
-    def _run(self, inputs: dict[str, torch.Tensor], cache: Cache, start: int) -> tuple[torch.Tensor, Any]:
-        """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache."""
+    def run(self, inputs: dict[str, torch.Tensor], start: int) -> tuple[torch.Tensor, Cache]:
+        """Run the model behind `start` cached positions; return the last logits (1, vocab) and the cache.
+
+        inputs: input_ids (1, n) or inputs_embeds (1, n, C). A cache that is too small grows.
+        """
         n_new = next(iter(inputs.values())).shape[1]
         # tensors of the cache live on between runs: they must not be made in inference mode
         with torch.inference_mode(False), torch.no_grad():
@@ -75,6 +104,19 @@ class CompiledDecoder(Decoder):
                 logits = _last_logits(self.model, static, inputs)
             self._position = start + n_new
         return logits, static
+
+    def fill(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Cache:
+        """Take keys and values (1, heads, n, head size) of each layer as the first n positions."""
+        n_positions = parts[0][0].shape[2]
+        with torch.inference_mode(False), torch.no_grad():
+            static = self._room_for(0, n_positions)
+            self._position = None
+            for layer, (keys, values) in zip(static.layers, parts, strict=True):
+                if not layer.is_initialized:
+                    layer.lazy_initialization(keys, values)
+                layer.keys[:, :, :n_positions] = keys
+                layer.values[:, :, :n_positions] = values
+        return static
 
     def _one_step(self, ids: torch.Tensor, static: Cache) -> torch.Tensor:
         """Run the compiled step on one id (1, 1)."""
@@ -101,7 +143,7 @@ class CompiledDecoder(Decoder):
         if kind != self._kind:  # the model was moved or cast
             self._static, self._kind = None, kind
             self._compiled = False
-        if self._static is not None and start + n_new <= self._size:
+        if self._static is not None and start + n_new <= self.size:
             return self._static
         size = self.smallest_cache
         while size < start + n_new + FREE_POSITIONS:
@@ -114,11 +156,8 @@ class CompiledDecoder(Decoder):
                 new.keys[:, :, :start] = old.keys[:, :, :start]
                 new.values[:, :, :start] = old.values[:, :, :start]
             self._compiled = False
-        self._static, self._size, self._position = Cache(layers=layers), size, None
+        self._static, self.size, self._position = Cache(layers=layers), size, None
         return self._static
-
-    def _crop(self, n_positions: int) -> None:
-        """Do nothing: `_run` sets how much of the cache counts."""
 
 
 def _one_token(model: PreTrainedModel, ids: torch.Tensor, static: Cache) -> torch.Tensor:

@@ -15,6 +15,7 @@ from llava.utils import UserError, accept_any_text, run_program
 from llava.video import Sampling, Video, read_video
 
 __all__ = [
+    "add_compile_flag",
     "add_loading_flags",
     "add_model_flags",
     "build_parser",
@@ -57,6 +58,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["float32", "bfloat16", "float16"],
         help="number format of the weights (default: one that is fast on the device)",
     )
+    add_compile_flag(parser)
+
+
+def add_compile_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --compile, of programs whose answers may run compiled."""
     parser.add_argument(
         "--compile", action="store_true", help="compile the decoding step: a slow start, then faster answers"
     )

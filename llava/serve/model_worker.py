@@ -10,7 +10,7 @@ import argparse
 import logging
 
 from llava.arguments import ProgramParser
-from llava.serve.cli import add_loading_flags, check_model_path
+from llava.serve.cli import add_compile_flag, add_loading_flags, check_model_path
 from llava.serve.logs import set_up_logging
 from llava.serve.sockets import bind
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
@@ -31,13 +31,14 @@ __getattr__ = lazy_names(
 
 
 def build_parser() -> ProgramParser:
-    """Build the parser of the command line: the reference's flags, --cache-mb and --api-key."""
+    """Build the parser of the command line: the reference's flags, --compile, --cache-mb and --api-key."""
     parser = ProgramParser(
         prog="python -m llava.serve.model_worker",
         description="Load a model and answer the requests that a controller sends; stop it with Ctrl-C.",
     )
     add_worker_flags(parser, port=21002)
     add_loading_flags(parser)
+    add_compile_flag(parser)
     parser.add_argument("--model-name", default=None, help="name that it registers (default: the path's end)")
     parser.add_argument("--multi-modal", action="store_true", help="has no effect: the checkpoint tells")
     parser.add_argument(
@@ -73,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
             args.use_flash_attn,
             limit_model_concurrency=args.limit_model_concurrency,
             cache_bytes=args.cache_mb * 2**20,
+            compile=args.compile,
             api_key=flags.api_key,
         )
         run_server(base.app, listening, api_key=flags.api_key)

@@ -115,11 +115,6 @@ def prepare(args: argparse.Namespace) -> Limits:
     args.api_key = read_api_key(args.api_key)
     check_binding(args.host, args.api_key)
     _check_numbers(args)
-    if args.compile:
-        raise UserError(
-            "--compile works for one answer at a time (llava.serve.cli), and a server runs many together; "
-            "leave it out"
-        )
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_optional(package, needed_for="the OpenAI-compatible server", install="llava[serve]")
     return limits_of(args)

@@ -80,14 +80,14 @@ def test_compiled_without_a_graph_break(llama: LoadedModel, sample_image: Image.
 def test_cache_grows(llama: LoadedModel) -> None:
     decoder = CompiledDecoder(llama.model, backend=None, smallest_cache=8)
     assert greedy(decoder, 40) == greedy(Decoder(llama.model), 40)
-    assert decoder._size == 64
+    assert decoder.compiled.size == 64
 
 
 def test_cache_is_no_larger_than_the_context(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.model.config, "max_position_embeddings", 20)
     decoder = CompiledDecoder(llama.model, backend=None)
     greedy(decoder, 15)
-    assert (decoder._size, decoder.room) == (20, 0)
+    assert (decoder.compiled.size, decoder.room) == (20, 0)
 
 
 @pytest.mark.parametrize("window", [4, 7])

@@ -25,9 +25,10 @@ from running import running, wait_until
 from warming import python
 
 from llava.inference.chat import ChatSession
-from llava.inference.engine import Engine
+from llava.inference.engine import Alone, Engine
 from llava.inference.loading import LoadedModel, open_model
 from llava.serve import openai_api
+from llava.serve.openai import launch
 from llava.serve.openai.app import create_app
 from llava.serve.openai.launch import served_model
 from llava.serve.openai.settings import ServerSettings
@@ -190,7 +191,7 @@ def test_an_engine_that_has_ended_is_told(checkpoints: Path) -> None:
         ([], "--model-path is missing"),
         (["--model-path", "x", "--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in"),
         (["--model-path", "x", "--api-key", "short"], "--api-key"),
-        (["--model-path", "x", "--compile"], "--compile works for one answer"),
+        (["--controller-address", "http://x", "--compile"], "--compile is for a model of this process"),
         (["--model-path", "x", "--max-running", "0"], "--max-running is 0"),
         (["--model-path", "x", "--port", "-1"], "--port is -1"),
         (["--model-path", "x", "--max-body-mb", "0"], "--max-body-mb is 0"),
@@ -202,6 +203,50 @@ def test_bad_flags_are_refused_before_anything_is_loaded(
     monkeypatch.delenv("LLAVA_API_KEY", raising=False)
     with pytest.raises(UserError, match=re.escape(words)):
         openai_api.main(arguments)
+
+
+def test_a_model_that_cannot_be_compiled_is_refused_before_anything_is_served(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "make_server", lambda *_, **__: pytest.fail("it was served"))
+    mpt = ["--model-path", str(checkpoints / "llava-tiny-mpt"), "--device", "cpu", "--port", "0"]
+    with pytest.raises(UserError, match="llava_mpt cannot be compiled.*omit compile"):
+        openai_api.main([*mpt, "--compile"])
+
+
+def test_the_program_answers_compiled(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is served has a compiled step, which gives the answers of a session; here it is not compiled."""
+    fed = []
+
+    class Uncompiled(Alone):
+        def __init__(self, model: Any) -> None:
+            super().__init__(model, backend=None)
+
+        def feed(self, row: Any) -> Any:
+            fed.append(row.length)
+            return super().feed(row)
+
+    class Server:
+        def run(self, sockets: list[Any]) -> None:
+            body = {"messages": [user("Hello")], "temperature": 0, "max_tokens": 6, "model": "tiny"}
+            with client_over(served[0]) as client:
+                answers.append(client.post("/v1/chat/completions", json=body).json())
+
+    def make_server(app: Any, **_: Any) -> Server:
+        served.append(app)
+        return Server()
+
+    served: list[Any] = []
+    answers: list[Any] = []
+    monkeypatch.setattr(launch, "Alone", Uncompiled)
+    monkeypatch.setattr(launch, "make_server", make_server)
+    model = str(checkpoints / "llava-tiny-v1.5")
+    flags = ["--device", "cpu", "--dtype", "float32", "--port", "0", "--served-model-name", "tiny"]
+    openai_api.main(["--model-path", model, *flags, "--conv-mode", "llava_v1", "--compile"])
+    loaded = open_model(model, device="cpu", dtype="float32")
+    wanted = expected(loaded, "llava_v1", ("Hello", []), max_new_tokens=6)
+    assert answers[0]["choices"][0]["message"]["content"] == wanted
+    assert len(fed) == answers[0]["usage"]["completion_tokens"] - 1 > 0
 
 
 def test_a_rate_is_limited_where_others_may_ask() -> None:

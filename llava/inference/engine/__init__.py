@@ -1,6 +1,7 @@
 """The engine: many answers at once, step by step, behind one thread; the way servers ask a model."""
 
 from llava.inference.dialog import Answer, Dialog, RawPrompt
+from llava.inference.engine.alone import Alone
 from llava.inference.engine.engine import Engine
 from llava.inference.engine.requests import (
     AnyEngine,
@@ -20,6 +21,7 @@ from llava.inference.engine.requests import (
 )
 
 __all__ = [
+    "Alone",
     "Answer",
     "AnyEngine",
     "Dialog",

@@ -7,11 +7,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
 from llava.inference.dialog import Dialog, RawPrompt
+from llava.inference.engine.alone import Alone
 from llava.inference.engine.kept import Found, Kept
 from llava.inference.engine.requests import (
     DoesNotFit,
@@ -62,6 +64,7 @@ class Engine:
 
     max_running: answers at a time. max_waiting: length of the queue, first come, first served. memory_bytes:
     what running answers may take (default: a share of the memory that is free now); what does not fit waits.
+    alone: decodes an answer while no other runs; the engine compiles it before it takes requests.
     Answers are those of ChatSession: token for token for greedy choice in float32, and for a seed.
     """
 
@@ -74,6 +77,7 @@ class Engine:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_chunk: int = 512,
         memory_bytes: int | None = None,
+        alone: Alone | None = None,
     ) -> None:
         for name, value in (("max_running", max_running), ("prefill_chunk", prefill_chunk)):
             check_whole(name, value, 1)
@@ -83,11 +87,14 @@ class Engine:
         self.max_running, self.max_waiting = max_running, max_waiting
         self._kept = Kept(cache_bytes)
         self._stepper = Stepper(
-            loaded, self._kept, chunk=prefill_chunk, keep_answers=True, images_at_once=1, contain=True
+            loaded,
+            self._kept,
+            chunk=prefill_chunk,
+            keep_answers=True,
+            images_at_once=1,
+            contain=True,
+            alone=alone,
         )
-        self._position_bytes = self._stepper.measure()
-        free = _free_memory(loaded.device) if memory_bytes is None else memory_bytes
-        self._kv_budget = int(free * MEMORY_SHARE) if memory_bytes is None else memory_bytes
         self._tokenizing = threading.Lock()
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[_Job] = deque()
@@ -100,7 +107,11 @@ class Engine:
         self._rates: deque[tuple[float, int]] = deque()
         self._seconds: deque[float] = deque(maxlen=32)  # that the last answers ran
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
+        self._measured: Future[int] = Future()
         self._thread.start()
+        self._position_bytes = self._measured.result()
+        free = _free_memory(loaded.device) if memory_bytes is None else memory_bytes
+        self._kv_budget = int(free * MEMORY_SHARE) if memory_bytes is None else memory_bytes
 
     @property
     def alive(self) -> bool:
@@ -283,6 +294,11 @@ class Engine:
 
     def _run(self) -> None:
         """Step while there is something to do; wait without spinning otherwise."""
+        try:
+            self._measured.set_result(self._stepper.measure())  # here: CUDA graphs belong to their thread
+        except BaseException as error:
+            self._measured.set_exception(error)  # whoever makes the engine gets it
+            return
         try:
             while True:
                 with self._changed:

@@ -139,10 +139,15 @@ def stack(parts: Sequence[Columns]) -> Cache:
     return Cache(layers=layers)
 
 
+def view_columns(part: Columns) -> Layers:
+    """Return a part as keys and values (1, heads, length, head size), without copying it."""
+    place = slice(part.row, part.row + 1), slice(None), slice(part.start, part.end)
+    return [(keys[place], values[place]) for keys, values in part.layers]
+
+
 def copy_columns(part: Columns) -> Layers:
     """Return a copy of a part as a cache of one row (1, heads, length, head size)."""
-    place = slice(part.row, part.row + 1), slice(None), slice(part.start, part.end)
-    return [(keys[place].clone(), values[place].clone()) for keys, values in part.layers]
+    return [(keys.clone(), values.clone()) for keys, values in view_columns(part)]
 
 
 def bytes_of(layers: Layers) -> int:

@@ -8,6 +8,7 @@ import torch
 from transformers import Cache
 
 from llava.inference.decoder import Key
+from llava.inference.engine.alone import Alone
 from llava.inference.engine.kept import Found, Kept
 from llava.inference.engine.kv import (
     Columns,
@@ -37,6 +38,7 @@ class Stepper:
     row that runs, and returns the rows that have ended. Rows join and leave between tokens.
     kept: the store of KV caches and image features. keep_answers: put ended dialogs into it. chunk: positions
     of a piece. contain: what goes wrong with some rows ends these, and is not raised; a lost device is.
+    alone: gives the tokens of a row that runs alone.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Stepper:
         keep_answers: bool,
         images_at_once: int | None = None,
         contain: bool = False,
+        alone: Alone | None = None,
     ) -> None:
         self.loaded, self.kept = loaded, kept
         self.chunk, self.keep_answers = chunk, keep_answers
-        self.images_at_once, self.contain = images_at_once, contain
+        self.images_at_once, self.contain, self.alone = images_at_once, contain, alone
         self.rows: list[Row] = []  # that run
         self.again: list[Row] = []  # whose group failed: to be begun one by one
         refuse_states(loaded.model.config)
@@ -78,7 +81,9 @@ class Stepper:
         return sum(bytes_of(layers_of(one)) for one in caches if one is not None and width_of(one))
 
     def measure(self) -> int:
-        """Return the bytes that one position takes in the cache, by running one token."""
+        """Return the bytes that one position takes in the cache, by running one token; compiles `alone`."""
+        if self.alone is not None:
+            self.alone.warm_up()
         cache = new_cache()
         with torch.inference_mode():
             ids = torch.zeros((1, 1), dtype=torch.long, device=self.loaded.device)
@@ -212,6 +217,10 @@ class Stepper:
 
     def _feed(self, cache: Cache) -> torch.Tensor:
         """Feed the last token of each row; return the logits (B, vocab) after it."""
+        if self.alone is not None and self.alone.takes(self.rows):
+            logits = self.alone.feed(self.rows[0])
+            self._cache = self.rows[0].cache
+            return logits
         with torch.inference_mode():
             ids = torch.tensor([[row.new_ids[-1]] for row in self.rows], device=self.loaded.device)
             return self._call(cache, [row.length + 1 for row in self.rows], 1, input_ids=ids)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from fastapi import FastAPI
 
 from llava.conversation import conversation_for, find_template
-from llava.inference.engine import AnyEngine, Engine
+from llava.inference.compiled import check_compile_device
+from llava.inference.engine import Alone, AnyEngine, Engine
 from llava.inference.loading import LoadedModel, check_device
 from llava.inference.program import open_from_flags, quiet_libraries
 from llava.inference.prompt import pick_conv_mode
@@ -73,16 +74,23 @@ def _serve_controller(args: argparse.Namespace, clients: ClientSettings) -> None
 def _serve_model(args: argparse.Namespace, clients: ClientSettings, add: AddTo | None) -> None:
     """Load a model and serve it. Raises UserError."""
     device = check_device(args.device)
+    if args.compile:
+        check_compile_device(device)
     with bind(args.host, args.port) as listening:  # before minutes of loading
         name = get_model_name_from_path(args.model_path)
         logger.info("loading %s on %s", args.model_path, device)
         loaded = open_from_flags(args)
         model = served_model(loaded, args.served_model_name or [name], args.conv_mode, name)
+        alone = None
+        if args.compile:
+            alone = Alone(loaded.model)
+            logger.info("compiling the decoding step, which may take minutes")
         engine = Engine(
             loaded,
             max_running=args.max_running,
             max_waiting=args.max_waiting,
             cache_bytes=args.cache_mb * MIB,
+            alone=alone,
         )
         settings = ServerSettings(model, **vars(clients))
         app = create_app(engine, settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.conversation import CHAT_TEMPLATE, Conversation, conversation_for
 from llava.inference.dialog import Dialog, RawPrompt
-from llava.inference.engine import AnyEngine, Engine, Piece, PromptTooLong, Ticket
+from llava.inference.engine import Alone, AnyEngine, Engine, Piece, PromptTooLong, Ticket
 from llava.inference.engine.engine import DEFAULT_CACHE_BYTES
 from llava.inference.loading import LoadedModel, open_model
 from llava.inference.messages import read_messages
@@ -33,8 +33,8 @@ class ModelWorker(BaseWorker):
 
     The first ten arguments are the reference's. limit_model_concurrency: answers at a time; others wait, and
     are sent a frame each second, so that nobody between takes the worker for dead. cache_bytes: what earlier
-    prompts may leave for later ones. Raises UserError for a
-    checkpoint that cannot be loaded.
+    prompts may leave for later ones. compile: decode an answer that runs alone with torch.compile. Raises
+    UserError for a checkpoint that cannot be loaded or compiled.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ModelWorker(BaseWorker):
         *,
         limit_model_concurrency: int = 5,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        compile: bool = False,
         api_key: str | None = None,
     ) -> None:
         name = model_name or get_model_name_from_path(model_path)
@@ -79,6 +80,7 @@ class ModelWorker(BaseWorker):
             max_running=limit_model_concurrency,
             max_waiting=MAX_WAITING,
             cache_bytes=cache_bytes,
+            alone=Alone(self.loaded.model) if compile else None,
         )
         self.start()
 
