@@ -32,6 +32,7 @@ from llava.train.checks import (
     check_grids,
     check_json,
     check_numbers,
+    check_optimizer,
     check_output_dir,
 )
 from llava.train.data_args import DataArguments, explained
@@ -361,6 +362,7 @@ def check_args(
     _choose_evaluation(data_args, training_args)
     if training_args.use_liger_kernel:
         check_liger(training_args.device)
+    check_optimizer(training_args)
     packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
     try:
         get_reporting_integration_callbacks(training_args.report_to)

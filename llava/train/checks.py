@@ -7,18 +7,38 @@ import binascii
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
-from llava.model.checkpoints.files import part_of, read_tensors
+from llava.model.checkpoints.errors import CheckpointError, first_line
+from llava.model.checkpoints.files import is_tower_key, load_weights, part_of, read_tensors, weight_files
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal_encoder.registry import describe_tower, read_tower_config, split_name, tower_class
+from llava.model.multimodal_encoder.base import PROCESSOR_FILE
+from llava.model.multimodal_encoder.published import processor_file
+from llava.model.multimodal_encoder.registry import (
+    build_tower,
+    describe_tower,
+    read_tower_config,
+    split_name,
+    tower_class,
+)
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.old_flags import read_json_flag
+from llava.train.plan import RunPlan, adapted, word_of
 from llava.utils import UserError, shortened
 from llava.video import MOST_FRAMES
+
+
+class TowerFlags(Protocol):
+    """The flags that a tower's files are looked at for."""
+
+    model_name_or_path: str
 
 
 @dataclass(frozen=True)
@@ -46,12 +66,16 @@ class Range:
         kind = "a whole number" if self.whole else "a number"
         words = []
         if self.low > -math.inf:
-            words.append(f"above {self.low:g}" if self.above else f"from {self.low:g}")
+            words.append(f"{'above' if self.above else 'from'} {_shown(self.low)}")
         if self.high < math.inf:
-            words.append(f"below {self.high:g}" if self.below else f"up to {self.high:g}")
+            words.append(f"{'below' if self.below else 'up to'} {_shown(self.high)}")
         if self.whole_from_1:
             words.append("(below 1: a part of all steps; above 1: whole)")
         return f"{kind} {' '.join(words)}" if words else "a finite number"
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:g}"
 
 
 _RATE = Range(0)
@@ -72,6 +96,7 @@ RANGES: dict[str, Range] = {
     "lora_alpha": Range(0, above=True),
     "lora_dropout": _PART,
     "dataloader_num_workers": Range(0, 1024, whole=True),
+    "dataloader_prefetch_factor": _COUNT,
     "gradient_accumulation_steps": _COUNT,
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
@@ -82,6 +107,7 @@ RANGES: dict[str, Range] = {
     "max_lost_samples": Range(0, 1),
     "shuffle_buffer": _COUNT,
     "eval_split": _PART,
+    "mm_vision_resolution": _COUNT,
     "seed": Range(0, 2**32 - 1, whole=True),
 }
 # A strategy, and the number of steps that it reads.
@@ -101,6 +127,10 @@ def check_numbers(values: Mapping[str, object]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{flag} is {value}; expected a finite number")
     max_steps = values.get("max_steps")
+    if max_steps == 0:
+        raise UserError(
+            "--max_steps is 0, so nothing would be trained; expected more, or -1 for --num_train_epochs"
+        )
     steps = max_steps if isinstance(max_steps, int) else -1
     if values.get("num_train_epochs") == 0 and steps <= 0:
         raise UserError(
@@ -212,6 +242,63 @@ def check_vision_tower(tower: str | None) -> None:
             tower_class(read_tower_config(one), one)
     except UserError as error:
         raise UserError(f"--vision_tower: {error}") from error
+
+
+def check_tower_files(model_args: TowerFlags) -> None:
+    """Refuse a tower whose files are damaged or lack its weights, or that lacks the selected layer.
+
+    Nothing large is read. A checkpoint that stores its tower needs no weights in the tower's own folder.
+    """
+    settings = MultimodalConfig.of(model_args)
+    if settings.vision_tower is None:
+        return
+    try:
+        for one in split_name(settings.vision_tower) or [settings.vision_tower]:
+            alone = replace(settings, vision_tower=one, tower_in_checkpoint=True)
+            with torch.device("meta"):
+                tower = build_tower(alone, delay_load=True)
+            check_flag(tower.layers_before, tower.select_layer)
+            if processor_file(one, PROCESSOR_FILE):
+                tower.image_processor  # noqa: B018
+            if Path(one).is_dir() and not _stores_tower(model_args.model_name_or_path):
+                load_weights(one, shapes_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"--vision_tower: {error}") from error
+
+
+def _stores_tower(path: str) -> bool:
+    """Tell whether a folder that training starts from is a LLaVA with the weights of its tower."""
+    if not Path(path).is_dir() or not weight_files(path):
+        return False
+    return any(is_tower_key(name) for name in load_weights(path, shapes_only=True))
+
+
+def check_optimizer(args: TrainingArguments) -> None:
+    """Refuse an optimizer whose package is missing, and a schedule that lacks settings or does not know them.
+
+    What a DeepSpeed configuration chooses is not looked at.
+    """
+    deepspeed = adapted(RunPlan, args).hf_deepspeed_config
+    chosen: dict[str, object] = {} if deepspeed is None else deepspeed.config
+    if "optimizer" not in chosen:
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"--optim {word_of(args.optim)}: {first_line(error)}") from error
+    if "scheduler" in chosen:
+        return
+    kwargs = args.lr_scheduler_kwargs or {}
+    assert isinstance(kwargs, dict)  # transformers has read it
+    name, optimizer = args.lr_scheduler_type, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(
+            name, optimizer, num_warmup_steps=1, num_training_steps=10, scheduler_specific_kwargs=dict(kwargs)
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--lr_scheduler_type {word_of(name)} does not work with --lr_scheduler_kwargs {kwargs}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def check_projector(model_args: object) -> None:

@@ -57,7 +57,12 @@ from llava.train.checkpointing.saving import (
     safe_save_model_for_hf_trainer,
     save_trained_model,
 )
-from llava.train.checks import check_projector, check_projector_file, check_vision_tower
+from llava.train.checks import (
+    check_projector,
+    check_projector_file,
+    check_tower_files,
+    check_vision_tower,
+)
 from llava.train.data.dataset import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -166,6 +171,7 @@ def train(attn_implementation: str | None = None) -> None:
     check_projector(model_args)
     check_projector_file(model_args.pretrain_mm_mlp_adapter)
     check_start(model_args.model_name_or_path)
+    check_tower_files(model_args)
     distributed.start(training_args)
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,20 @@ ROWS = [
     ("--logging_steps 0", "--logging_steps is 0"),
     ("--num_train_epochs 0", "--num_train_epochs is 0, so nothing would be trained"),
     ("--num_train_epochs -1", "--num_train_epochs is -1.0"),
+    ("--max_steps 0", "--max_steps is 0, so nothing would be trained"),
+    ("--model_max_length 9999999999", "expected a whole number from 1 up to 2,147,483,647"),
+    ("--dataloader_num_workers 1 --dataloader_prefetch_factor 0", "--dataloader_prefetch_factor is 0"),
+    ("--vision_tower x --mm_vision_resolution 0", "--mm_vision_resolution is 0"),
+    (
+        "--lr_scheduler_type cosine_with_min_lr",
+        "--lr_scheduler_type cosine_with_min_lr does not work with --lr_scheduler_kwargs {}",
+    ),
+    ("--lr_scheduler_type warmup_stable_decay", "missing 1 required positional argument: 'num_decay_steps'"),
+    (
+        '--lr_scheduler_type cosine --lr_scheduler_kwargs {"a":1}',
+        "--lr_scheduler_type cosine does not work with --lr_scheduler_kwargs {'a': 1}",
+    ),
+    ("--optim galore_adamw --optim_target_modules all-linear", "--optim galore_adamw: "),
     ("--max_lost_samples 2", "--max_lost_samples is 2.0; expected a number from 0 up to 1"),
     ("--image_aspect_ratio wide", "--image_aspect_ratio is 'wide'"),
     ("--image_grid_pinpoints [[336]]", "--image_grid_pinpoints is '[[336]]'"),
@@ -68,7 +84,21 @@ FILES = [
         "--vision_tower {tower} --pretrain_mm_mlp_adapter {folder}/other.bin",
         "--pretrain_mm_mlp_adapter {folder}/other.bin holds no weights named mm_projector",
     ),
+    *(
+        (
+            f"--vision_tower {{tower}} --pretrain_mm_mlp_adapter {{folder}}/rubbish{seed}.bin",
+            f"--pretrain_mm_mlp_adapter: {{folder}}/rubbish{seed}.bin is damaged",
+        )
+        for seed in range(4)
+    ),
 ]
+# file of a tower -> what is written into it (None: it is missing), what is said
+TOWER_FILES = {
+    "no weights": ("pytorch_model.bin", None, "holds no weights"),
+    "rubbish for weights": ("pytorch_model.bin", b"]}.(" * 99, "pytorch_model.bin is damaged"),
+    "no JSON for the processor": ("preprocessor_config.json", b"{", "cannot be read as JSON"),
+    "a processor of words": ("preprocessor_config.json", b'{"size": "large"}', "preprocessor_config.json"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +109,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "foreign").mkdir()
     (made / "foreign" / "config.json").write_text('{"model_type": "llama"}')
     torch.save({"lm_head.weight": torch.zeros(2, 2)}, made / "other.bin")
+    for seed in range(4):
+        (made / f"rubbish{seed}.bin").write_bytes(random.Random(seed).randbytes(2000))
     return made
 
 
@@ -110,6 +142,41 @@ def test_files_are_refused_before_anything_is_loaded(
         train()
     assert message.replace("{folder}", str(folder)) in str(caught.value)
     assert _listing(folder) == before
+
+
+def _start(model: Path, tower: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> str:
+    """Return what train() says about its flags, with data that is missing."""
+    argv = ["--model_name_or_path", str(model), "--vision_tower", str(tower), *more, "--report_to", "none"]
+    data = ["--data_path", str(folder / "none.json"), "--output_dir", str(folder / "out"), "--version", "v1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv, *data])
+    with pytest.raises(UserError) as caught:
+        train()
+    assert "\n" not in str(caught.value) and not (folder / "out").exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", TOWER_FILES)
+def test_files_of_a_tower_are_looked_at_before_anything_is_loaded(
+    damage: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Path(shutil.copytree(checkpoints / "tiny-clip", tmp_path / "tower"))
+    file, content, message = TOWER_FILES[damage]
+    (tower / file).unlink()
+    if content is not None:
+        (tower / file).write_bytes(content)
+    told = _start(checkpoints / "vicuna-tiny", tower, tmp_path, monkeypatch)
+    assert told.startswith("--vision_tower: ") and message in told
+    told = _start(checkpoints / "llava-tiny-v1.5-st", tower, tmp_path, monkeypatch)
+    if "weights" in damage:  # that checkpoint has the tower's
+        assert "none.json" in told
+
+
+def test_a_layer_that_the_tower_lacks_is_seen_before_anything_is_loaded(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tower = checkpoints / "vicuna-tiny", checkpoints / "tiny-clip"
+    told = _start(base, tower, tmp_path, monkeypatch, "--mm_vision_select_layer", "99")
+    assert told == "--mm_vision_select_layer is 99; this tower has hidden states -5 to 4."
 
 
 def test_no_output_folder_is_only_for_a_dry_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,7 @@ def _unpickle(file: Path, *, mmap: bool, device: str = "cpu") -> Any:
             f"{file} is damaged or holds objects other than tensors; it was not loaded, because such a file "
             "can run code. Get it from a source you trust, as safetensors if there is one."
         ) from error
-    except (EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged pickles end in exceptions of many kinds
         raise CheckpointError(f"{file} is damaged or no torch file ({first_line(error)}).") from error
 
 
