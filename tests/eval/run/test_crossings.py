@@ -15,6 +15,7 @@ from llava.eval.run.answering import answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Outcome
 from llava.eval.run.plan import Shard, make_plan
+from llava.eval.run.python import Evaluation
 from llava.eval.run.results import of_run, score
 from llava.eval.run.running import score_file
 from llava.eval.scoring.converters import convert_gqa, convert_seed, convert_vizwiz, convert_vqav2
@@ -301,3 +302,12 @@ def test_scores_apart_from_the_run_tell_how_it_was_made(tmp_path: Path) -> None:
     assert result["model"] == whole["model"]
     assert whole["model"] == {"id": "tiny", "weights": None, "temperature": 0, **facts, "batch_size": 2}
     assert (result["first_prompt"], result["questions_from"]) == ("Hue?", whole["questions_from"])
+
+
+def test_answers_that_nobody_can_score_have_no_score(tmp_path: Path) -> None:
+    data = VIZWIZ_TEST.place(tmp_path, reference=True)
+    rows = answers(VIZWIZ_TEST, data, ["x"] * len(list(VIZWIZ_TEST.the_task().asks(data))))
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    report, result = score(VIZWIZ_TEST.the_task(), data, read_answers(tmp_path / "a.jsonl"))
+    with pytest.raises(UserError, match="vizwiz has no score: .*answers of this split are not published"):
+        assert Evaluation(report, result, ()).score
