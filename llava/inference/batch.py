@@ -1,4 +1,4 @@
-"""Many dialogs at once: read in order, answered the longest first, images opened when their turn comes."""
+"""Many dialogs at once: those that begin alike share it, longer ones first, images opened in their turn."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llava.inference.answer import stream_answer
 from llava.inference.decoder import Decoder
 from llava.inference.dialog import Answer, Dialog, OpenPrompt, Prompt
 from llava.inference.engine.kept import Found, Kept
+from llava.inference.engine.order import Order
 from llava.inference.engine.row import Row, similar
 from llava.inference.engine.stepper import Stepper
 from llava.inference.model import LoadedModel
@@ -31,7 +32,8 @@ DEFAULT_BATCH_SIZE = 8
 READ_AHEAD = 32
 # Positions of prompts that are computed at once.
 PREFILL_CHUNK = 8192
-# Image features that are kept for the questions that follow.
+# What questions leave for those that follow: KV caches of beginnings that they share, and image features.
+PREFIX_BYTES = 1792 * 2**20
 FEATURE_BYTES = 256 * 2**20
 # New prompts join when one row of so many is free.
 FREE_SHARE = 4
@@ -102,8 +104,11 @@ def generate_batch(
     """Return the answer to each dialog, in their order.
 
     `generate_batch(loaded, dialogs, params)`, or with tokenizer, model and image_processor in place of the
-    LoadedModel. Dialogs of similar length run together, at most `batch_size` at a time, the longest first,
+    LoadedModel. Dialogs of similar length run together, at most `batch_size` at a time, longer ones first,
     and a new one joins as soon as one is answered; text-only ones, images of any size and several images mix.
+    What dialogs begin with alike (the system text, the same images) is computed once and its KV cache copied:
+    such caches and image features stay in at most 2 GiB (PREFIX_BYTES + FEATURE_BYTES, what was used longest
+    ago goes first), until all dialogs that were read together are answered.
     Images that are given as paths or URLs are opened when their turn comes. A list of dialogs is read at
     once, so that UserError names the first that cannot be asked before anything is generated (for an image
     that turns out to be damaged: in its turn); another iterable is read piece by piece.
@@ -181,25 +186,33 @@ def answer_prompts(
     ahead: int = 0,
     on_failure: OnFailure | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (index, answer) of prompts as they end, the longest first, so that too little memory shows.
+    """Yield (index, answer) of prompts as they end; see Order.
 
     ahead, on_failure: see Turns.
     """
-    by_length = sorted(prompts.items(), key=lambda one: -one[1].n_positions)
-    with Turns(by_length, reader.open, ahead=ahead, on_failure=on_failure) as waiting:
-        if reader.params.num_beams == 1:
-            yield from _answer_together(reader, waiting, batch_size)
-            return
-        decoder = reader.loaded.decoder()
+    order = Order(prompts)
+    loaded = reader.loaded
+    if reader.params.num_beams == 1:
+        kept = Kept(PREFIX_BYTES + FEATURE_BYTES)
+        stepper = Stepper(loaded, kept, chunk=PREFILL_CHUNK, keep_answers=False)
+        room = PREFIX_BYTES // stepper.measure() if order.shares else 0
+        places = order.places(at_once=batch_size, room=room)
+        with Turns(places, reader.open, ahead=ahead, on_failure=on_failure) as waiting:
+            yield from _answer_together(reader, waiting, batch_size, stepper)
+        return
+    places = order.places(at_once=1)  # the decoder keeps one prompt
+    with Turns(places, reader.open, ahead=ahead, on_failure=on_failure) as waiting:
+        decoder = loaded.decoder()
         while waiting:
-            if (taken := waiting.take()) is not None:
-                yield taken[0], _answer_alone(decoder, reader, taken[1])
+            index = waiting.next.index
+            if (prompt := waiting.take()) is not None:
+                yield index, _answer_alone(decoder, reader, prompt)
 
 
-def _answer_together(reader: Reader[Any], waiting: Turns, batch_size: int) -> Iterator[tuple[int, Answer]]:
+def _answer_together(
+    reader: Reader[Any], waiting: Turns, batch_size: int, stepper: Stepper
+) -> Iterator[tuple[int, Answer]]:
     """Yield (index, answer) of prompts as they end; new ones join when some rows have become free."""
-    kept = Kept(FEATURE_BYTES)
-    stepper = Stepper(reader.loaded, kept, chunk=PREFILL_CHUNK, keep_answers=False)
     stepper.notice_changes()
     indices: dict[Row, int] = {}
     enough = max(1, batch_size // FREE_SHARE)  # a lone prompt uses the machine badly
@@ -207,13 +220,16 @@ def _answer_together(reader: Reader[Any], waiting: Turns, batch_size: int) -> It
         free = batch_size - stepper.n_running
         if waiting and not stepper.prefilling and (free >= enough or free >= len(waiting)):
             group: list[tuple[Row, Found]] = []
-            while waiting and len(group) < free:
-                if group and not similar([one.n_prompt for one, _ in group], waiting.next_length):
+            lengths: list[int] = []  # of what is computed of each
+            wave = waiting.next.wave
+            while waiting and len(group) < free and (place := waiting.next).wave == wave:
+                if lengths and not similar(lengths, place.n_rest):
                     break
-                if (taken := waiting.take()) is not None:
-                    row = Row(reader.loaded, taken[1], reader.params)
-                    indices[row] = taken[0]
-                    group.append((row, Found()))
+                if (prompt := waiting.take()) is not None:
+                    row = Row(reader.loaded, prompt, reader.params, n_keep=place.n_keep)
+                    indices[row] = place.index
+                    group.append((row, stepper.kept.find(row.keys)))
+                    lengths.append(place.n_rest)
             if group:
                 stepper.begin(group)
         for row in stepper.step():

@@ -8,12 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from llava.inference.dialog import OpenPrompt, Prompt
+from llava.inference.engine.order import Place
 from llava.utils import UserError
 
 THREADS = 4  # that decode images; decoders let other threads run
 
 OnFailure = Callable[[int, UserError], object]
-_Waiting = tuple[int, Prompt, "Future[OpenPrompt] | None"]
+_Waiting = tuple[Place, "Future[OpenPrompt] | None"]
 
 
 class Turns:
@@ -25,7 +26,7 @@ class Turns:
 
     def __init__(
         self,
-        prompts: Iterable[tuple[int, Prompt]],
+        places: Iterable[Place],
         open_prompt: Callable[[int, Prompt], OpenPrompt],
         *,
         ahead: int = 0,
@@ -34,7 +35,7 @@ class Turns:
         self._open, self._ahead, self._on_failure = open_prompt, ahead, on_failure
         self._pool = ThreadPoolExecutor(THREADS, "llava-images") if ahead else None
         self._begun: deque[_Waiting] = deque()  # those that threads work on
-        self._waiting: deque[_Waiting] = deque((index, prompt, None) for index, prompt in prompts)
+        self._waiting: deque[_Waiting] = deque((one, None) for one in places)
         self._begin()
 
     def __len__(self) -> int:
@@ -50,24 +51,24 @@ class Turns:
             self._pool.shutdown(cancel_futures=True)
 
     @property
-    def next_length(self) -> int:
-        """Positions of the prompt whose turn is next."""
-        return (self._begun or self._waiting)[0][1].n_positions
+    def next(self) -> Place:
+        """The prompt whose turn is next."""
+        return (self._begun or self._waiting)[0][0]
 
-    def take(self) -> tuple[int, OpenPrompt] | None:
+    def take(self) -> OpenPrompt | None:
         """Return the next prompt, opened; None where it could not be and `on_failure` was told."""
-        index, prompt, begun = (self._begun or self._waiting).popleft()
+        place, begun = (self._begun or self._waiting).popleft()
         self._begin()
         try:
-            return index, (self._open(index, prompt) if begun is None else begun.result())
+            return self._open(place.index, place.prompt) if begun is None else begun.result()
         except UserError as error:
             if self._on_failure is None:
                 raise
-            self._on_failure(index, error)
+            self._on_failure(place.index, error)
             return None
 
     def _begin(self) -> None:
         """Let threads open the next prompts."""
         while self._pool is not None and self._waiting and len(self._begun) < self._ahead:
-            index, prompt, _ = self._waiting.popleft()
-            self._begun.append((index, prompt, self._pool.submit(self._open, index, prompt)))
+            place, _ = self._waiting.popleft()
+            self._begun.append((place, self._pool.submit(self._open, place.index, place.prompt)))

@@ -145,7 +145,7 @@ def test_the_tower_sees_each_image_of_a_bucket_once(llama):
         batched(llama, dialogs * 2, batch_size=6)
     finally:
         handle.remove()
-    assert calls == [3]
+    assert sum(calls) == 3
 
 
 def test_answers_come_with_their_index_as_they_end(llama):

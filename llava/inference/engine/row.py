@@ -23,7 +23,8 @@ class Row:
     """An answer to one prompt.
 
     streaming: text is told piece by piece, in `pieces`, with log-probabilities if top_logprobs is a number;
-    otherwise only the whole answer is. copies: further answers to the same prompt, which share its prefill.
+    otherwise only the whole answer is. n_keep: keys at the prompt's beginning that are kept for other prompts
+    as soon as they are computed. copies: further answers to the same prompt, which share its prefill.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Row:
         params: SamplingParams,
         *,
         streaming: bool = False,
+        n_keep: int = 0,
         top_logprobs: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
     ) -> None:
@@ -43,6 +45,7 @@ class Row:
         sizes = {name: image_length(loaded.model, one) for name, one in self.images.items()}
         self.ends = list(accumulate(1 if isinstance(one, int) else sizes[one] for one in self.keys))
         self.n_prompt = prompt.n_positions
+        self.n_keep = n_keep
         self.n_cached = 0  # positions of the prompt that were not computed again
         self.stream = TextStream(loaded.tokenizer, prompt.stop)
         self.end_ids = loaded.end_ids(prompt.stop)

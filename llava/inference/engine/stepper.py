@@ -7,8 +7,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from transformers import Cache
 
+from llava.inference.decoder import Key
 from llava.inference.engine.kept import Found, Kept
 from llava.inference.engine.kv import (
+    Columns,
     bytes_of,
     copy_columns,
     last_columns,
@@ -138,6 +140,11 @@ class Stepper:
         if logits is None:
             return []
         self._prefill = None
+        for place, row in enumerate(prefill.rows):
+            if row.n_cached < (n_keep := row.ends[row.n_keep - 1] if row.n_keep else 0):
+                start = width_of(prefill.cache) - row.n_prompt
+                part = Columns(layers_of(prefill.cache), place, start, start + n_keep)
+                self._put(row, row.keys[: row.n_keep], row.ends[: row.n_keep], part)
         rows, sources = [], []
         for place, row in enumerate(prefill.rows):
             for one in (row, *row.copies):
@@ -245,14 +252,16 @@ class Stepper:
 
     def _keep(self, row: Row) -> None:
         """Put the cache of an ended row into the store."""
-        fresh = self._states.get(row) == self._state
-        if row.cache is not None and self.keep_answers and row.error is None and fresh:
-            part = last_columns(row.cache, row.place, row.length)
-            size = sum(one[:1, :, :1].numel() * one.element_size() for pair in part.layers for one in pair)
-            if self.kept.fits(size * row.length):
-                with torch.inference_mode():
-                    self.kept.put(*row.cached_keys(), copy_columns(part))
+        if row.cache is not None and self.keep_answers and row.error is None:
+            self._put(row, *row.cached_keys(), last_columns(row.cache, row.place, row.length))
         row.cache = None
+
+    def _put(self, row: Row, keys: list[Key], ends: list[int], part: Columns) -> None:
+        """Put a part of a row's cache into the store, unless the model has changed since the row began."""
+        size = sum(one[:1, :, :1].numel() * one.element_size() for pair in part.layers for one in pair)
+        if self._states.get(row) == self._state and self.kept.fits(size * (part.end - part.start)):
+            with torch.inference_mode():
+                self.kept.put(keys, ends, copy_columns(part))
 
     def _leave(self, ended: Sequence[Row]) -> None:
         """Let rows go."""

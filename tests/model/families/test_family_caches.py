@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from table import IMAGE, Case, batch, build_case
 
+from llava.inference.batch import Reader, answer_all, same
 from llava.inference.decoder import Decoder
+from llava.inference.dialog import RawPrompt
 from llava.inference.engine.kv import new_cache, refuse_states
 from llava.inference.engine.prefill import ModelCall
+from llava.inference.model import LoadedModel
+from llava.inference.sampling import SamplingParams
+from llava.model.tokenizer import load_tokenizer
 from llava.utils import UserError
 
 WINDOWS, STATES = ("gemma3_text", "gpt_oss"), ("qwen3_next", "lfm2")
@@ -54,6 +60,25 @@ def test_rows_that_run_together_keep_their_windows(base_type: str, case: Callabl
             found = call(together, lengths, 5, inputs_embeds=embed(ids[:, start : start + 5]))
         alone = [model(input_ids=row[None]).logits[0, -1] for row in (ids[0], ids[1, 4:])]
     assert torch.allclose(found, torch.stack(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("base_type", ["qwen2", *WINDOWS])
+def test_prompts_of_a_batch_that_begin_alike_are_answered_as_alone(
+    base_type: str, case: Callable[[str], Case], checkpoints: Path
+) -> None:
+    model = case(base_type).model
+    tokenizer = load_tokenizer(str(checkpoints / "llava-tiny-v1.5"))
+    loaded = LoadedModel(tokenizer, model, model.get_vision_tower().image_processor, 256)
+    images = [Image.effect_noise((60, 60), sigma).convert("RGB") for sigma in (40, 90)]
+    texts = batch()["input_ids"].clamp(min=3).tolist()  # longer than the windows
+    prompts = [
+        RawPrompt([*texts[0], 5, IMAGE, *texts[1][:number], 6 + number], [images[number % 2]])
+        for number in range(6)
+    ]
+    reader = Reader(loaded, SamplingParams(temperature=0, max_new_tokens=6), same)
+    found = answer_all(reader, prompts, batch_size=3)
+    assert found == {number: answer_all(reader, [one])[0] for number, one in enumerate(prompts)}
+    assert len({one.ids for one in found.values()}) > 1
 
 
 @pytest.mark.parametrize("base_type", STATES)
