@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.atomic import obstacle, write_text
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TOLD = 10  # failed questions that are named in the log
 _WINDOW = 4096  # questions that are handed to the model at a time
+_TOLD_ALONE = ("facts", "first_prompt")  # what a note tells and no answer depends on
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Answered:
 
     already: answers that the file had. asked: questions that were asked now. endings: how many of the new
     answers ended how. first_prompt: as the model gets it. repaired: what was wrong with lines of the file.
-    repeated: ids of questions that stand in the data more than once, prompt and all; each is asked.
+    repeated: ids of questions that stand in the data more than once, prompt and all; each is asked. facts:
+    what the model tells of itself, and in lists what it told earlier runs that made answers of the file.
     """
 
     records: tuple[Record, ...]
@@ -51,6 +53,7 @@ class Answered:
     first_prompt: str
     repaired: tuple[str, ...] = ()
     repeated: tuple[str | int, ...] = ()
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 def note_path(answers: Path) -> Path:
@@ -83,7 +86,9 @@ def answer_plan(
         target = file
         told = processes.together(
             lambda: (
-                _prepare(plan, asker, matcher, target, start_over=start_over) if processes.is_first else ()
+                _prepare(plan, asker, matcher, target, first_prompt, start_over=start_over)
+                if processes.is_first
+                else ()
             )
         )
         repaired = processes.gather(told)[0]
@@ -99,12 +104,14 @@ def answer_plan(
         file.close()
     failed = [one for part in processes.gather(failures) for one in part]
     counted = [dict(part) for part in processes.gather(endings)]
+    facts: Mapping[str, JsonValue] = asker.facts
     shared = [pair for part in processes.gather(made if file is None else []) for pair in part]
     if file is None:
         records = tuple(record for _, record in sorted(shared, key=lambda one: one[0]))
     else:
         if processes.is_first:
             _put_in_order(matcher, file)
+            facts = _write_note(plan, asker, file.path, first_prompt)
         processes.wait()
         records = _matched(matcher, file).records
     if processes.is_first:
@@ -120,6 +127,7 @@ def answer_plan(
         first_prompt=first_prompt,
         repaired=repaired,
         repeated=tuple(matcher.repeated()),
+        facts=facts,
     )
 
 
@@ -151,7 +159,7 @@ def _ask(
 
 
 def _prepare(
-    plan: Plan, asker: Asker, matcher: Matcher, file: LineFile, *, start_over: bool
+    plan: Plan, asker: Asker, matcher: Matcher, file: LineFile, first_prompt: str, *, start_over: bool
 ) -> tuple[str, ...]:
     """Check that a file can be resumed, and mend it; returns what was wrong with its lines."""
     path, note = file.path, note_path(file.path)
@@ -162,16 +170,17 @@ def _prepare(
     if start_over:
         path.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
-    wanted = _note(plan, asker)
     repaired: tuple[str, ...] = ()
     if path.exists() and path.stat().st_size:
-        _check_note(note, wanted, path)
+        _check_note(note, _note(plan, asker), path, plan)
         found = read_answers(path)
         repaired = _mend(file, found)
         matched = matcher.match(found.records)
         _check_records(matched, found, asker, plan, has_note=note.exists())
+    else:
+        note.unlink(missing_ok=True)  # of answers that are gone
     note.parent.mkdir(parents=True, exist_ok=True)
-    write_text(note, json.dumps(wanted, indent=1, default=str) + "\n")
+    _write_note(plan, asker, path, first_prompt)
     return repaired
 
 
@@ -186,18 +195,43 @@ def _mend(file: LineFile, found: AnswersFile) -> tuple[str, ...]:
     return found.broken
 
 
+def _write_note(plan: Plan, asker: Asker, answers: Path, first_prompt: str) -> dict[str, JsonValue]:
+    """Write how answers are made; returns the model's facts, in lists also what earlier runs noted."""
+    facts = dict(asker.facts)
+    path = note_path(answers)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        first_prompt = first_prompt or before["first_prompt"]  # a part without questions has none
+        for name, value in facts.items():
+            earlier = before["facts"].get(name)
+            if isinstance(value, list) and isinstance(earlier, list):
+                facts[name] = sorted({*map(str, value), *map(str, earlier)})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # there is none, or one of an earlier version
+    note = {**_note(plan, asker), "facts": facts, "first_prompt": first_prompt}
+    write_text(path, json.dumps(note, indent=1, default=str) + "\n")
+    return facts
+
+
 def _note(plan: Plan, asker: Asker) -> dict[str, JsonValue]:
+    """Return what the answers depend on; how they are scored is no part of it."""
+    scoring = _scoring(plan)
     return {
         "task": plan.task.name,
         "split": plan.data.split_of(plan.task),
-        "options": dict(plan.data.options),
+        "options": {key: one for key, one in plan.data.options.items() if key not in scoring},
         "data": plan.sources,
         "model_id": asker.model_id,
         "settings": asker.settings,
     }
 
 
-def _check_note(note: Path, wanted: Mapping[str, JsonValue], answers: Path) -> None:
+def _scoring(plan: Plan) -> set[str]:
+    """Return the options that concern the score alone."""
+    return {one.key for one in plan.task.options if one.scoring}
+
+
+def _check_note(note: Path, wanted: Mapping[str, JsonValue], answers: Path, plan: Plan) -> None:
     """Raise UserError if the answers of a file were made in another way than is wanted now."""
     if not note.exists():
         return
@@ -210,10 +244,14 @@ def _check_note(note: Path, wanted: Mapping[str, JsonValue], answers: Path) -> N
             "were made. Remove it if you know that they are of this model and these settings"
         ) from error
     now = dict(_flat(json.loads(json.dumps(wanted, default=str))))
+    free = {f"options.{key}" for key in _scoring(plan)}  # earlier versions noted them
     changed = [
         f"{name} was {shortened(was.get(name), 80)} and is {shortened(now.get(name), 80)}"
         for name in sorted({*was, *now})
-        if was.get(name) != now.get(name) and not name.endswith(".path")
+        if was.get(name) != now.get(name)
+        and not name.endswith(".path")
+        and name not in free
+        and name.partition(".")[0] not in _TOLD_ALONE
     ]
     if changed:
         raise UserError(

@@ -142,12 +142,29 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_one_model(args: argparse.Namespace) -> None:
-    """Raise UserError unless the flags name one model."""
+    """Raise UserError unless the flags name one model, and fit the way it is asked."""
     if (args.model_path is None) == (args.base_url is None):
         found = "neither" if args.model_path is None else "both"
         raise UserError(
             f"{found} of --model-path and --base-url was given; name a checkpoint with --model-path, or the "
             "address of a running server with --base-url"
+        )
+
+    if args.base_url is None:
+        return
+    here = {
+        "--model-base": args.model_base is not None,
+        "--conv-mode": args.conv_mode is not None,
+        "--device": args.device is not None,
+        "--dtype": args.dtype is not None,
+        "--load-8bit": args.load_8bit,
+        "--load-4bit": args.load_4bit,
+        "--num_beams": args.num_beams != 1,
+    }
+    if useless := [flag for flag, is_given in here.items() if is_given]:
+        raise UserError(
+            f"{', '.join(useless)} cannot be kept with --base-url: the server has loaded its model, and its "
+            "interface has no such setting; omit it, or ask the checkpoint itself with --model-path"
         )
 
 

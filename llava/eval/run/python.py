@@ -43,7 +43,10 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The score that tables show."""
+        """The score that tables show. Raises UserError where there is none, with what the report notes."""
+        if not self.report.scores:
+            told = "; ".join(self.report.notes) or "the report notes no reason"
+            raise UserError(f"{self.result['task']} has no score: {told}")
         return self.report.scores[0].value
 
 

@@ -82,10 +82,13 @@ def score_of(one: Score) -> Result:
 
 
 def how_made(answers: Path) -> Result:
-    """Return what the note beside an answers file says of the model; empty where there is none."""
+    """Return what the note beside an answers file says of the run; empty where there is none."""
     try:
         note = json.loads(note_path(answers).read_text(encoding="utf-8"))
-        return {"model": {"id": note["model_id"], **note["settings"]}}
+        made: Result = {"model": {"id": note["model_id"], **note["settings"], **note.get("facts", {})}}
+        if "first_prompt" in note:  # notes of earlier versions lack it
+            made["first_prompt"] = note["first_prompt"]
+        return made | {"questions_from": dict(note["data"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -94,7 +97,7 @@ def of_run(plan: Plan, asker: Asker, answered: Answered) -> Result:
     """Return what a result says of the run that made its answers."""
     failed = answered.failures
     return {
-        "model": {"id": asker.model_id, **asker.settings, **asker.facts},
+        "model": {"id": asker.model_id, **asker.settings, **answered.facts},
         "first_prompt": answered.first_prompt,
         "run": {
             "questions": len(plan.chosen),

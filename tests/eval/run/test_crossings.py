@@ -15,7 +15,8 @@ from llava.eval.run.answering import answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Outcome
 from llava.eval.run.plan import Shard, make_plan
-from llava.eval.run.results import score
+from llava.eval.run.python import Evaluation
+from llava.eval.run.results import of_run, score
 from llava.eval.run.running import score_file
 from llava.eval.scoring.converters import convert_gqa, convert_seed, convert_vizwiz, convert_vqav2
 from llava.eval.summarize_gpt_review import review_files
@@ -265,3 +266,48 @@ def test_an_old_folder_of_results_is_compared_with_a_new_one(seed: TaskData, tmp
     (tmp_path / "old").rename(tmp_path / "moved")
     found = compare(tmp_path / "moved/tiny.jsonl", tmp_path / "new/tiny.result.json")
     assert [(one.first.id, one.change, one.ask is not None) for one in found.flips] == [(102, 1.0, True)]
+
+
+# ---- how answers were made, by whatever way they are scored ----
+
+
+def custom_data(root: Path, **options: str) -> TaskData:
+    """A question of one's own, with the options of a run."""
+    write(root / "my.jsonl", [{"question_id": 1, "text": "Hue?", "answer": "red"}])
+    return TaskData(root, {"question-file": root / "my.jsonl"}, options=options)
+
+
+def test_another_metric_or_judge_asks_nothing_again(tmp_path: Path) -> None:
+    task, model, path = task_named("custom"), Parrot({"1": "red"}), tmp_path / "a.jsonl"
+    for options in ({"metric": "exact"}, {"metric": "anls", "by": "x"}, {"metric": "judge", "rule": "r"}, {}):
+        answer_plan(make_plan(task, custom_data(tmp_path, **options)), model, path, quiet=True)
+    assert model.asked == [1]
+    note = json.loads((tmp_path / "a.run.json").read_text())
+    (tmp_path / "a.run.json").write_text(json.dumps(note | {"options": {"metric": "vqa"}}))  # as of old
+    answer_plan(make_plan(task, custom_data(tmp_path)), model, path, quiet=True)
+    assert model.asked == [1]
+
+
+def test_scores_apart_from_the_run_tell_how_it_was_made(tmp_path: Path) -> None:
+    facts: dict[str, JsonValue] = {"template_reason": "because", "batch_size": 4, "models_returned": ["m-1"]}
+    task, data, path = task_named("custom"), custom_data(tmp_path), tmp_path / "a.jsonl"
+    plan = make_plan(task, data)
+    answer_plan(plan, Parrot({"1": "red"}, facts=facts), path, quiet=True)
+    # resumed: nothing is asked, so that nobody answers; the earlier answers are of m-1 all the same
+    later = Parrot({}, facts=facts | {"batch_size": 2, "models_returned": []})
+    again = answer_plan(plan, later, path, quiet=True)
+    (tmp_path / "r").mkdir()
+    result = score_file(task, data, path, str(tmp_path / "r" / "a.json")).result
+    whole = of_run(plan, later, again)
+    assert result["model"] == whole["model"]
+    assert whole["model"] == {"id": "tiny", "weights": None, "temperature": 0, **facts, "batch_size": 2}
+    assert (result["first_prompt"], result["questions_from"]) == ("Hue?", whole["questions_from"])
+
+
+def test_answers_that_nobody_can_score_have_no_score(tmp_path: Path) -> None:
+    data = VIZWIZ_TEST.place(tmp_path, reference=True)
+    rows = answers(VIZWIZ_TEST, data, ["x"] * len(list(VIZWIZ_TEST.the_task().asks(data))))
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    report, result = score(VIZWIZ_TEST.the_task(), data, read_answers(tmp_path / "a.jsonl"))
+    with pytest.raises(UserError, match="vizwiz has no score: .*answers of this split are not published"):
+        assert Evaluation(report, result, ()).score
