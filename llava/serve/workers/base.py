@@ -102,7 +102,7 @@ class BaseWorker(ABC):
             yield from self.generate_stream(params)
         except Exception as error:
             status = {"worker_status": self.get_status()} if params.get(MESSAGES) == [] else {}
-            yield error_frame(ErrorCode.FAILED, serve_error(error), **status)
+            yield error_frame(ErrorCode.FAILED, serve_error(error), None, **status)
 
     # ---- its controller ----
 
