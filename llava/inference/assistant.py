@@ -194,7 +194,7 @@ class Assistant:
         **settings: object,
     ) -> list[Answer]:
         """Return what `batch` returns, with token ids and why each answer ended."""
-        if isinstance(questions, (str, bytes, Dialog)):
+        if isinstance(questions, (str, bytes, Dialog)) or not isinstance(questions, Iterable):
             raise UserError(
                 f"batch takes a list of questions and got a {type(questions).__name__}; "
                 "put it in a list, or use chat for a single question"

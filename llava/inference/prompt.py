@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,23 @@ Images = Sequence[ImageSource] | ImageSource
 
 def one_or_many(image: Images | None, images: Images | None) -> Images:
     """Return the images of a question that were given as `image=` or `images=`; None is none."""
-    if image is not None and images not in (None, (), []):
+    if image is None:
+        return () if images is None else _listed(images)
+    if images is not None and _listed(images):
         raise UserError("image and images were both given; give all of them as images")
-    found = images if image is None else image
-    return () if found is None else found
+    return _listed(image)
+
+
+def _listed(images: object) -> list[ImageSource]:
+    """Return images, or a single one, as a list; raises UserError for what is neither."""
+    if isinstance(images, (str, Path, Image.Image, Video)):
+        return [images]
+    if not isinstance(images, (Sequence, Iterator)) or isinstance(images, (bytes, bytearray, memoryview)):
+        raise UserError(
+            f"the image is a {type(images).__name__}; expected a Pillow image (of an array: "
+            "PIL.Image.fromarray), a path or a URL, or a list of them"
+        )
+    return list(images)
 
 
 def place_image_tokens(text: str, n_images: int, *, start_end: bool) -> str:
@@ -85,17 +98,15 @@ def place_question(
     images: Pillow images, paths or URLs. Raises UserError for an empty question, an unreadable image, a wrong
     number of image tokens, and for an image where there is no vision tower.
     """
-    if isinstance(images, (str, Path, Image.Image, Video)):
-        images = [images]
+    sources = _listed(images)
     if not isinstance(text, str):
         raise UserError(f"the question is a {type(text).__name__}; expected a text")
     if fault := text_fault(text):
         raise UserError(f"the question {fault}")
-    if not text.strip() and not images:
+    if not text.strip() and not sources:
         raise UserError("the question is empty; write some text or give an image")
-    if images and not has_tower:
+    if sources and not has_tower:
         raise UserError("an image was given, but this model has no vision tower; ask it without an image")
-    sources = list(images)
     start_end = MultimodalConfig.of(config).use_im_start_end
     return place_image_tokens(text, len(sources), start_end=start_end), sources
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Below this, logits divided by the temperature overflow float32.
 MIN_TEMPERATURE = 1e-5
 MAX_TEMPERATURE = 100.0
+MAX_PENALTY = 100.0  # and its reciprocal the least
 # What transformers' generate uses when neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
 # Other names that settings are known by.
@@ -67,12 +68,13 @@ class SamplingParams:
             _whole("top_k", self.top_k, least=0)
         if self.min_p is not None and not 0 <= _number("min_p", self.min_p) <= 1:
             raise UserError(f"min_p is {self.min_p}; expected a number from 0 to 1, or none at all")
+        penalty = self.repetition_penalty
         if (
-            self.repetition_penalty is not None
-            and _number("repetition_penalty", self.repetition_penalty) <= 0
+            penalty is not None
+            and not 1 / MAX_PENALTY <= _number("repetition_penalty", penalty) <= MAX_PENALTY
         ):
             raise UserError(
-                f"repetition_penalty is {self.repetition_penalty}; expected a number above 0 (1 is none)"
+                f"repetition_penalty is {penalty}; expected {1 / MAX_PENALTY} to {MAX_PENALTY:g} (1 is none)"
             )
         _whole("num_beams", self.num_beams, least=1)
         _whole("max_new_tokens", self.max_new_tokens, least=1)

@@ -127,9 +127,10 @@ def check_numbers(values: Mapping[str, object]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{flag} is {value}; expected a finite number")
     max_steps = values.get("max_steps")
-    if max_steps == 0:
+    if isinstance(max_steps, int) and (max_steps == 0 or max_steps < -1):
         raise UserError(
-            "--max_steps is 0, so nothing would be trained; expected more, or -1 for --num_train_epochs"
+            f"--max_steps is {max_steps}, so nothing would be trained; expected more, or -1 for "
+            "--num_train_epochs"
         )
     steps = max_steps if isinstance(max_steps, int) else -1
     if values.get("num_train_epochs") == 0 and steps <= 0:

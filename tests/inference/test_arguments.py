@@ -1,5 +1,6 @@
 """Questions and settings in the forms that people write them, and the settings that transformers knows."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +49,8 @@ def test_a_system_text_takes_the_place_of_the_templates(llama, template):
         ),
         ({"max_tokens": 3, "max_new_tokens": 4}, "max_new_tokens was given twice"),
         ({"min_p": 2}, "min_p is 2; expected a number from 0 to 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0; expected a number above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; expected 0.01 to 100 .1 is none"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty is 1e-300; expected 0.01 to 100"),
         ({"stop": 3}, "stop is 3; expected a string or several"),
     ],
 )
@@ -60,9 +62,31 @@ def test_bad_settings_are_one_sentence(assistant, settings, message):
         assistant.batch(["Hello"], **settings)
 
 
+NO_IMAGES = {
+    "number": 7,
+    "bytes": b"png",
+    "array": np.zeros((4, 4, 3), np.uint8),
+    "tensor": torch.zeros(3, 4, 4),
+    "view": {"url": "a"}.values(),
+}
+
+
+@pytest.mark.parametrize("image", NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_no_image_is_one_sentence(assistant, image):
+    for ask in (assistant.chat, assistant.session().ask):
+        with pytest.raises(UserError, match=r"the image is a \w+; expected a Pillow image"):
+            ask("Hello", image)
+        with pytest.raises(UserError, match=r"the image is a \w+; expected a Pillow image"):
+            ask("Hello", image=image)
+    with pytest.raises(UserError, match=r"question 1: the image is a \w+; expected a Pillow image"):
+        assistant.batch(["Hello", ("Hello", image)])
+
+
 def test_bad_questions_are_one_sentence(assistant, sample_image):
     with pytest.raises(UserError, match="batch takes a list of questions and got a str"):
         assistant.batch("Hello")
+    with pytest.raises(UserError, match="batch takes a list of questions and got a NoneType"):
+        assistant.batch(None)
     with pytest.raises(UserError, match="question 1: it is a int; expected a text"):
         assistant.batch(["Hello", 7])
     with pytest.raises(UserError, match="image and images were both given"):

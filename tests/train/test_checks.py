@@ -41,6 +41,7 @@ ROWS = [
     ("--num_train_epochs 0", "--num_train_epochs is 0, so nothing would be trained"),
     ("--num_train_epochs -1", "--num_train_epochs is -1.0"),
     ("--max_steps 0", "--max_steps is 0, so nothing would be trained"),
+    ("--max_steps -5", "--max_steps is -5, so nothing would be trained"),
     ("--model_max_length 9999999999", "expected a whole number from 1 up to 2,147,483,647"),
     ("--dataloader_num_workers 1 --dataloader_prefetch_factor 0", "--dataloader_prefetch_factor is 0"),
     ("--vision_tower x --mm_vision_resolution 0", "--mm_vision_resolution is 0"),
@@ -97,6 +98,11 @@ TOWER_FILES = {
     "no weights": ("pytorch_model.bin", None, "holds no weights"),
     "rubbish for weights": ("pytorch_model.bin", b"]}.(" * 99, "pytorch_model.bin is damaged"),
     "no JSON for the processor": ("preprocessor_config.json", b"{", "cannot be read as JSON"),
+    "a faulty config": (
+        "config.json",
+        b'{"model_type": "clip_vision_model", "patch_size": 0}',
+        "has a config.json that cannot be used: ",
+    ),
     "a processor of words": ("preprocessor_config.json", b'{"size": "large"}', "preprocessor_config.json"),
 }
 

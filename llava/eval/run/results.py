@@ -93,6 +93,23 @@ def how_made(answers: Path) -> Result:
         return {}
 
 
+def check_task(task: Task, answers: Path) -> None:
+    """Raise UserError when the note beside an answers file says that they are to another task's questions.
+
+    Numbers as ids are those of many benchmarks: other answers would be scored, and look like poor ones.
+    """
+    try:
+        noted = json.loads(note_path(answers).read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if noted not in (task.name, *task.answers_of):
+        other = shortened(noted)
+        raise UserError(
+            f"{shortened(answers)} holds answers to {other} (says {note_path(answers).name} beside it), and "
+            f"{task.name} is to be scored; score {other}, or name the answers to {task.name}"
+        )
+
+
 def of_run(plan: Plan, asker: Asker, answered: Answered) -> Result:
     """Return what a result says of the run that made its answers."""
     failed = answered.failures

@@ -22,7 +22,7 @@ from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
 from llava.eval.run.opening import Opener
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
-from llava.eval.run.results import Result, of_run, result_path, score, scores_text, write_result
+from llava.eval.run.results import Result, check_task, of_run, result_path, score, scores_text, write_result
 from llava.eval.tasks.base import Report, Task, TaskData
 from llava.eval.tasks.grading import some_of
 
@@ -101,8 +101,10 @@ def score_file(
 ) -> Done:
     """Score an answers file, tell the scores, and write the result beside it.
 
-    part: says that only some questions were asked; then the others are not missed.
+    part: says that only some questions were asked; then the others are not missed. Raises UserError for
+    answers to another task, and before a result that is there is replaced.
     """
+    check_task(task, answers)
     found = read_answers(answers)
     report, said = score(task, data, found, part=part)
     result = said | (run or {})

@@ -218,7 +218,7 @@ class Task(ABC):
     name: on the command line. title: in tables. conv_mode: the template that the reference's program uses by
     default. max_new_tokens, temperature: of the reference's script. data: the files, with their sources.
     folder: its folder below playground/data/eval, where that is not its name. splits: the first is the usual.
-    options: flags of its own.
+    options: flags of its own. answers_of: other tasks whose answers it scores as well.
     """
 
     name: ClassVar[str]
@@ -230,6 +230,7 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 128
     temperature: ClassVar[float] = 0.0
     options: ClassVar[tuple[Option, ...]] = ()
+    answers_of: ClassVar[tuple[str, ...]] = ()
 
     def where(self, file: DataFile, split: str) -> str:
         """Return the usual place of a file of this split, below the task's folder."""

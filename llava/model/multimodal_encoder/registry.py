@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.files import CONFIG_FILE, CheckpointError
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder import clip_encoder, convnext_encoder, dino_encoder, vit_encoder
 from llava.model.multimodal_encoder.aimv2_encoder import Aimv2VisionTower
@@ -91,10 +91,15 @@ def read_tower_config(name: str) -> dict[str, Any]:
     try:
         return tower_config(name)
     except CheckpointError as error:
+        tower = f"The vision tower {name!r}, which mm_vision_tower or --vision_tower names,"
+        if (Path(name) / CONFIG_FILE).exists():
+            raise CheckpointError(
+                f"{tower} has a config.json that cannot be used: {error} Copy it again from where it came."
+            ) from error
         place = "" if Path(name).is_absolute() else f" (looked for the folder {Path(name).absolute()})"
         raise CheckpointError(
-            f"The vision tower {name!r}, which mm_vision_tower or --vision_tower names, is missing{place}: "
-            f"{error} Download the tower, or put its place into mm_vision_tower of config.json."
+            f"{tower} is missing{place}: {error} Download the tower, or put its place into "
+            "mm_vision_tower of config.json."
         ) from error
 
 

@@ -47,7 +47,14 @@ def check_folder(folder: str | None, names: Sequence[str], where: str, kind: str
             f"{where} {has}, {shortened(names[0])!r}; name its folder with {flags} "
             f'(--{kind}_folder "" if the names are absolute)'
         )
-    if folder and not os.path.isdir(folder) and not all(os.path.isabs(name) for name in names):
+    if not folder:
+        lacking = [name for name in names if not os.path.isabs(name) and not os.path.exists(name)]
+        if lacking:
+            raise DataError(
+                f"{where} {has}, {shortened(lacking[0])!r}, which is relative and not there, and "
+                f'--{kind}_folder is ""; name its folder with {flags}'
+            )
+    elif not os.path.isdir(folder) and not all(os.path.isabs(name) for name in names):
         what = "is no folder" if os.path.exists(folder) else "does not exist"
         raise DataError(
             f"the {kind} folder {folder} {what}, and {where} {has} in it, {shortened(names[0])!r}; "

@@ -16,7 +16,7 @@ from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Outcome
 from llava.eval.run.plan import Shard, make_plan
 from llava.eval.run.python import Evaluation
-from llava.eval.run.results import of_run, score
+from llava.eval.run.results import check_task, of_run, score
 from llava.eval.run.running import score_file
 from llava.eval.scoring.converters import convert_gqa, convert_seed, convert_vizwiz, convert_vqav2
 from llava.eval.summarize_gpt_review import review_files
@@ -311,3 +311,36 @@ def test_answers_that_nobody_can_score_have_no_score(tmp_path: Path) -> None:
     report, result = score(VIZWIZ_TEST.the_task(), data, read_answers(tmp_path / "a.jsonl"))
     with pytest.raises(UserError, match="vizwiz has no score: .*answers of this split are not published"):
         assert Evaluation(report, result, ()).score
+
+
+@pytest.mark.parametrize(
+    ("made", "scored", "right"),
+    [
+        ("seed", "seed", True),
+        ("pope", "seed", False),
+        ("mmbench", "mmbench_cn", False),
+        ("science_qa", "science_qa_gpt", True),
+        ("science_qa_gpt", "science_qa", False),
+        (["seed"], "seed", False),
+    ],
+)
+def test_answers_to_another_task_are_not_scored(
+    made: object, scored: str, right: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, "")
+    write(tmp_path / "a.run.json", json.dumps({"task": made}))
+    if right:
+        check_task(task_named(scored), path)
+        return
+    write(tmp_path / "a.result.json", "an earlier result")
+    with pytest.raises(UserError, match=f"a.jsonl holds answers to .*, and {scored} is to be scored"):
+        score_file(task_named(scored), TaskData(tmp_path), path, None)
+    assert (tmp_path / "a.result.json").read_text() == "an earlier result"
+
+
+@pytest.mark.parametrize("note", [None, "", "[]", "{}", "rubbish"])
+def test_answers_without_a_note_of_their_task_are_scored(note: str | None, tmp_path: Path) -> None:
+    if note is not None:
+        write(tmp_path / "a.run.json", note)
+    check_task(task_named("seed"), tmp_path / "a.jsonl")

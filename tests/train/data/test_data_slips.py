@@ -161,6 +161,7 @@ def test_a_missing_folder_is_seen_at_once(tmp_path: Path, kind: str, policy: str
         (None, r"record 0 \(id 'a'\) has an image, 'p.png'; name its folder with --image_folder"),
         ("/none", r"image folder /none does not exist.*record 0 \(id 'a'\).*check --image_folder"),
         (__file__, "test_data_slips.py is no folder"),
+        ("", r"has an image, 'p.png', which is relative and not there, and --image_folder is \"\"; name its"),
     ):
         with pytest.raises(DataError, match=message):
             start(path, image_folder=folder, on_bad_sample=policy)

@@ -23,6 +23,7 @@ class ScienceQAWithGPT(ScienceQA):
     name = "science_qa_gpt"
     title = "ScienceQA with GPT-4"
     options = OPTIONS
+    answers_of = (ScienceQA.name,)
     data = (
         *ScienceQA.data,
         DataFile(
