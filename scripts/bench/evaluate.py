@@ -1,6 +1,7 @@
 """Measures the runner of llava.eval against the bare batched generate in the same run, and prints JSON.
 
 python scripts/bench/evaluate.py [--hidden 512] [--layers 8] [--device cpu] [--repeats 3] [--questions 64]
+    [--per-image 1]
 
 The questions are about image files in the page cache. `runner`: answer_plan with an answers file, each line
 on the disk; images are opened by threads. `bare`: generate_batch on dialogs whose images are open before the
@@ -33,16 +34,16 @@ from llava.inference.dialog import Dialog
 Result = dict[str, Any]
 
 
-def write_questions(folder: Path, count: int, size: tuple[int, int]) -> TaskData:
-    """Write questions about photographs of a usual size as JPEG files."""
+def write_questions(folder: Path, count: int, size: tuple[int, int], per_image: int) -> TaskData:
+    """Write questions, `per_image` about each photograph of a usual size, and these as JPEG files."""
     (folder / "images").mkdir(parents=True)
     questions = []
     for number in range(count):
-        image_of(number).resize(size).save(folder / "images" / f"{number}.jpg", quality=90)
-        text = "What is shown here? " * (1 + number % 3)
-        questions.append(
-            {"id": number, "kind": "k", "images": [f"{number}.jpg"], "question": text, "answer": "yes"}
-        )
+        image, place = f"{number // per_image}.jpg", number % per_image
+        if place == 0:
+            image_of(number).resize(size).save(folder / "images" / image, quality=90)
+        text = f"{place}. " * (per_image > 1) + "What is shown here? " * (1 + number % 3)
+        questions.append({"id": number, "kind": "k", "images": [image], "question": text, "answer": "yes"})
     (folder / "test.json").write_text(json.dumps(questions))
     return TaskData(folder)
 
@@ -50,7 +51,7 @@ def write_questions(folder: Path, count: int, size: tuple[int, int]) -> TaskData
 def bench(args: argparse.Namespace, folder: Path) -> Result:
     """Measure both, in turn."""
     assistant = make_assistant(folder / "given", args.hidden, args.layers, args.device)
-    data = write_questions(folder / "data", args.questions, (640, 480))
+    data = write_questions(folder / "data", args.questions, (640, 480), args.per_image)
     params = SamplingParams(temperature=0, max_new_tokens=args.new_tokens)
     asker = LocalModel(
         assistant.loaded, params, model_id="bench", conv_mode="llava_v1", batch_size=args.batch_size
@@ -79,6 +80,7 @@ def bench(args: argparse.Namespace, folder: Path) -> Result:
         "ratio": round(statistics.median(ratios), 3),
         "repeats": args.repeats,
         "questions": args.questions,
+        "per_image": args.per_image,
         "batch_size": args.batch_size,
         "device": args.device,
     }
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--per-image", type=int, default=1, help="questions about each image")
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args()
