@@ -103,7 +103,7 @@ def test_answers_are_those_of_one_by_one_in_any_order(load_family, monkeypatch, 
 
 @pytest.mark.parametrize(("n_kept", "shares"), [(0, False), (1, True)])
 def test_what_is_kept_stays_in_its_budget(llama, monkeypatch, n_kept, shares):
-    """Room for the beginning of one image, or not quite: then everything is computed anew."""
+    """Room for the beginning of one image, or not quite: then everything is computed again."""
     sizes = []
     add = Kept._add
     monkeypatch.setattr(Kept, "_add", lambda self, *entry: add(self, *entry) or sizes.append(self.n_bytes))

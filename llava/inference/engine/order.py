@@ -11,7 +11,7 @@ from llava.inference.decoder import Key, digest_of
 from llava.inference.dialog import ImageSource, Prompt
 from llava.inference.engine.kept import common_length
 
-# A beginning of fewer positions is computed anew.
+# A beginning of fewer positions is computed again.
 LEAST_SHARED = 16
 
 
@@ -76,7 +76,7 @@ class Order:
         """Yield the prompts, longer groups first, in rounds: one of each group, then the others of them.
 
         A round has at most `at_once` groups that share something, of at most `room` shared positions; what
-        shares more than that is computed anew. What all begin with is computed by the first prompt alone.
+        shares more than that is computed again. What all begin with is computed by the first prompt alone.
         """
         wave = 0
         for number, groups in enumerate(self._rounds(at_once, room)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -71,7 +71,7 @@ def _read(index: int, message: object) -> tuple[str, str]:
     return role, content.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN) if role == "user" else content
 
 
-def _parts(text: str, images: Any) -> list[dict[str, Any]]:
+def _parts(text: str, images: Iterator[Image.Image]) -> list[dict[str, Any]]:
     """Return a question's text behind the images that it names."""
     named = [next(images) for _ in range(text.count(DEFAULT_IMAGE_TOKEN))]
     return [*({"type": "image", "image": one} for one in named), {"type": "text", "text": text}]
