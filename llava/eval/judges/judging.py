@@ -170,7 +170,7 @@ def kept_lines(
             raise UserError(
                 f"{output} holds a judgement of question {shortened(key, 60)}, which is not among those "
                 "to judge; "
-                "name another output, or remove this one"
+                "name another file (--output, of a task --reviews), or remove this one"
             )
         _check_same(item, line, model, output)
         if value_of(line, scale) is not None:
@@ -185,14 +185,15 @@ def _check_same(item: Item, line: Record, model: str | None, output: Path) -> No
         raise UserError(
             f"{output} holds a judgement of question {shortened(item.id, 60)} that was made of other "
             "answers, or by "
-            "another rule; name another output, or remove this one"
+            "another rule; name another file (--output, of a task --reviews), or remove this one"
         )
     asked = line.get("judge_asked", model)
     if model is not None and asked != model:
         raise UserError(
             f"{output} holds judgements of {shortened(asked, 60)!r}, while --judge-model is "
             f"{model!r}; "
-            "numbers of two judges do not mix: name another output, or remove this one"
+            "numbers of two judges do not mix: name another file (--output, of a task --reviews), or "
+            "remove this one"
         )
 
 

@@ -137,7 +137,7 @@ def rules_of(data: TaskData) -> dict[str, Rule]:
 def _judged(outcome: Outcome, scale: Scale) -> Judgement:
     names = ", ".join(one or "an unnamed judge" for one in outcome.models) or "nobody"
     notes = [MARK.format(names), *outcome.notes]
-    counts = {"was there before": outcome.kept, "came from the cache": outcome.cached}
+    counts = {"were there before": outcome.kept, "came from the cache": outcome.cached}
     notes += [f"{count} of {len(outcome.lines)} judgements {what}" for what, count in counts.items() if count]
     if outcome.retries:
         notes.append(f"{outcome.retries} requests had to be sent again")
