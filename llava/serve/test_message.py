@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from llava.arguments import ProgramParser
-from llava.conversation import conv_templates, template_of
+from llava.conversation import CHAT_TEMPLATE, conv_templates, template_of
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call, stream
 from llava.serve.workers.discovery import way_to_ask
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     conversation.append_message(conversation.roles[0], args.message)
     conversation.append_message(conversation.roles[1], None)
     params = {"model": model, "temperature": 0.0, "max_new_tokens": args.max_new_tokens}
-    if way.by_messages:
+    if way.by_messages and way.template == CHAT_TEMPLATE:  # else the prompt is shown, as by the reference
         asked = {**params, MESSAGES: messages_of(conversation, template)}
         _show(f"{args.message}\n", 0, address, asked, key)
         return

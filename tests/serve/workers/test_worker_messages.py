@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
 from llava.inference.messages import read_messages
 from llava.serve import test_message
@@ -195,9 +196,13 @@ def test_a_message_at_the_terminal_gets_the_answer_of_a_chat(
     worker = kinds[kind]
     with running(worker_app(lambda: worker)) as at, controlled(worker_app(lambda: worker)) as address:
         where = ["--controller", address] if through == "controller" else ["--worker", at]
-        flags = [*where, "--message", "Hello </s> there", "--max-new-tokens", str(LONG)]
+        text = {"named": "Hello there", "own": "Hello </s> there"}[kind]  # a prompt is text alone
+        flags = [*where, "--message", text, "--max-new-tokens", str(LONG)]
         test_message.main(test_message.build_parser().parse_args(flags))
-    assert capsys.readouterr().out == f"Hello </s> there\n{chat_says(worker, ASKED['text'])}\n"
+    prompt = f"{conv_templates[worker.template].system} USER: {text} ASSISTANT: "
+    shown = prompt if kind == "named" else f"{text}\n"
+    answer = chat_says(worker, [{"role": "user", "content": text}])
+    assert capsys.readouterr().out == f"{shown}{answer}\n"
 
 
 def test_a_text_to_be_continued_is_continued_with_both_templates(kinds: dict[str, ModelWorker]) -> None:
