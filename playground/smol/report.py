@@ -58,7 +58,7 @@ def image_sheet(answered: Sequence[Record], images: Path, path: Path) -> None:
         axis.axis("off")
     for axis, example in zip(axes.flat, examples, strict=False):
         _draw(axis, example, images)
-    figure.tight_layout(h_pad=1.5)
+    figure.tight_layout(h_pad=3.5)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
