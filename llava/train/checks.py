@@ -268,10 +268,16 @@ def check_tower_files(model_args: TowerFlags) -> None:
 
 
 def _stores_tower(path: str) -> bool:
-    """Tell whether a folder that training starts from is a LLaVA with the weights of its tower."""
+    """Tell whether a folder that training starts from is a LLaVA with the weights of its tower.
+
+    One that cannot be read may be: what is wrong with it is told when it is loaded.
+    """
     if not Path(path).is_dir() or not weight_files(path):
         return False
-    return any(is_tower_key(name) for name in load_weights(path, shapes_only=True))
+    try:
+        return any(is_tower_key(name) for name in load_weights(path, shapes_only=True))
+    except CheckpointError:
+        return True
 
 
 def check_optimizer(args: TrainingArguments) -> None:
