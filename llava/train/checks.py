@@ -272,12 +272,13 @@ def _stores_tower(path: str) -> bool:
 
     One that cannot be read may be: what is wrong with it is told when it is loaded.
     """
-    if not Path(path).is_dir() or not weight_files(path):
+    if not Path(path).is_dir():
         return False
     try:
-        return any(is_tower_key(name) for name in load_weights(path, shapes_only=True))
+        names = load_weights(path, shapes_only=True) if weight_files(path) else ()
     except CheckpointError:
         return True
+    return any(is_tower_key(name) for name in names)
 
 
 def check_optimizer(args: TrainingArguments) -> None:
