@@ -64,7 +64,7 @@ def log() -> str:
 def same_variables() -> Iterator[None]:
     """Put back the variables that are read at import; a library that sets one would end the forking.
 
-    transformers sets TOKENIZERS_PARALLELISM where a model is compiled, gradio HF_HUB_DISABLE_TELEMETRY.
+    transformers sets TOKENIZERS_PARALLELISM where a model is compiled.
     """
     before = at_import(dict(os.environ))
     yield
