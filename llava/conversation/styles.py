@@ -21,6 +21,11 @@ LABEL_RULES = ("v0", "v1", "llama_2", "mpt", "plain", "spans", "pieces")
 SYSTEM_HEADS = ("<|im_start|>system\n", "<|system|>\n")
 
 
+def system_head(system: str) -> str:
+    """Return the markup that a template's system text begins with; "" for none."""
+    return next((head for head in SYSTEM_HEADS if system.startswith(head)), "")
+
+
 class SeparatorStyle(Enum):
     """The reference's names of its styles; what each does stands in STYLES."""
 
@@ -156,7 +161,7 @@ class Style:
 
     def jinja_head(self, frame: Frame) -> tuple[str, str, str]:
         """Cut what stands in front of the first turn into (before, system text, after)."""
-        before = next((head for head in SYSTEM_HEADS if frame.system.startswith(head)), "")
+        before = system_head(frame.system)
         return before, frame.system.removeprefix(before), self.after_system(frame)
 
     def jinja_turn(self, frame: Frame, first: int) -> str:

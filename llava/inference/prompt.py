@@ -26,7 +26,7 @@ from llava.conversation import (
     template_of,
     warn_of_unknown_template,
 )
-from llava.conversation.styles import SYSTEM_HEADS
+from llava.conversation.styles import system_head
 from llava.inference.dialog import Dialog, ImageSource
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
@@ -119,9 +119,8 @@ def with_system(template: Conversation, system: str) -> Conversation:
         raise UserError(f"system {fault}")
     if template.sep_style is SeparatorStyle.PLAIN:
         raise UserError("this template has no place for a system text; leave system out")
-    head = next((one for one in SYSTEM_HEADS if template.system.startswith(one)), "")
     changed = template.copy()
-    changed.system = head + system
+    changed.system = system_head(template.system) + system
     return changed
 
 

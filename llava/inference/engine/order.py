@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoder import Key, digest_of
@@ -87,10 +87,9 @@ class Order:
             ]
             if number == 0 and self._all_share:
                 first = leading.pop(0)
-                n_keep = max(first.n_keep, self.n_common)
-                yield Place(first.index, first.prompt, wave, n_keep, first.n_rest)
+                yield replace(first, n_keep=max(first.n_keep, self.n_common))
                 wave += 1
-            yield from (Place(one.index, one.prompt, wave, one.n_keep, one.n_rest) for one in leading)
+            yield from (replace(one, wave=wave) for one in leading)
             following = [
                 Place(
                     index,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import Conversation
-from llava.conversation.styles import SYSTEM_HEADS
+from llava.conversation.styles import system_head
 from llava.serve.errors import ServeError, bad_request
 from llava.serve.workers.frames import MESSAGES
 
@@ -26,8 +26,9 @@ def messages_of(conversation: Conversation, template: Conversation) -> list[dict
     """
     messages = []
     if conversation.system != template.system:
-        head = next((one for one in SYSTEM_HEADS if template.system.startswith(one)), "")
-        messages.append({"role": "system", "content": conversation.system.removeprefix(head)})
+        messages.append(
+            {"role": "system", "content": conversation.system.removeprefix(system_head(template.system))}
+        )
     for index, (_, text) in enumerate(conversation.messages[len(template.messages) :]):
         if text is not None:
             messages.append({"role": "assistant" if index % 2 else "user", "content": text})
