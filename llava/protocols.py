@@ -80,8 +80,14 @@ class Tower(Protocol):
     def omit_unneeded(self, missing: Iterable[str]) -> bool:
         """Remove parts that no feature needs and that are not stored; tells whether it could."""
 
-    def load_model(self) -> None:
-        """Load the tower from its own files."""
+    def cut_stored(self) -> None:
+        """Leave out the layers behind the selected one of a tower that a checkpoint is about to fill."""
+
+    def defer_stored(self, source: str, left_over: Iterable[str]) -> tuple[str, ...]:
+        """Let layers that were left out be read from a checkpoint later; returns their weights' names."""
+
+    def load_model(self, device_map: DeviceMap = None, *, whole: bool = True) -> None:
+        """Load the tower from its own files, whole or without the layers behind the selected one."""
 
 
 class CausalModel(Protocol):
@@ -110,6 +116,9 @@ class CausalModel(Protocol):
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield its modules by name."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield its weights by name."""
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """Return its weights and buffers by name."""

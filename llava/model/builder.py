@@ -125,7 +125,7 @@ def load_pretrained_model(
         return tokenizer, _load_text(plan, arguments, exempt), None, _context_length(config)
 
     model, info = _load_llm(plan, customized_config or llava_config(config, plan.path), arguments, exempt)
-    loading.load_tower(model, info, plan.path, exempt)
+    loading.load_tower(model, info, plan.path, exempt, whole=False)
     keep_tower_dtype = device_map == "auto" and requested is None and not quantized
     loading.place_tower(model, None if keep_tower_dtype else arguments["dtype"])
     model = _fill(plan, model, info, exempt)
@@ -256,7 +256,9 @@ def _load_llm(
         config.vocab_size = base.get("vocab_size", rows)
         if (config.pad_token_id or 0) >= config.vocab_size:  # of a token that training added
             config.pad_token_id = None
-    model, info = loading.from_pretrained(model_class, plan.source, config=config, **arguments)
+    model, info = loading.from_pretrained(
+        model_class, plan.source, cut=_cut_stored_tower, config=config, **arguments
+    )
     _settle(plan, model)
     tower = model.get_vision_tower()
     if tower is None:
@@ -275,6 +277,13 @@ def _load_llm(
     )
     _resize(model, rows, exempt)
     return model, info
+
+
+def _cut_stored_tower(model: LlavaModel) -> None:
+    """Leave out layers of the vision tower that no image reaches, if the checkpoint stores them."""
+    tower = model.get_vision_tower()
+    if tower is not None and tower.is_loaded:
+        tower.cut_stored()
 
 
 def _settle(plan: LoadPlan, model: PreTrainedModel) -> None:

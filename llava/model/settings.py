@@ -7,8 +7,9 @@ from typing import Any
 
 from llava.model.checkpoints.files import CONFIG_FILE, CheckpointError
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal_encoder.base import VisionTower, check_layer
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.multimodal_encoder.vision_model import layers_needed
 from llava.model.multimodal_projector.registry import find_projector, projected_tile
 from llava.utils import UserError
 
@@ -31,7 +32,7 @@ def check_settings(config: Mapping[str, Any], path: str) -> MultimodalConfig:
 def check_against_tower(settings: MultimodalConfig, tower: VisionTower) -> None:
     """Raise UserError where settings do not fit the tower they name: its layers, width, tokens or tiles."""
     name = tower.vision_tower_name
-    check_layer(settings.select_layer, tower.num_layers)
+    layers_needed(settings.select_layer, tower.num_layers)
     if settings.select_feature == "cls_patch" and not tower.prefix_tokens:
         raise UserError(
             f"mm_vision_select_feature is 'cls_patch', and the vision tower {name} has no CLS token; "

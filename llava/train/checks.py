@@ -19,7 +19,7 @@ from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.files import is_tower_key, load_weights, part_of, read_tensors, weight_files
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal_encoder.base import PROCESSOR_FILE
+from llava.model.multimodal_encoder.image_processor import PROCESSOR_FILE
 from llava.model.multimodal_encoder.published import processor_file
 from llava.model.multimodal_encoder.registry import (
     build_tower,

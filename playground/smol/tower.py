@@ -12,8 +12,9 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedConfig
 
 from llava.atomic import atomic_folder
-from llava.model.multimodal_encoder.base import VisionTower, check_layer
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.registry import register_tower
+from llava.model.multimodal_encoder.vision_model import layers_needed
 from llava.utils import UserError, run_program
 from playground.smol.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel, from_published
 
@@ -38,8 +39,7 @@ class EfficientNetLiteVisionTower(VisionTower):
         return super()._select_feature(hidden.flatten(2).transpose(1, 2))  # (N, C, h, w) to (N, h * w, C)
 
     def _selected(self, config: EfficientNetLiteConfig) -> int:
-        check_layer(self.select_layer, config.num_hidden_layers)
-        return self.select_layer % (config.num_hidden_layers + 1)
+        return layers_needed(self.select_layer, config.num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from llava.inference.loading import LoadedModel, open_model
@@ -24,8 +25,8 @@ def load_family(checkpoints: Path) -> Callable[[str], tuple[LoadedModel, str]]:
     def load(name: str) -> tuple[LoadedModel, str]:
         folder, template = FAMILIES[name]
         if name not in _loaded:
-            _loaded[name] = open_model(str(checkpoints / folder), device="cpu")
-            _loaded[name].model.float()
+            # not the machine's best dtype: some machines would round the weights
+            _loaded[name] = open_model(str(checkpoints / folder), device="cpu", dtype=torch.float32)
         return _loaded[name], template
 
     return load

@@ -57,6 +57,7 @@ def load_class(
         with loading_report_held() as held:
             model, info = load(path, *args, output_loading_info=True, **kwargs)
         _omit_unneeded(model, info)
+        _defer_layers(model, info, path)
         shown = _has_faults(model, info)
     finally:
         for record in held if shown else ():
@@ -76,6 +77,15 @@ def _omit_unneeded(model: LlavaModel, info: dict[str, Any]) -> None:
         name.partition("vision_tower.")[2] for name in weights
     ):
         info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - missing)
+
+
+def _defer_layers(model: LlavaModel, info: dict[str, Any], path: str | os.PathLike[str] | None) -> None:
+    """Let layers of a stored tower that were left out be read from the checkpoint when they are asked for."""
+    tower = model.get_vision_tower()
+    if tower is None or not tower.is_loaded or path is None:
+        return
+    deferred = tower.defer_stored(str(path), filter(files.is_tower_key, info["unexpected_keys"]))
+    info["unexpected_keys"] = type(info["unexpected_keys"])(set(info["unexpected_keys"]) - set(deferred))
 
 
 def _has_faults(model: LlavaModel, info: dict[str, Any]) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,6 +17,7 @@ from llava.model.checkpoints.faults import (
     BROUGHT_LATER,
     NEW_ROWS,
     NEWLINE,
+    TOWER_BEHIND,
     TOWER_REST,
     Exempt,
     count_of,
@@ -23,6 +25,7 @@ from llava.model.checkpoints.faults import (
     some_of,
 )
 from llava.model.checkpoints.generation import check_generation_config
+from llava.model.checkpoints.on_demand import reading_held
 from llava.model.checkpoints.token_rows import STORED_ROWS, set_new_token_rows
 from llava.protocols import CausalModel, LlavaModel, Tower
 from llava.utils import import_optional
@@ -38,14 +41,18 @@ LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill th
 
 
 def from_pretrained(
-    model_class: type[PreTrainedModel], path: str, **arguments: Any
+    model_class: type[PreTrainedModel],
+    path: str,
+    *,
+    cut: Callable[[Any], None] | None = None,
+    **arguments: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Call `model_class.from_pretrained`; returns the model and transformers' lists of missing, unexpected
     and mismatched keys, which `check_loading` judges.
 
-    On the device "meta" only names and shapes of the weights are read; stored_names in the lists are all of
-    them. Raises CheckpointError for missing
-    shards and damaged files.
+    cut: removes parts of the model when it is built, before its weights are read; theirs are unexpected. On
+    the device "meta" nothing is cut, and only names and shapes of the weights are read; stored_names in the
+    lists are all of them. Raises CheckpointError for missing shards and damaged files.
     """
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
@@ -56,11 +63,13 @@ def from_pretrained(
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
         stored_names = tuple(arguments["state_dict"])
+        cut = None
+    built = model_class if cut is None else _cut_class(model_class, cut)
     try:
         # the random state stays as it was: ZeRO-3 draws initial values for weights that are then loaded
         with loading_report_held(), torch.random.fork_rng(devices=[]):
             # check_loading raises mismatches with the weight's name: transformers' own error has none
-            model, info = model_class.from_pretrained(
+            model, info = built.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
             )
     except torch.OutOfMemoryError:
@@ -83,7 +92,21 @@ def from_pretrained(
             f"{path} cannot be loaded ({type(error).__name__}: {reason_of(error)}); compare its "
             f"{files.CONFIG_FILE} with the original's, or copy the folder again."
         ) from error
+    if cut is not None:
+        model.__class__ = model_class
     return model, {**info, "stored_names": stored_names}
+
+
+def _cut_class(model_class: type[PreTrainedModel], cut: Callable[[Any], None]) -> type[PreTrainedModel]:
+    """Return a class whose models are cut at the end of their construction."""
+    build = cast("Callable[..., None]", model_class.__init__)
+
+    def __init__(self: PreTrainedModel, *args: object, **kwargs: object) -> None:  # noqa: N807
+        build(self, *args, **kwargs)
+        cut(self)
+
+    names = {"__init__": __init__, "__module__": model_class.__module__, "__doc__": model_class.__doc__}
+    return type(model_class.__name__, (model_class,), names)
 
 
 def _shapes_only(
@@ -101,8 +124,13 @@ def _shapes_only(
     return model_class, {**arguments, **shapes, "config": config}
 
 
-def load_tower(model: LlavaModel, info: dict[str, Any], path: str, exempt: Exempt | None = None) -> None:
-    """Load the vision tower: kept if the checkpoint brought it whole, else from its own files."""
+def load_tower(
+    model: LlavaModel, info: dict[str, Any], path: str, exempt: Exempt | None = None, *, whole: bool = True
+) -> None:
+    """Load the vision tower: kept if the checkpoint brought it, else from its own files.
+
+    whole: False leaves out the layers behind the selected one until something asks for them.
+    """
     tower = model.get_vision_tower()
     missing = [
         name for name in info["missing_keys"] if files.is_tower_key(name) and not files.is_recomputed(name)
@@ -117,8 +145,10 @@ def load_tower(model: LlavaModel, info: dict[str, Any], path: str, exempt: Exemp
         logger.info("%s holds no tower weights; they are read from %s", path, tower.vision_tower_name)
         tower.forget_weights()
     was_loaded = tower.is_loaded
-    tower.load_model(device_map="meta" if model.device.type == "meta" else None)
+    on_meta = model.device.type == "meta"
+    tower.load_model(device_map="meta" if on_meta else None, whole=whole or on_meta)
     note(exempt, TOWER_REST, getattr(tower, "not_of_the_tower", ()))  # towers of other projects lack it
+    note(exempt, TOWER_BEHIND, getattr(tower, "unread", ()))
     tower.requires_grad_(False)  # from_pretrained makes every weight trainable
     stored_names = sorted(name for name in info["unexpected_keys"] if files.is_tower_key(name))
     if stored_names and not was_loaded and model.device.type != "meta":
@@ -130,16 +160,16 @@ def _compare_stored_tower(tower: Tower, names: list[str], path: str) -> None:
 
     A few weights spread over the tower tell: training changes all of them.
     """
-    names = [name for name in names if not files.is_recomputed(name)]
-    chosen = names[:: max(1, len(names) // COMPARED_TOWER_WEIGHTS)][:COMPARED_TOWER_WEIGHTS]
     own = {
-        name.removeprefix("vision_model."): value for name, value in tower.vision_tower.state_dict().items()
-    }
+        name.removeprefix("vision_model."): value for name, value in tower.vision_tower.named_parameters()
+    }  # of the layers that are there
+    short = {name: name.split("vision_tower.", 2)[-1].removeprefix("vision_model.") for name in names}
+    names = [name for name in names if short[name] in own]
+    chosen = names[:: max(1, len(names) // COMPARED_TOWER_WEIGHTS)][:COMPARED_TOWER_WEIGHTS]
     differs = []
-    for file in files.weight_files(path):
+    for file in files.weight_files(path) if chosen else ():
         for name, value in files.read_tensors(file, only=chosen).items():
-            short = name.split("vision_tower.", 2)[-1].removeprefix("vision_model.")
-            if short in own and not torch.equal(own[short].to(value), value):
+            if name in chosen and not torch.equal(own[short[name]].to(value), value):
                 differs.append(name)
     if differs:
         logger.warning(
@@ -189,8 +219,7 @@ def load_non_lora(
     shapes_only = model.device.type == "meta"
     weights = files.strip_adapter_prefix(files.read_tensors(file, shapes_only=shapes_only))
     if projector_missing:
-        needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
-        _require(needed, weights, str(file))
+        _require(_brought_later(model), weights, str(file))
     rows = {name: weights.pop(name) for name in list(weights) if name.startswith(STORED_ROWS)}
     note(exempt, NEW_ROWS, rows)
     _load_by_name(model, weights, str(file))
@@ -203,9 +232,13 @@ def _adapter_brings_projector(model: LlavaModel, path: str) -> bool:
     weights = _adapter_weights(path, shapes_only=True)
     brought = {name: value for name, value in weights.items() if any(part in name for part in BROUGHT_LATER)}
     if brought:
-        needed = [name for name in model.state_dict() if any(part in name for part in BROUGHT_LATER)]
-        _require(needed, brought, path)
+        _require(_brought_later(model), brought, path)
     return bool(brought)
+
+
+def _brought_later(model: LlavaModel) -> list[str]:
+    """Name the weights of projector and image_newline."""
+    return [name for name, _ in model.named_parameters() if any(part in name for part in BROUGHT_LATER)]
 
 
 def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -> None:
@@ -215,7 +248,9 @@ def _require(needed: list[str], weights: dict[str, torch.Tensor], source: str) -
 
 
 def _load_by_name(model: LlavaModel, weights: dict[str, torch.Tensor], source: str) -> None:
-    places = model.state_dict()
+    places: Mapping[str, torch.Tensor] = dict(model.named_parameters())
+    if not weights.keys() <= places.keys():
+        places = model.state_dict()  # also buffers, and layers of the tower that are read when asked for
     unknown = sorted(name for name in weights if name not in places)
     if unknown:
         raise CheckpointError(f"{source} has weights that the model has no place for: {some_of(unknown)}.")
@@ -243,8 +278,11 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     shapes_only = model.device.type == "meta"
     weights = _adapter_weights(path, shapes_only=shapes_only)
     stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
+    adapted = {name.split(".lora_")[0] for name in stored}
+    if any(files.is_tower_key(name) for name in adapted):
+        model.state_dict()  # reads layers of the tower that are there only when they are asked for
     modules = {name for name, _ in model.named_modules()}
-    unknown = sorted({name.split(".lora_")[0] for name in stored} - modules)
+    unknown = sorted(adapted - modules)
     if unknown:
         raise CheckpointError(
             f"The adapter in {path} is for modules that the base lacks: {some_of(unknown)}."
@@ -263,8 +301,9 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
             if shapes_only:
                 wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
             else:
-                wrapped = _filled_adapter(peft, model, path, config)
-    places = {_adapter_name(n): value.shape for n, value in wrapped.state_dict().items() if ".lora_" in n}
+                with reading_held(model):
+                    wrapped = _filled_adapter(peft, model, path, config)
+    places = {_adapter_name(n): value.shape for n, value in wrapped.named_parameters() if ".lora_" in n}
     missing = sorted(set(places) - set(stored))
     if missing:
         raise CheckpointError(f"The adapter in {path} lacks {count_of(missing)}: {some_of(missing)}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -12,12 +14,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from llava.model.checkpoints import loading
-from llava.model.checkpoints.errors import explained
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import CheckpointError, first_line, read_config, read_json
+from llava.model.checkpoints.files import CheckpointError, first_line, read_config
+from llava.model.checkpoints.on_demand import LayersOnDemand
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.tile import TileFeatures
-from llava.model.multimodal_encoder.published import PROCESSORS, processor_file, tower_config
+from llava.model.multimodal_encoder.image_processor import tower_processor
+from llava.model.multimodal_encoder.published import tower_config
+from llava.model.multimodal_encoder.vision_model import (
+    VisionModelHolder,
+    layers_needed,
+    own_layers,
+    settled,
+    stored_layers,
+)
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
 
@@ -26,28 +36,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
-
-PROCESSOR_FILE = "preprocessor_config.json"
-
-
-class VisionModelHolder(nn.Module):
-    """Holds transformers' vision model as `vision_model`.
-
-    transformers 5 dropped that level of its vision models; LLaVA checkpoints have it in every tower key.
-    """
-
-    def __init__(self, vision_model: PreTrainedModel) -> None:
-        super().__init__()
-        self.vision_model = vision_model
-
-    @property
-    def config(self) -> Any:
-        """The vision model's config."""
-        return self.vision_model.config
-
-    def forward(self, pixel_values: torch.Tensor, **kwargs: object) -> Any:
-        """Run the whole vision model, as transformers does."""
-        return self.vision_model(pixel_values, **kwargs)
 
 
 class VisionTower(nn.Module):
@@ -75,6 +63,7 @@ class VisionTower(nn.Module):
     beside_layers: ClassVar[tuple[str, ...]] = ()  # parameters outside of those modules that layers need
     unused: ClassVar[tuple[str, ...]] = ()  # weights in there that no image reaches, as of a masked patch
     omitted_layers = 0  # behind the selected one, that the checkpoint does not store
+    unread: tuple[str, ...] = ()  # weights of layers behind the selected one, read when they are asked for
     converts_to_hf: ClassVar[tuple[str, ...]] = ()  # transformers' LLaVAs with which conversion is proven
 
     def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
@@ -132,10 +121,11 @@ class VisionTower(nn.Module):
                 f"patch of the vision tower {self.vision_tower_name}."
             )
 
-    def load_model(self, device_map: DeviceMap = None) -> None:
+    def load_model(self, device_map: DeviceMap = None, *, whole: bool = True) -> None:
         """Load the tower from its own files, in float32 and frozen; a second call does nothing.
 
-        Raises CheckpointError when the files are missing or damaged.
+        whole: False leaves out the layers behind the selected one; they are read when something asks for
+        them. Raises CheckpointError when the files are missing or damaged.
         """
         if self.is_loaded:
             logger.debug("%s is already loaded; load_model() does nothing", self.vision_tower_name)
@@ -145,21 +135,80 @@ class VisionTower(nn.Module):
         # "auto" would spread a tower over devices: it stays whole, and moves with .to()
         device_map = None if device_map == "auto" else device_map
         model, info = loading.from_pretrained(
-            self.model_class, self.vision_tower_name, dtype=torch.float32, device_map=device_map
+            self.model_class,
+            self.vision_tower_name,
+            cut=None if whole else self._cut,
+            dtype=torch.float32,
+            device_map=device_map,
         )
-        self.not_of_the_tower = tuple(info["unexpected_keys"])  # the text half of a whole CLIP
-        info["unexpected_keys"] = ()
+        left_over, info["unexpected_keys"] = info["unexpected_keys"], ()
         check_loading(info, self.vision_tower_name, tower_is_built=True, projector_later=False)
         self.vision_tower = VisionModelHolder(model)
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
+        self.unread = tuple(self._cut_off(left_over))
+        source = settled(self.vision_tower_name)
+        self._defer(self.omitted_layers, partial(own_layers, self.model_class, source, self.layers))
+        self.not_of_the_tower = tuple(set(left_over).difference(self.unread))  # the text half of a whole CLIP
 
     def forget_weights(self) -> None:
         """Return to the state before loading, for a checkpoint that turned out to bring no tower weights."""
         self.is_loaded = False
-        self.omitted_layers = 0
+        self.omitted_layers, self.unread = 0, ()
         self.cfg_only = self.vision_tower.config
         del self.vision_tower
+
+    def cut_stored(self) -> None:
+        """Leave out the layers behind the selected one of a tower that a checkpoint is about to fill."""
+        self._cut(self.vision_tower.vision_model)
+
+    def defer_stored(self, source: str, left_over: Iterable[str]) -> tuple[str, ...]:
+        """Let layers that were left out be read from the checkpoint `source` when something asks for them.
+
+        left_over: names of its weights that have no place. Returns those of such layers.
+        """
+        found = self._cut_off(left_over)
+        first, stored = len(self._layers()), set(found.values())
+        count = next(n for n in itertools.count() if first + n not in stored)
+        self.unread = tuple(name for name, index in found.items() if index < first + count)
+        where = (settled(source), self.layers, self.unread)
+        self._defer(count, partial(stored_layers, self.model_class, self.config, *where))
+        return self.unread
+
+    def _cut(self, model: nn.Module) -> None:
+        layers = self._layers(model)
+        needed = layers_needed(self.select_layer, len(layers))
+        self.omitted_layers = len(layers) - needed
+        del layers[needed:]
+
+    def _cut_off(self, names: Iterable[str]) -> dict[str, int]:
+        """Pick the weights of layers that were left out: name -> index of the layer."""
+        first = len(self._layers())
+        left_out = {str(index): index for index in range(first, first + self.omitted_layers)}
+        found = {}
+        for name in sorted(names):
+            inside = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
+            index = inside.removeprefix(f"{self.layers}.").partition(".")[0]
+            if inside.startswith(f"{self.layers}.") and index in left_out:
+                found[name] = left_out[index]
+        return found
+
+    def _defer(self, unread: int, read: Callable[[], nn.ModuleList]) -> None:
+        """Let so many more layers come from `read` when something asks for them."""
+        if unread:
+            layers = LayersOnDemand(self._layers(), unread, partial(self._behind, read))
+            self.vision_tower.vision_model.set_submodule(self.layers, layers)
+            self.omitted_layers -= unread
+
+    def _behind(self, read: Callable[[], nn.ModuleList]) -> nn.ModuleList:
+        """Return the layers behind those that are there: frozen, of the same dtype, on the same device."""
+        device = "cpu" if self.device.type == "meta" else self.device  # meta: weights wait on CPU or disk
+        present = len(list(self._layers().children()))
+        behind = read()[present:].to(device=device, dtype=self.dtype)
+        return behind.requires_grad_(False).train(self.vision_tower.training)
+
+    def _layers(self, model: nn.Module | None = None) -> Any:
+        return (model or self.vision_tower.vision_model).get_submodule(self.layers)
 
     def _check_loaded(self) -> None:
         if not self.is_loaded:
@@ -181,22 +230,7 @@ class VisionTower(nn.Module):
         self._image_processor = processor
 
     def _build_image_processor(self) -> Any:
-        processor_class: Any = self.processor_class
-        if file := processor_file(self.vision_tower_name, PROCESSOR_FILE):
-            read_json(file)  # a damaged file ends here, with its name
-            with explained(self.vision_tower_name, PROCESSOR_FILE):
-                processor = processor_class.from_pretrained(self.vision_tower_name)
-            return processor if self.resolution is None else resize_processor(processor, self.resolution)
-        if known := PROCESSORS.get(self.vision_tower_name):
-            return resize_processor(processor_class(**known), self.tile_size)
-        logger.warning(
-            "%s has no %s; images are processed by the defaults of %s at %d pixels",
-            self.vision_tower_name,
-            PROCESSOR_FILE,
-            processor_class.__name__,
-            self.tile_size,
-        )
-        return resize_processor(processor_class(), self.tile_size)
+        return tower_processor(self.vision_tower_name, self.processor_class, self.tile_size, self.resolution)
 
     # ----------------------------------------------------------------------------------------------- features
 
@@ -241,10 +275,9 @@ class VisionTower(nn.Module):
 
     def layers_before(self, index: int) -> Iterable[nn.Module]:
         """Return the layers that `hidden_states[index]` of the vision model has passed."""
-        layers: nn.ModuleList = self.vision_tower.vision_model.get_submodule(self.layers)
+        layers: nn.ModuleList = self._layers()
         total = len(layers) + self.omitted_layers
-        check_layer(index, total)
-        needed = index if index >= 0 else total + 1 + index
+        needed = layers_needed(index, total)
         if needed > len(layers):
             raise UserError(
                 f"mm_vision_select_layer is {index}, which needs {needed} layers, and the checkpoint stores "
@@ -413,23 +446,3 @@ class VisionTower(nn.Module):
 def _edge(size: int | Sequence[int]) -> int:
     """Return the edge of a square that a config gives as a number, or as height and width."""
     return size if isinstance(size, int) else size[0]
-
-
-def check_layer(index: int, layers: int) -> None:
-    """Raise UserError when a tower of so many layers has no hidden state of that index."""
-    if not -layers - 1 <= index <= layers:
-        raise UserError(
-            f"mm_vision_select_layer is {index}; this tower has hidden states {-layers - 1} to {layers}."
-        )
-
-
-def resize_processor(processor: ImageProcessor, edge: int) -> ImageProcessor:
-    """Make an image processor produce squares of `edge` pixels; returns it."""
-    if "shortest_edge" in processor.size:
-        processor.size["shortest_edge"] = edge
-    else:
-        processor.size["height"] = processor.size["width"] = edge
-    crop_size = getattr(processor, "crop_size", None)
-    if crop_size:
-        crop_size["height"] = crop_size["width"] = edge
-    return processor

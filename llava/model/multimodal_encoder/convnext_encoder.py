@@ -13,7 +13,8 @@ from transformers import (
     ConvNextV2Model,
 )
 
-from llava.model.multimodal_encoder.base import VisionTower, check_layer
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.vision_model import layers_needed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -40,8 +41,7 @@ class ConvNextVisionTower(VisionTower):
     @property
     def _stage(self) -> int:
         """The selected hidden state, counted from the stem."""
-        check_layer(self.select_layer, self.num_layers)
-        return self.select_layer % (self.num_layers + 1)
+        return layers_needed(self.select_layer, self.num_layers)
 
     @property
     def hidden_size(self) -> int:
@@ -55,9 +55,8 @@ class ConvNextVisionTower(VisionTower):
 
     def patch_edge(self, config: PreTrainedConfig) -> int:
         """Pixels that one position of the selected stage stands for."""
-        last = len(config.hidden_sizes)
-        check_layer(self.select_layer, last)
-        return config.patch_size * 2 ** max(0, self.select_layer % (last + 1) - 1)
+        stage = layers_needed(self.select_layer, len(config.hidden_sizes))
+        return config.patch_size * 2 ** max(0, stage - 1)
 
 
 class ConvNextV2VisionTower(ConvNextVisionTower):

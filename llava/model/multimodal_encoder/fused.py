@@ -91,6 +91,13 @@ class FusedVisionTower(VisionTower):
         """Remove nothing: fused towers are stored whole."""
         return False
 
+    def cut_stored(self) -> None:
+        """Leave out nothing, for the same reason."""
+
+    def defer_stored(self, source: str, left_over: Iterable[str]) -> tuple[str, ...]:
+        """Return nothing: no layer was left out."""
+        return ()
+
     def check_grids(self) -> None:
         """Raise UserError for towers that cut images into different numbers of patches."""
         grids = {one.vision_tower_name: one.num_patches_per_side for one in self.towers}
@@ -108,11 +115,12 @@ class FusedVisionTower(VisionTower):
                 setattr(one, name, value)
         super().__setattr__(name, value)
 
-    def load_model(self, device_map: DeviceMap = None) -> None:
+    def load_model(self, device_map: DeviceMap = None, *, whole: bool = True) -> None:
         """Load every tower from its own files."""
         for one in self.towers:
-            one.load_model(device_map)
+            one.load_model(device_map, whole=whole)
         self.is_loaded = True
+        self.unread = tuple(name for one in self.towers for name in one.unread)
         self.not_of_the_tower = tuple(name for one in self.towers for name in one.not_of_the_tower)
 
     def forget_weights(self) -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.multimodal_encoder.base import VisionTower, resize_processor
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.image_processor import resize_processor
 from llava.utils import UserError
 
 DEFAULT_SCALES = "336,672,1008"

@@ -19,6 +19,7 @@ def load(path, base=None, device="meta"):
 
 def shapes(model):
     """Names and shapes of all parameters."""
+    model.state_dict()  # reads what is read when it is asked for
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 

@@ -86,7 +86,8 @@ def folder(kind: type[VisionTower], tmp_path_factory: pytest.TempPathFactory) ->
 
 def make(folder: Path, **fields: Any) -> VisionTower:
     arguments = {"mm_vision_tower": str(folder), "mm_vision_select_layer": -2, **fields}
-    return build_vision_tower(SimpleNamespace(**arguments))
+    delay_load = arguments.pop("delay_load", False)
+    return build_vision_tower(SimpleNamespace(**arguments), delay_load=delay_load)
 
 
 def pixels(tower: VisionTower, n: int = 1) -> torch.Tensor:
@@ -124,6 +125,27 @@ def test_features_are_those_of_transformers(kind: type[VisionTower], folder: Pat
     assert tower.dummy_feature.shape == (1, tower.hidden_size)
     others = [one for index, one in enumerate(states) if index != layer % len(states)]
     assert not any(torch.equal(one, states[layer]) for one in others)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0])
+def test_layers_behind_are_read_when_they_are_asked_for(folder: Path, layer: int) -> None:
+    """Loaded without them: the same features, and the whole model as soon as something wants it."""
+    whole, tower = (make(folder, mm_vision_select_layer=layer, delay_load=True) for _ in range(2))
+    whole.load_model()
+    tower.load_model(whole=False)
+    needed = layer % (LAYERS + 1)
+    behind = [f"{tower.layers}.{index}." for index in range(needed, LAYERS)]
+    assert not any(one in name for one in behind for name, _ in tower.named_parameters())
+    assert all(any(one in name for name in tower.unread) for one in behind)
+    images = pixels(tower)
+    with torch.no_grad():
+        assert torch.equal(tower(images), whole(images))
+        if needed < LAYERS:
+            assert len(dict(tower.named_parameters())) < len(dict(whole.named_parameters()))
+        assert torch.equal(tower.hidden_state(images, -1), whole.hidden_state(images, -1))
+    states = tower.state_dict()
+    assert states.keys() == whole.state_dict().keys()
+    assert all(torch.equal(value, states[name]) for name, value in whole.state_dict().items())
 
 
 def test_the_processor_makes_tiles(folder: Path) -> None:

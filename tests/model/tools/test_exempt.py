@@ -100,7 +100,8 @@ def test_every_exemption_is_listed(case: str, copy: Any, checkpoints: Path) -> N
 
 def test_the_reasons_are_the_ones_tested() -> None:
     known = {value for name, value in vars(faults).items() if name.isupper() and isinstance(value, str)}
-    assert known == {reason for _, reason, _ in CASES.values()}
+    read_later = {faults.TOWER_BEHIND}  # inspection holds the tower whole: test_layers_on_demand.py has it
+    assert known == {reason for _, reason, _ in CASES.values()} | read_later
 
 
 def test_all_stored_weights_are_loaded_or_exempt(copy: Any, checkpoints: Path) -> None:
