@@ -126,7 +126,7 @@ def test_split_of_bin_files(name: str, folder_of: Any, checkpoints: Path, tmp_pa
 
 
 @pytest.mark.parametrize("family", ONE_FAMILY)
-@pytest.mark.parametrize("share", [0.4, 0.9])
+@pytest.mark.parametrize("share", [0.4, 0.7])
 def test_auto_with_too_little_memory(share: float, family: str, folder_of: Any, tmp_path: Path) -> None:
     path = folder_of(family)
     size = (path / "model.safetensors").stat().st_size
