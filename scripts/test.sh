@@ -20,7 +20,7 @@ done
 venv=.venv
 if [ "$oldest" = yes ]; then
     venv=.venv-oldest
-    export VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=train,dev
+    export VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 fi
 bash scripts/setup.sh
 python="$venv/bin/python"

@@ -288,7 +288,7 @@ def test_clear_example_camera_and_the_dialog_as_a_file(
     expect(answers(page)).to_have_count(0)
     page.get_by_role("button", name="Camera").click()
     page.get_by_title("grant webcam access").get_by_role("button").click()
-    page.wait_for_function("document.querySelector('[data-testid=webcam-video]').videoWidth > 0")
+    page.wait_for_function("document.querySelector('#camera-panel video')?.videoWidth > 0")
     page.get_by_label("capture photo").click()
     expect(page.locator("#message .thumbnail-item")).to_have_count(1)
     ask_and_wait(page, expect, "Who is that?")
