@@ -169,7 +169,7 @@ def train(attn_implementation: str | None = None) -> None:
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)
     check_projector(model_args)
-    check_projector_file(model_args.pretrain_mm_mlp_adapter)
+    check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
     check_start(model_args.model_name_or_path)
     check_tower_files(model_args)
     distributed.start(training_args)

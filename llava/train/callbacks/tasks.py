@@ -54,6 +54,8 @@ def planned_tasks(args: EvalTaskArguments, plan: RunPlan) -> list[tuple[Task, Ta
     Raises UserError for unknown tasks, missing data, and weights that are spread over the processes.
     """
     names = [one.strip() for one in (args.eval_tasks or "").split(",") if one.strip()]
+    if args.eval_tasks is not None and not names:
+        raise UserError(f'--eval_tasks is "{args.eval_tasks}"; expected tasks, such as digits')
     if not names:
         return []
     check_whole("--eval_tasks_steps", args.eval_tasks_steps, 0)
@@ -66,7 +68,10 @@ def planned_tasks(args: EvalTaskArguments, plan: RunPlan) -> list[tuple[Task, Ta
         )
     found = []
     for name in names:
-        task = task_named(name)
+        try:
+            task = task_named(name)
+        except UserError as error:
+            raise UserError(f"--eval_tasks: {error}") from error
         folder = args.eval_tasks_data
         if folder is not None and len(names) > 1:
             folder = f"{folder}/{task.folder or task.name}"

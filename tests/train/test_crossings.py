@@ -1,0 +1,179 @@
+"""What one run writes and the next reads, with flags left out; flags that cannot work here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from recorded_training import flags, run_train
+from test_written_folders import logits_of
+
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints.files import read_config
+from llava.train import checks
+from llava.train.args import parse_args
+from llava.utils import UserError
+
+PLAIN = "--mm_use_im_patch_token False --max_steps 1 --save_strategy no --learning_rate 1e-1"
+STAGE_1 = f"--version plain --data_path {{data}}/pretrain.json --tune_mm_mlp_adapter True {PLAIN}"
+STAGE_2 = (
+    "--version v1 --data_path {data}/finetune.json --max_steps 1 --save_strategy no --learning_rate 1e-1"
+)
+LORA = "--lora_enable True --lora_r 4 --lora_alpha 8"
+
+
+@pytest.fixture(scope="module")
+def stage_1(checkpoints: Path, training_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A projector that was trained on features of larger images, with an image_newline."""
+    out = tmp_path_factory.mktemp("stage_1")
+    tiles = (
+        "--mm_patch_merge_type spatial_unpad --image_aspect_ratio anyres --image_grid_pinpoints [[84,168]]"
+    )
+    more = f"{STAGE_1} --mm_projector_type mlp2x_gelu --mm_vision_resolution 84 {tiles}"
+    run_train(flags(checkpoints, training_data, out, more))
+    return out / "mm_projector.bin"
+
+
+def _without(argv: list[str], flag: str) -> list[str]:
+    at = argv.index(flag)
+    return [*argv[:at], *argv[at + 2 :]]
+
+
+@pytest.mark.slow
+def test_stage_2_takes_what_it_does_not_name_from_stage_1(
+    stage_1: Path, checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = flags(
+        checkpoints, training_data, tmp_path / "out", f"{STAGE_2} --pretrain_mm_mlp_adapter {stage_1}"
+    )
+    with caplog.at_level(logging.INFO, "llava"):
+        run_train(_without(argv, "--mm_vision_select_layer"))
+    assert f"taken from the stage 1 of {stage_1}, since no flag says otherwise: " in caplog.text
+    first, second = read_config(stage_1.parent), read_config(tmp_path / "out")
+    for name in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_resolution"):
+        assert second[name] == first[name]
+    assert second["mm_use_im_patch_token"] is False
+    assert f"image_newline of {stage_1} is left out, --mm_patch_merge_type is flat" in caplog.text
+
+
+def test_other_features_than_those_of_stage_1_are_told(
+    stage_1: Path, checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = f"{STAGE_2} --pretrain_mm_mlp_adapter {stage_1} --mm_vision_resolution 56"
+    model_args, _, _ = parse_args(flags(checkpoints, training_data, tmp_path / "out", more))
+    assert model_args.mm_vision_resolution == 56
+    assert "was trained with --mm_vision_resolution 84, this run has 56" in caplog.text
+
+
+@pytest.mark.parametrize("beside", [None, "[]", "{", '{"mm_projector_type": 7}', '{"model_type": "llama"}'])
+def test_a_projector_without_its_settings_changes_nothing(
+    beside: str | None, checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    if beside is not None:
+        (tmp_path / "config.json").write_text(beside)
+    more = f"{STAGE_2} --pretrain_mm_mlp_adapter {tmp_path}/mm_projector.bin"
+    model_args, _, _ = parse_args(flags(checkpoints, training_data, tmp_path / "out", more))
+    assert model_args.mm_projector_type == "linear"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--freeze_mm_mlp_adapter True", "--mm_tunable_parts mm_language_model"])
+def test_adapters_bring_a_frozen_projector(
+    more: str, stage_1: Path, checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    out, base = tmp_path / "llava-lora", str(checkpoints / "vicuna-tiny")
+    more = f"{STAGE_2} {LORA} {more} --pretrain_mm_mlp_adapter {stage_1} --mm_projector_type mlp2x_gelu"
+    trained = run_train(flags(checkpoints, training_data, out, more)).trainer.model.eval()
+    tokenizer, loaded, processor, _ = load_pretrained_model(
+        str(out), base, out.name, device="cpu", dtype="float32"
+    )
+    expected = logits_of(trained, processor, len(tokenizer))
+    assert (logits_of(loaded, processor, len(tokenizer)) - expected).abs().max() < 2e-4
+
+
+SCHEDULE = "--lr_scheduler_type polynomial --warmup_ratio 0.03"
+
+
+@pytest.mark.slow
+def test_a_schedule_without_steps_after_the_warmup_is_refused(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} {SCHEDULE}")
+    with pytest.raises(
+        UserError, match="--lr_scheduler_type polynomial has no steps after a warmup of 1"
+    ):
+        run_train(argv)
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_sentence(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} --push_to_hub True")
+    with pytest.raises(UserError, match="--push_to_hub True: "):
+        run_train(argv)
+
+
+WORDS = [
+    ("--data_path=", '--data_path is ""; expected a name, or no such flag'),
+    ("--eval_data_path=", '--eval_data_path is ""'),
+    ("--resume=", '--resume is ""'),
+    ("--cache_dir=", '--cache_dir is ""'),
+    ("--data_cache_dir=", '--data_cache_dir is ""'),
+    ("--model_name_or_path=", '--model_name_or_path is ""'),
+    ("--vision_tower x --pretrain_mm_mlp_adapter=", '--pretrain_mm_mlp_adapter is ""'),
+    ("--optim foo", "--optim is 'foo'; expected one of adamw_torch"),
+    ("--optim_args foo", "--optim_args is 'foo'; expected NAME=VALUE"),
+    ("--fsdp foo", "--fsdp foo: Unknown `fsdp` option"),
+    ("--lr_scheduler_type greedy", "--lr_scheduler_type greedy: "),
+    ("--neftune_noise_alpha -1", "--neftune_noise_alpha is -1.0; expected a number from 0"),
+    ("--vision_tower x --neftune_noise_alpha 5", "--neftune_noise_alpha 5 works on text alone"),
+    ("--vision_tower x --label_smoothing_factor 0.1", "--label_smoothing_factor 0.1 works on text alone"),
+    ("--torch_compile_mode foo", "--torch_compile_mode is 'foo'"),
+    ("--torch_compile_backend foo", "--torch_compile_backend is 'foo'; expected one of"),
+    ("--load_best_model_at_end True --save_strategy no", "--load_best_model_at_end needs an evaluation"),
+    (
+        "--eval_split 0.1 --metric_for_best_model foo",
+        "--metric_for_best_model is 'foo'; expected one of loss",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), WORDS)
+def test_messages_name_the_flag(more: str, message: str, tmp_path: Path) -> None:
+    argv = ["--data_path", "x.json", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
+    with pytest.raises(UserError) as caught:
+        parse_args([*argv, *more.split()])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"), [("=", '--eval_tasks is ""'), ("=foo", "--eval_tasks: there is")]
+)
+def test_tasks_that_are_none_name_the_flag(
+    tasks: str, message: str, checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} --eval_tasks{tasks}")
+    with pytest.raises(UserError) as caught:
+        run_train(argv)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_base_of_a_fused_tower_is_read_once(
+    checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, seen = str(checkpoints / "vicuna-tiny"), []
+    read = checks.load_weights
+
+    def watched(path: str, **kwargs: bool) -> dict[str, torch.Tensor]:
+        seen.append(str(path))
+        return read(path, **kwargs)
+
+    monkeypatch.setattr(checks, "load_weights", watched)
+    clip = checkpoints / "tiny-clip"
+    more = f"{STAGE_2} --vision_tower {clip}+{clip}+{clip}"
+    model_args, _, _ = parse_args(flags(checkpoints, training_data, tmp_path / "out", more))
+    checks.check_tower_files(model_args)
+    assert seen.count(base) == 1
