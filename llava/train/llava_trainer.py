@@ -164,7 +164,7 @@ class LLaVATrainer(LossByModality):
             self.guard.check(loss, inputs, names, self.state.global_step + 1)
         return loss
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+    def init_hf_repo(self, *args: object, **kwargs: object) -> None:
         """Make the repository of --push_to_hub. Raises UserError where the hub does not."""
         try:
             super().init_hf_repo(*args, **kwargs)
