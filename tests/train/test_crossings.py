@@ -101,9 +101,7 @@ def test_a_schedule_without_steps_after_the_warmup_is_refused(
     checkpoints: Path, training_data: Path, tmp_path: Path
 ) -> None:
     argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} {SCHEDULE}")
-    with pytest.raises(
-        UserError, match="--lr_scheduler_type polynomial has no steps after a warmup of 1"
-    ):
+    with pytest.raises(UserError, match="--lr_scheduler_type polynomial has no steps after a warmup of 1"):
         run_train(argv)
 
 
@@ -150,7 +148,17 @@ def test_messages_name_the_flag(more: str, message: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("tasks", "message"), [("=", '--eval_tasks is ""'), ("=foo", "--eval_tasks: there is")]
+    ("tasks", "message"),
+    [
+        ("=", '--eval_tasks is ""'),
+        ("=foo", "--eval_tasks: there is"),
+        ("=digits,digits", "--eval_tasks names digits twice"),
+        ("=digits --eval_tasks_data {ck}/none", "--eval_tasks digits: "),
+        ("_data {ck}/none", "--eval_tasks_data "),
+        ("_limit 3", "--eval_tasks_limit 3 is about --eval_tasks, which is missing"),
+        ("_steps 3", "--eval_tasks_steps 3 is about --eval_tasks"),
+        ("=digits --eval_tasks_data {ck} --eval_tasks_limit 0", "--eval_tasks_limit is 0"),
+    ],
 )
 def test_tasks_that_are_none_name_the_flag(
     tasks: str, message: str, checkpoints: Path, training_data: Path, tmp_path: Path
@@ -159,6 +167,16 @@ def test_tasks_that_are_none_name_the_flag(
     with pytest.raises(UserError) as caught:
         run_train(argv)
     assert str(caught.value).startswith(message)
+    assert "--data-dir" not in str(caught.value)
+
+
+def test_a_folder_of_archives_is_told_from_one_of_records(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    more = f"--version v1 --data_path {tmp_path}"
+    with pytest.raises(UserError, match="holds archives of samples; .* --streaming True"):
+        run_train(flags(checkpoints, training_data, tmp_path / "out", more))
 
 
 def test_the_base_of_a_fused_tower_is_read_once(
