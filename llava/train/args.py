@@ -38,6 +38,7 @@ from llava.train.checks import (
     check_output_dir,
     check_reports,
     check_without_tower,
+    warn_without_effect,
     with_flag,
 )
 from llava.train.data_args import DataArguments, explained
@@ -295,6 +296,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     if freeze_projector is not None:
         training_args.freeze_mm_mlp_adapter = freeze_projector
     check_args(model_args, data_args, training_args)
+    warn_without_effect(given, model_args, data_args, training_args)
     return model_args, data_args, training_args
 
 

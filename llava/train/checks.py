@@ -120,6 +120,13 @@ RANGES: dict[str, Range] = {
 # A strategy, and the number of steps that it reads.
 STEPS = {"logging_strategy": "logging_steps", "save_strategy": "save_steps"}
 _EVERY = Range(0, above=True, whole_from_1=True)
+# Flags that are about another one: its name, and what has to be given.
+NEEDS = {
+    **{name: ("lora_enable", "--lora_enable True") for name in ("lora_r", "lora_alpha", "lora_dropout")},
+    "lora_bias": ("lora_enable", "--lora_enable True"),
+    "shuffle_buffer": ("streaming", "--streaming True"),
+    "eval_steps": ("do_eval", "--eval_data_path or --eval_split"),
+}
 JSON_FLAGS = ("fsdp_config", "accelerator_config", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
 
 
@@ -133,6 +140,8 @@ def check_numbers(values: Mapping[str, object]) -> None:
     for flag, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{flag} is {value}; expected a finite number")
+    if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
+        raise UserError("--dataloader_persistent_workers True needs --dataloader_num_workers above 0")
     max_steps = values.get("max_steps")
     if isinstance(max_steps, int) and (max_steps == 0 or max_steps < -1):
         raise UserError(
@@ -351,6 +360,15 @@ def check_without_tower(args: TrainingArguments, *, sees: bool) -> None:
     }.items():
         if value:
             raise UserError(f"--{flag} {value:g} works on text alone, not with --vision_tower; leave it out")
+
+
+def warn_without_effect(given: Iterable[str], *arguments: object) -> None:
+    """Tell of flags of the command line that nothing reads without another flag."""
+    values = {name: value for one in arguments for name, value in vars(one).items()}
+    for flag in sorted(NEEDS.keys() & set(given)):
+        needed, told = NEEDS[flag]
+        if not values[needed]:
+            logger.warning("--%s %s has no effect without %s", flag, values[flag], told)
 
 
 def check_empty(flags: Iterable[str], values: Mapping[str, object]) -> None:

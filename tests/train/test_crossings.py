@@ -131,6 +131,10 @@ WORDS = [
     ("--vision_tower x --label_smoothing_factor 0.1", "--label_smoothing_factor 0.1 works on text alone"),
     ("--torch_compile_mode foo", "--torch_compile_mode is 'foo'"),
     ("--torch_compile_backend foo", "--torch_compile_backend is 'foo'; expected one of"),
+    (
+        "--dataloader_persistent_workers True",
+        "--dataloader_persistent_workers True needs --dataloader_num_workers above 0",
+    ),
     ("--load_best_model_at_end True --save_strategy no", "--load_best_model_at_end needs an evaluation"),
     (
         "--eval_split 0.1 --metric_for_best_model foo",
@@ -145,6 +149,35 @@ def test_messages_name_the_flag(more: str, message: str, tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         parse_args([*argv, *more.split()])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--lora_r 8", "--lora_r 8 has no effect without --lora_enable True"),
+        ("--lora_r 8 --lora_enable True", ""),
+        ("--shuffle_buffer 5", "--shuffle_buffer 5 has no effect without --streaming True"),
+        ("--eval_steps 5", "--eval_steps 5.0 has no effect without --eval_data_path or --eval_split"),
+        ("--eval_steps 5 --eval_strategy steps --eval_split 0.5", ""),
+    ],
+)
+def test_flags_without_effect_are_told(
+    more: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = ["--data_path", "x.json", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
+    parse_args([*argv, *more.split()])
+    assert message in caplog.text and ("has no effect" in caplog.text) == bool(message)
+
+
+@pytest.mark.slow
+def test_a_newline_that_trains_is_a_part_of_its_own(
+    checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = f"{STAGE_1} --mm_projector_type mlp2x_gelu --mm_patch_merge_type spatial_unpad"
+    with caplog.at_level(logging.INFO, "llava"):
+        run_train(flags(checkpoints, training_data, tmp_path / "out", more), steps=0)
+    parts = [one.split()[1] for one in caplog.messages if one.startswith("trains: ")]
+    assert sorted(parts) == ["newline", "projector"]
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,9 @@ class DryRun:
         yield f"   {with_or_without} --gradient_checkpointing it would be {_size(found[not chosen].peak)}"
         yield (
             f"   counted for a batch of the {self.args.train_batch_size} longest samples "
-            f"({'the first ones of the stream' if self.is_stream else 'by tokens'}), logits only where labels "
-            "are; not counted: what CUDA and NCCL take for themselves (0.5 to 2 GiB) and gaps between blocks"
+            f"({'the first ones of the stream' if self.is_stream else 'by tokens'}), logits only where "
+            "labels are; not counted: what CUDA and NCCL take for themselves (0.5 to 2 GiB) and gaps between "
+            "blocks"
         )
         if self.args.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.args.device).total_memory
