@@ -47,6 +47,7 @@ from llava.train.build import (
 )
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
 from llava.train.checkpointing.claim import OutputClaim
+from llava.train.checkpointing.folders import check_other_model
 from llava.train.checkpointing.manifest import make_manifest
 from llava.train.checkpointing.resume import choose_checkpoint, open_run
 from llava.train.checkpointing.saving import (
@@ -178,6 +179,8 @@ def train(attn_implementation: str | None = None) -> None:
     plan = make_plan(model_args, training_args)
     tasks = planned_tasks(training_args, plan)
     check_something_trains(model_args, plan)
+    if training_args.output_dir:
+        check_other_model(Path(training_args.output_dir), plan.stage)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(

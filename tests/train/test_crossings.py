@@ -14,6 +14,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import read_config
 from llava.train import checks
 from llava.train.args import parse_args
+from llava.train.checkpointing.folders import publish
 from llava.utils import UserError
 
 PLAIN = "--mm_use_im_patch_token False --max_steps 1 --save_strategy no --learning_rate 1e-1"
@@ -167,6 +168,43 @@ def test_flags_without_effect_are_told(
     argv = ["--data_path", "x.json", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
     parse_args([*argv, *more.split()])
     assert message in caplog.text and ("has no effect" in caplog.text) == bool(message)
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("model.safetensors", "--tune_mm_mlp_adapter True"),
+        ("pytorch_model.bin.index.json", LORA),
+        ("adapter_config.json", "--tune_mm_mlp_adapter True"),
+        ("adapter_model.bin", ""),
+    ],
+)
+def test_a_model_of_another_kind_in_the_output_folder_is_refused(
+    file: str, more: str, checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match=f"--output_dir .* has {file} of another model"):
+        run_train(flags(checkpoints, training_data, tmp_path, f"{STAGE_2} {more}"))
+    assert [one.name for one in tmp_path.iterdir()] == [file]
+
+
+def test_no_weights_of_an_earlier_model_stay(tmp_path: Path) -> None:
+    staging, target = tmp_path / "tmp-final", tmp_path / "out"
+    for folder, names in (
+        (target, ["config.json", "model.safetensors", "pytorch_model.bin", "notes.txt", "mm_projector.bin"]),
+        (staging, ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(folder.name)
+    publish(staging, target)
+    assert sorted(one.name for one in target.iterdir()) == [
+        "config.json",
+        "mm_projector.bin",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+        "notes.txt",
+    ]
 
 
 @pytest.mark.slow
