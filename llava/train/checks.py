@@ -369,6 +369,10 @@ def warn_without_effect(given: Iterable[str], *arguments: object) -> None:
         needed, told = NEEDS[flag]
         if not values[needed]:
             logger.warning("--%s %s has no effect without %s", flag, values[flag], told)
+    if values["mm_projector_lr"] is not None and values["freeze_mm_mlp_adapter"]:
+        logger.warning(
+            "--mm_projector_lr %s has no effect, the projector is frozen", values["mm_projector_lr"]
+        )
 
 
 def check_empty(flags: Iterable[str], values: Mapping[str, object]) -> None:

@@ -115,6 +115,12 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
         run_train(argv)
 
 
+def test_fsdp_needs_processes(checkpoints: Path, training_data: Path, tmp_path: Path) -> None:
+    argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} --fsdp full_shard")
+    with pytest.raises(UserError, match="--fsdp splits a model over processes, and this is one"):
+        run_train(argv)
+
+
 WORDS = [
     ("--data_path=", '--data_path is ""; expected a name, or no such flag'),
     ("--eval_data_path=", '--eval_data_path is ""'),
@@ -159,6 +165,10 @@ def test_messages_name_the_flag(more: str, message: str, tmp_path: Path) -> None
         ("--lora_r 8 --lora_enable True", ""),
         ("--shuffle_buffer 5", "--shuffle_buffer 5 has no effect without --streaming True"),
         ("--eval_steps 5", "--eval_steps 5.0 has no effect without --eval_data_path or --eval_split"),
+        (
+            "--vision_tower x --mm_projector_lr 1e-3 --mm_tunable_parts mm_language_model",
+            "--mm_projector_lr 0.001 has no effect, the projector is frozen",
+        ),
         ("--eval_steps 5 --eval_strategy steps --eval_split 0.5", ""),
     ],
 )
