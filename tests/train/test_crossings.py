@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from llava.model.checkpoints.files import read_config
 from llava.train import checks
 from llava.train.args import parse_args
 from llava.train.checkpointing.folders import publish
+from llava.train.checkpointing.manifest import make_manifest, other_weights
 from llava.utils import UserError
 
 PLAIN = "--mm_use_im_patch_token False --max_steps 1 --save_strategy no --learning_rate 1e-1"
@@ -276,3 +278,19 @@ def test_the_base_of_a_fused_tower_is_read_once(
     model_args, _, _ = parse_args(flags(checkpoints, training_data, tmp_path / "out", more))
     checks.check_tower_files(model_args)
     assert seen.count(base) == 1
+
+
+def test_other_parts_are_told_under_the_flag_that_names_them(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    def made(more: str) -> dict[str, Any]:
+        argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} {more}")
+        return make_manifest(*parse_args(argv))
+
+    tower = made("--mm_tunable_parts mm_vision_tower,mm_mlp_adapter")
+    projector = made("--mm_tunable_parts mm_mlp_adapter")
+    plain = made("--tune_mm_mlp_adapter True")
+    parts = "--mm_tunable_parts was mm_vision_tower,mm_mlp_adapter, is mm_mlp_adapter"
+    assert other_weights(tower, projector) == [parts]
+    assert other_weights(projector, plain) == []  # the same weights in other words
+    assert other_weights(tower, plain) == [parts.replace("is mm_mlp_adapter", "is null")]
