@@ -23,6 +23,7 @@ from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.files import is_tower_key, load_weights, part_of, read_tensors, weight_files
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.video import pooled_side
 from llava.model.multimodal_encoder.image_processor import PROCESSOR_FILE
 from llava.model.multimodal_encoder.published import processor_file
 from llava.model.multimodal_encoder.registry import (
@@ -404,6 +405,23 @@ def check_projector(model_args: object) -> None:
         projected_tile(settings, describe_tower(settings).tile_features)
     except UserError as error:
         raise UserError(f"--{error}" if str(error).startswith("mm_") else str(error)) from error
+
+
+def check_frames(model_args: object) -> None:
+    """Refuse features that cannot be pooled as the frames of a video are: they have to be a grid."""
+    settings = MultimodalConfig.of(model_args)
+    tile = projected_tile(settings, describe_tower(settings).tile_features)
+    if not tile.side or tile.count != tile.side**2:
+        raise UserError(
+            f"the data has videos, whose frames are pooled as grids, and --mm_projector_type "
+            f"{settings.projector_type} with --mm_vision_select_feature {settings.select_feature} gives "
+            f"{tile.count} features that are none; expected such as mlp2x_gelu with patch"
+        )
+    if pooled_side(tile.side, settings) < 1:
+        raise UserError(
+            f"--mm_spatial_pool_stride is {settings.pool_stride}, and a frame of the data's videos has "
+            f"{tile.side} x {tile.side} features; nothing would be left"
+        )
 
 
 def with_flag(message: str, values: Mapping[str, object]) -> str:

@@ -59,6 +59,7 @@ from llava.train.checkpointing.saving import (
     save_trained_model,
 )
 from llava.train.checks import (
+    check_frames,
     check_projector,
     check_projector_file,
     check_tower_files,
@@ -71,7 +72,7 @@ from llava.train.data.dataset import (
     with_settings,
 )
 from llava.train.data.skipped import report_skipped
-from llava.train.data.start_checks import check_data
+from llava.train.data.start_checks import check_data, has_videos
 from llava.train.dry_run.report import report_dry_run
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
@@ -195,6 +196,8 @@ def train(attn_implementation: str | None = None) -> None:
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
         check_data(data[part], data_args, vision_tower=model_args.vision_tower, template=template)
+        if has_videos(data[part]):
+            check_frames(model_args)
 
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 from recorded_training import flags, run_train
 from test_written_folders import logits_of
+from video_data import record, write_media
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import read_config
-from llava.train import checks
+from llava.train import build, checks
 from llava.train.args import parse_args
 from llava.train.checkpointing.folders import publish
 from llava.train.checkpointing.manifest import make_manifest, other_weights
@@ -120,6 +122,28 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
 def test_fsdp_needs_processes(checkpoints: Path, training_data: Path, tmp_path: Path) -> None:
     argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} --fsdp full_shard")
     with pytest.raises(UserError, match="--fsdp splits a model over processes, and this is one"):
+        run_train(argv)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--mm_projector_type perceiver2x_6tokens", "--mm_projector_type perceiver2x_6tokens .* 6 features"),
+        ("--mm_vision_select_feature cls_patch", "--mm_vision_select_feature cls_patch gives 17 features"),
+        ("--mm_spatial_pool_stride 9 --mm_spatial_pool_mode max", "--mm_spatial_pool_stride is 9"),
+    ],
+)
+def test_features_that_are_no_frames_are_seen_before_the_model_is_loaded(
+    more: str, message: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(build, "from_pretrained", load)
+    write_media(tmp_path)
+    (tmp_path / "finetune.json").write_text(json.dumps([record("frames")]))
+    argv = flags(checkpoints, tmp_path, tmp_path / "out", f"{STAGE_2} --video_folder {tmp_path} {more}")
+    with pytest.raises(UserError, match=message):
         run_train(argv)
 
 
