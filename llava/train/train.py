@@ -180,8 +180,6 @@ def train(attn_implementation: str | None = None) -> None:
     plan = make_plan(model_args, training_args)
     tasks = planned_tasks(training_args, plan)
     check_something_trains(model_args, plan)
-    if training_args.output_dir:
-        check_other_model(Path(training_args.output_dir), plan.stage)
 
     # data first: its faults show within seconds, a large model takes minutes to load
     tokenizer, template = load_training_tokenizer(
@@ -202,6 +200,8 @@ def train(attn_implementation: str | None = None) -> None:
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one
         checkpoint = choose_checkpoint(training_args)
+        if checkpoint is None and training_args.output_dir:
+            check_other_model(Path(training_args.output_dir), plan.stage)
         manifest = make_manifest(
             model_args,
             replace(data_args, label_masks=masks),
