@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 
 import torch
 import transformers
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_tf32_available
 
 from llava._compat import parser_actions
@@ -28,21 +28,32 @@ from llava.model.multimodal.config import (
 from llava.train.callbacks.tasks import EvalTaskArguments
 from llava.train.checks import (
     check_choice,
+    check_compiling,
+    check_empty,
     check_flag,
     check_grids,
     check_json,
     check_numbers,
     check_optimizer,
     check_output_dir,
+    check_reports,
+    check_without_tower,
+    warn_without_effect,
+    with_flag,
 )
 from llava.train.data_args import DataArguments, explained
-from llava.train.inherited import choose_version, given_flags, inherit_settings
+from llava.train.inherited import (
+    choose_version,
+    given_flags,
+    inherit_from_projector,
+    inherit_settings,
+)
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
 from llava.train.setup.liger import check_liger
 from llava.train.tunable import spread_parts
-from llava.utils import UserError, import_optional
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +61,7 @@ LORA_BIASES = ("none", "all", "lora_only")
 BITS = (4, 8, 16)
 QUANT_TYPES = ("nf4", "fp4")
 NONFINITE_POLICIES = ("error", "skip")
+EVAL_METRICS = tuple(f"{start}loss{of}" for start in ("", "eval_") for of in ("", "_text", "_image"))
 TOKENS_SEEN = ("no", "all", "non_padding")
 # Flags that name files and folders, or hub names in their place.
 PATHS = (
@@ -65,6 +77,8 @@ PATHS = (
     "eval_tasks_data",
     *("output_dir", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
 )
+# Of these an empty name means something, or has a sentence of its own.
+NO_EMPTY = tuple({*PATHS} - {"vision_tower", "image_folder", "video_folder", "output_dir"})
 
 
 @dataclass
@@ -220,6 +234,7 @@ class TrainingArguments(transformers.TrainingArguments, EvalTaskArguments):
                 "--optim adamw_hf no longer exists in transformers; using adamw_torch, the same algorithm"
             )
             self.optim = "adamw_torch"
+        check_choice("optim", word_of(self.optim), [one.value for one in OptimizerNames])
         names = {one.name for one in fields(self)}
         if inherited.gradient_checkpointing and "activation_checkpointing" in names:
             if inherited.activation_checkpointing is None:
@@ -261,6 +276,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     try:
         values = vars(parser.parse_known_args(words)[0])
         check_numbers(values)
+        check_empty(NO_EMPTY, values)
         check_json(values)
         model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
             args=words, return_remaining_strings=True
@@ -268,17 +284,19 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataA
     except UserError:
         raise
     except ValueError as error:  # from the checks of transformers
-        raise UserError(str(error)) from error
+        raise UserError(with_flag(str(error), values)) from error
     if unknown:
         raise UserError(_unknown_flags(unknown, parser))
     check_output_dir(values["output_dir"], writes=not training_args.dry_run)  # transformers fills it in
     given = given_flags(parser, words, CLASSES)
     model_args, data_args = inherit_settings(model_args, data_args, given)
+    model_args = inherit_from_projector(model_args, given)
     model_args = choose_version(model_args, given)
     model_args, freeze_projector = spread_parts(model_args, given, lora=training_args.lora_enable)
     if freeze_projector is not None:
         training_args.freeze_mm_mlp_adapter = freeze_projector
     check_args(model_args, data_args, training_args)
+    warn_without_effect(given, model_args, data_args, training_args)
     return model_args, data_args, training_args
 
 
@@ -354,6 +372,7 @@ def check_args(
             "--on_nonfinite skip is not possible with --deepspeed, which updates the weights within its "
             "backward pass; use --on_nonfinite error"
         )
+    check_without_tower(training_args, sees=model_args.vision_tower is not None)
     if model_args.vision_tower is None:
         _check_text_only(model_args, training_args)
     _check_tower_training(model_args, training_args)
@@ -363,15 +382,8 @@ def check_args(
     if training_args.use_liger_kernel:
         check_liger(training_args.device)
     check_optimizer(training_args)
-    packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
-    try:
-        get_reporting_integration_callbacks(training_args.report_to)
-    except ValueError as error:
-        raise UserError(f"--report_to: {error}") from error
-    for name in training_args.report_to or []:
-        if name in packages:
-            needed = f"--report_to {name} (drop it with --report_to none)"
-            import_optional(packages[name], needed_for=needed, install=packages[name])
+    check_compiling(training_args)
+    check_reports(training_args.report_to)
 
 
 def _choose_evaluation(data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -389,6 +401,10 @@ def _choose_evaluation(data_args: DataArguments, training_args: TrainingArgument
         raise UserError(
             "--eval_strategy needs something to evaluate on; add --eval_data_path or --eval_split"
         )
+    if arguments.load_best_model_at_end and not has_data:
+        raise UserError("--load_best_model_at_end needs an evaluation; add --eval_data_path or --eval_split")
+    if has_data and arguments.metric_for_best_model is not None:
+        check_choice("metric_for_best_model", arguments.metric_for_best_model, EVAL_METRICS)
     if has_data and not evaluates:
         logger.info("evaluating after each epoch; --eval_strategy steps --eval_steps N does so more often")
         arguments.eval_strategy, arguments.do_eval = IntervalStrategy.EPOCH, True

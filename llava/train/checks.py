@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 from llava.atomic import obstacle
 from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.files import is_tower_key, load_weights, part_of, read_tensors, weight_files
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal.video import pooled_side
 from llava.model.multimodal_encoder.image_processor import PROCESSOR_FILE
 from llava.model.multimodal_encoder.published import processor_file
 from llava.model.multimodal_encoder.registry import (
@@ -31,8 +36,10 @@ from llava.model.multimodal_encoder.registry import (
 from llava.model.multimodal_projector.registry import projected_tile
 from llava.train.old_flags import read_json_flag
 from llava.train.plan import RunPlan, adapted, word_of
-from llava.utils import UserError, shortened
+from llava.utils import UserError, import_optional, shortened
 from llava.video import MOST_FRAMES
+
+logger = logging.getLogger(__name__)
 
 
 class TowerFlags(Protocol):
@@ -104,6 +111,7 @@ RANGES: dict[str, Range] = {
     "warmup_steps": Range(0, whole_from_1=True),
     "warmup_ratio": _PART,
     "label_smoothing_factor": _PART,
+    "neftune_noise_alpha": Range(0),
     "max_lost_samples": Range(0, 1),
     "shuffle_buffer": _COUNT,
     "eval_split": _PART,
@@ -113,6 +121,13 @@ RANGES: dict[str, Range] = {
 # A strategy, and the number of steps that it reads.
 STEPS = {"logging_strategy": "logging_steps", "save_strategy": "save_steps"}
 _EVERY = Range(0, above=True, whole_from_1=True)
+# Flags that are about another one: its name, and what has to be given.
+NEEDS = {
+    **{name: ("lora_enable", "--lora_enable True") for name in ("lora_r", "lora_alpha", "lora_dropout")},
+    "lora_bias": ("lora_enable", "--lora_enable True"),
+    "shuffle_buffer": ("streaming", "--streaming True"),
+    "eval_steps": ("do_eval", "--eval_data_path or --eval_split"),
+}
 JSON_FLAGS = ("fsdp_config", "accelerator_config", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
 
 
@@ -126,6 +141,8 @@ def check_numbers(values: Mapping[str, object]) -> None:
     for flag, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{flag} is {value}; expected a finite number")
+    if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
+        raise UserError("--dataloader_persistent_workers True needs --dataloader_num_workers above 0")
     max_steps = values.get("max_steps")
     if isinstance(max_steps, int) and (max_steps == 0 or max_steps < -1):
         raise UserError(
@@ -215,8 +232,11 @@ def check_grids(grids: str | None) -> None:
         raise UserError(f"--image_grid_pinpoints is {grids}; expected positive pixels")
 
 
-def check_projector_file(file: str | None) -> None:
-    """Refuse a projector file that is missing, unreadable or holds no projector."""
+def check_projector_file(file: str | None, merge_type: str | None = None) -> None:
+    """Refuse a projector file that is missing, unreadable or holds no projector.
+
+    merge_type: --mm_patch_merge_type; a warning tells of a trained image_newline that it has no place for.
+    """
     if file is None:
         return
     if not Path(file).is_file():
@@ -230,6 +250,9 @@ def check_projector_file(file: str | None) -> None:
             f"--pretrain_mm_mlp_adapter {file} holds no weights named mm_projector; name the "
             "mm_projector.bin of stage 1"
         )
+    has_newline = any(name.endswith("image_newline") for name in weights)
+    if has_newline and merge_type is not None and "unpad" not in merge_type:
+        logger.warning("image_newline of %s is left out, --mm_patch_merge_type is %s", file, merge_type)
 
 
 def check_vision_tower(tower: str | None) -> None:
@@ -253,6 +276,7 @@ def check_tower_files(model_args: TowerFlags) -> None:
     settings = MultimodalConfig.of(model_args)
     if settings.vision_tower is None:
         return
+    stored = _stores_tower(model_args.model_name_or_path)
     try:
         for one in split_name(settings.vision_tower) or [settings.vision_tower]:
             alone = replace(settings, vision_tower=one, tower_in_checkpoint=True)
@@ -261,7 +285,7 @@ def check_tower_files(model_args: TowerFlags) -> None:
             check_flag(tower.layers_before, tower.select_layer)
             if processor_file(one, PROCESSOR_FILE):
                 tower.image_processor  # noqa: B018
-            if Path(one).is_dir() and not _stores_tower(model_args.model_name_or_path):
+            if Path(one).is_dir() and not stored:
                 load_weights(one, shapes_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"--vision_tower: {error}") from error
@@ -289,6 +313,9 @@ def check_optimizer(args: TrainingArguments) -> None:
     deepspeed = adapted(RunPlan, args).hf_deepspeed_config
     chosen: dict[str, object] = {} if deepspeed is None else deepspeed.config
     if "optimizer" not in chosen:
+        for one in (args.optim_args or "").replace(" ", "").split(","):
+            if args.optim_args and "=" not in one:
+                raise UserError(f"--optim_args is {args.optim_args!r}; expected NAME=VALUE,NAME=VALUE")
         try:
             Trainer.get_optimizer_cls_and_kwargs(args)
         except (ImportError, ValueError) as error:
@@ -309,6 +336,66 @@ def check_optimizer(args: TrainingArguments) -> None:
         ) from error
 
 
+def check_compiling(args: TrainingArguments) -> None:
+    """Refuse a backend or a mode that torch.compile does not know."""
+    if not args.torch_compile:
+        return
+    backend, mode = args.torch_compile_backend, args.torch_compile_mode
+    if backend is not None:
+        known = [one.value.lower() for one in DynamoBackend]
+        check_choice("torch_compile_backend", backend.lower(), known)
+    if mode is not None:
+        try:
+            torch.compile(torch.nn.Identity(), backend=backend or "inductor", mode=mode)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"--torch_compile_mode is {mode!r}: {first_line(error)}") from error
+
+
+def check_without_tower(args: TrainingArguments, *, sees: bool) -> None:
+    """Refuse what transformers does for text alone, whose embeddings and logits have a row for each token."""
+    if not sees:
+        return
+    for flag, value in {
+        "label_smoothing_factor": args.label_smoothing_factor,
+        "neftune_noise_alpha": args.neftune_noise_alpha,
+    }.items():
+        if value:
+            raise UserError(f"--{flag} {value:g} works on text alone, not with --vision_tower; leave it out")
+
+
+def warn_without_effect(given: Iterable[str], *arguments: object) -> None:
+    """Tell of flags of the command line that nothing reads without another flag."""
+    values = {name: value for one in arguments for name, value in vars(one).items()}
+    for flag in sorted(NEEDS.keys() & set(given)):
+        needed, told = NEEDS[flag]
+        if not values[needed]:
+            logger.warning("--%s %s has no effect without %s", flag, values[flag], told)
+    if values["mm_projector_lr"] is not None and values["freeze_mm_mlp_adapter"]:
+        logger.warning(
+            "--mm_projector_lr %s has no effect, the projector is frozen", values["mm_projector_lr"]
+        )
+
+
+def check_empty(flags: Iterable[str], values: Mapping[str, object]) -> None:
+    """Refuse names of files and folders that are empty, as of a variable that a shell script has not set."""
+    for flag in flags:
+        if isinstance(value := values.get(flag), str) and not value.strip():
+            raise UserError(f'--{flag} is "{value}"; expected a name, or no such flag')
+
+
+def check_reports(names: Iterable[str] | None) -> None:
+    """Refuse a --report_to that transformers does not know, or whose package is missing."""
+    packages = {"wandb": "wandb", "tensorboard": "tensorboard"}
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise UserError(f"--report_to: {error}") from error
+    for name in names or []:
+        if name in packages:
+            needed = f"--report_to {name} (drop it with --report_to none)"
+            import_optional(packages[name], needed_for=needed, install=packages[name])
+
+
 def check_projector(model_args: object) -> None:
     """Refuse a projector that is unknown, or that cannot take what the tower gives or the merge needs."""
     settings = MultimodalConfig.of(model_args)
@@ -318,3 +405,29 @@ def check_projector(model_args: object) -> None:
         projected_tile(settings, describe_tower(settings).tile_features)
     except UserError as error:
         raise UserError(f"--{error}" if str(error).startswith("mm_") else str(error)) from error
+
+
+def check_frames(model_args: object) -> None:
+    """Refuse features that cannot be pooled as the frames of a video are: they have to be a grid."""
+    settings = MultimodalConfig.of(model_args)
+    tile = projected_tile(settings, describe_tower(settings).tile_features)
+    if not tile.side or tile.count != tile.side**2:
+        raise UserError(
+            f"the data has videos, whose frames are pooled as grids, and --mm_projector_type "
+            f"{settings.projector_type} with --mm_vision_select_feature {settings.select_feature} gives "
+            f"{tile.count} features that are none; expected such as mlp2x_gelu with patch"
+        )
+    if pooled_side(tile.side, settings) < 1:
+        raise UserError(
+            f"--mm_spatial_pool_stride is {settings.pool_stride}, and a frame of the data's videos has "
+            f"{tile.side} x {tile.side} features; nothing would be left"
+        )
+
+
+def with_flag(message: str, values: Mapping[str, object]) -> str:
+    """Put the flag in front of a message of transformers that calls it by its field's name, or its value."""
+    message = " ".join(message.split())
+    if any(f"--{flag}" in message for flag in values):
+        return message
+    named = [flag for flag in values if re.search(rf"(`|\b(?=\w*_)){flag}\b", message)]
+    return f"--{named[0]} {values[named[0]]}: {message}" if named else message

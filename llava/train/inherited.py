@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.conversation import version_for
@@ -30,6 +31,9 @@ OF_THE_MODEL = (
     "mm_use_im_start_end",
     "mm_use_im_patch_token",
 )
+# of these what a projector was trained with, beside which they stand in the config.json of stage 1
+OF_THE_PROJECTOR = tuple(name for name in OF_THE_MODEL if name != "mm_patch_merge_type")
+FEATURES = ("mm_vision_select_layer", "mm_vision_select_feature", "mm_vision_resolution")
 OF_THE_DATA = ("image_aspect_ratio", "image_grid_pinpoints")
 
 
@@ -77,6 +81,37 @@ def inherit_settings(
         told = ", ".join(f"{name} {value}" for name, value in changed.items())
         logger.info("taken from %s, since no flag says otherwise: %s", path, told)
     return _replaced(model_args, of_model), _replaced(data_args, of_data)
+
+
+def inherit_from_projector(model_args: ModelArguments, given: frozenset[str]) -> ModelArguments:
+    """Return the arguments with what was not `given` taken from the folder of --pretrain_mm_mlp_adapter.
+
+    A projector reads the features that it was trained on: where the command line, or a LLaVA checkpoint that
+    training starts from, chooses others, a warning says so. A file without a readable config.json of a LLaVA
+    beside it changes nothing.
+    """
+    ours = vars(model_args)
+    file: str | None = ours["pretrain_mm_mlp_adapter"]
+    if not file or ours["vision_tower"] is None:
+        return model_args
+    path: str = ours["model_name_or_path"]
+    try:
+        config = read_json(Path(file).parent / CONFIG_FILE)
+        MultimodalConfig.checked(config)
+        continues = is_llava(read_config(path))
+    except (CheckpointError, UserError):
+        return model_args
+    if not is_llava(config):
+        return model_args
+    changes = {} if continues else _changes(config, OF_THE_PROJECTOR, ours, given)
+    if changes:
+        told = ", ".join(f"{name} {value}" for name, value in changes.items())
+        logger.info("taken from the stage 1 of %s, since no flag says otherwise: %s", file, told)
+    for name in FEATURES:
+        value = changes.get(name, ours[name])
+        if config.get(name) is not None and config[name] != value:
+            logger.warning("%s was trained with --%s %s, this run has %s", file, name, config[name], value)
+    return _replaced(model_args, changes)
 
 
 def choose_version(model_args: ModelArguments, given: frozenset[str]) -> ModelArguments:

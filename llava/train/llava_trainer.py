@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from llava._compat import train_batch_size
+from llava.model.checkpoints.errors import first_line
 from llava.model.checkpoints.files import NON_LORA_FILE, PROJECTOR_FILE
 from llava.train.callbacks.evaluation import LossByModality
 from llava.train.callbacks.nonfinite import BATCH_KEY, NamedBatches, NamedSamples, NonFiniteGuard
@@ -36,7 +37,7 @@ from llava.train.data.sampler import (
     split_to_even_chunks,
 )
 from llava.train.data.streaming import StreamingDataset, stream_loader
-from llava.train.plan import RATE_FLAGS
+from llava.train.plan import RATE_FLAGS, word_of
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ class LLaVATrainer(LossByModality):
                 load_projector(self.model, Path(resume_from_checkpoint))  # DeepSpeed keeps what trains only
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            raise UserError(
+                f"--metric_for_best_model is {self.args.metric_for_best_model!r}, which the evaluation of "
+                "this data does not give; leave it out for the loss"
+            ) from error
         finally:
             if self.progress is not None:
                 self.progress.close()  # so that the error of a run that fails has a line of its own
@@ -156,6 +164,13 @@ class LLaVATrainer(LossByModality):
             self.guard.check(loss, inputs, names, self.state.global_step + 1)
         return loss
 
+    def init_hf_repo(self, *args: object, **kwargs: object) -> None:
+        """Make the repository of --push_to_hub. Raises UserError where the hub does not."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except OSError as error:  # those of the hub's client are
+            raise UserError(f"--push_to_hub True: {first_line(error)}") from error
+
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; parts with a learning rate of their own (`own_rate`) form groups."""
         fresh = self.optimizer is None
@@ -187,6 +202,15 @@ class LLaVATrainer(LossByModality):
         if engine is not None and self.trains_projector_only:
             leave_out_frozen(engine)
         scheduler = super().create_scheduler(num_training_steps, optimizer)
+        try:
+            for rate_at in getattr(scheduler, "lr_lambdas", ()):
+                rate_at(num_training_steps)
+        except ArithmeticError as error:
+            raise UserError(
+                f"--lr_scheduler_type {word_of(self.args.lr_scheduler_type)} has no steps after a warmup "
+                f"of {self.args.get_warmup_steps(num_training_steps)} of the run's {num_training_steps} "
+                f"({error}); give a smaller --warmup_ratio or --warmup_steps"
+            ) from error
         self._flag_settings = flag_settings(self.optimizer if optimizer is None else optimizer)
         return scheduler
 

@@ -47,6 +47,7 @@ from llava.train.build import (
 )
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
 from llava.train.checkpointing.claim import OutputClaim
+from llava.train.checkpointing.folders import check_other_model
 from llava.train.checkpointing.manifest import make_manifest
 from llava.train.checkpointing.resume import choose_checkpoint, open_run
 from llava.train.checkpointing.saving import (
@@ -58,6 +59,7 @@ from llava.train.checkpointing.saving import (
     save_trained_model,
 )
 from llava.train.checks import (
+    check_frames,
     check_projector,
     check_projector_file,
     check_tower_files,
@@ -70,7 +72,7 @@ from llava.train.data.dataset import (
     with_settings,
 )
 from llava.train.data.skipped import report_skipped
-from llava.train.data.start_checks import check_data
+from llava.train.data.start_checks import check_data, has_videos
 from llava.train.dry_run.report import report_dry_run
 from llava.train.labels.preprocess import (
     IS_TOKENIZER_GREATER_THAN_0_14,
@@ -169,7 +171,7 @@ def train(attn_implementation: str | None = None) -> None:
     _start_logging(training_args)
     check_vision_tower(model_args.vision_tower)
     check_projector(model_args)
-    check_projector_file(model_args.pretrain_mm_mlp_adapter)
+    check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
     check_start(model_args.model_name_or_path)
     check_tower_files(model_args)
     distributed.start(training_args)
@@ -192,10 +194,14 @@ def train(attn_implementation: str | None = None) -> None:
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=settings, conv=conv)
     for part in ("train_dataset", "eval_dataset"):
         check_data(data[part], data_args, vision_tower=model_args.vision_tower, template=template)
+        if has_videos(data[part]):
+            check_frames(model_args)
 
     with OutputClaim(Path(training_args.output_dir) if training_args.should_save else None) as claim:
         # from a checkpoint of the output folder, if there is one
         checkpoint = choose_checkpoint(training_args)
+        if checkpoint is None and training_args.output_dir:
+            check_other_model(Path(training_args.output_dir), plan.stage)
         manifest = make_manifest(
             model_args,
             replace(data_args, label_masks=masks),

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+PLACE = "name its folder with --eval_tasks_data"
 
 
 @dataclass
@@ -54,10 +56,19 @@ def planned_tasks(args: EvalTaskArguments, plan: RunPlan) -> list[tuple[Task, Ta
     Raises UserError for unknown tasks, missing data, and weights that are spread over the processes.
     """
     names = [one.strip() for one in (args.eval_tasks or "").split(",") if one.strip()]
+    if args.eval_tasks is not None and not names:
+        raise UserError(f'--eval_tasks is "{args.eval_tasks}"; expected tasks, such as digits')
     if not names:
+        for one in fields(EvalTaskArguments):
+            if (value := vars(args)[one.name]) != one.default:
+                raise UserError(f"--{one.name} {value} is about --eval_tasks, which is missing; add it")
         return []
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise UserError(f"--eval_tasks names {twice} twice; name each task once")
     check_whole("--eval_tasks_steps", args.eval_tasks_steps, 0)
     check_whole("--eval_tasks_batch_size", args.eval_tasks_batch_size, 1)
+    if args.eval_tasks_limit is not None:
+        check_whole("--eval_tasks_limit", args.eval_tasks_limit, 1)
     config = plan.hf_deepspeed_config
     if plan.fsdp or (config is not None and config.get_value("zero_optimization.stage", 0) == 3):
         raise UserError(
@@ -66,12 +77,22 @@ def planned_tasks(args: EvalTaskArguments, plan: RunPlan) -> list[tuple[Task, Ta
         )
     found = []
     for name in names:
-        task = task_named(name)
+        try:
+            task = task_named(name)
+        except UserError as error:
+            raise UserError(f"--eval_tasks: {error}") from error
         folder = args.eval_tasks_data
         if folder is not None and len(names) > 1:
             folder = f"{folder}/{task.folder or task.name}"
         data = task_data(task, folder)
-        make_plan(task, data, limit=args.eval_tasks_limit)
+        missing = next((one for one in task.data if not data.has(task, one.key)), None)
+        try:
+            make_plan(task, data, limit=args.eval_tasks_limit)
+        except UserError as error:
+            if missing is None:
+                raise UserError(f"--eval_tasks {name}: {error}") from error
+            told = str(error).replace(f"name it with --{missing.key}, or its folder with --data-dir", PLACE)
+            raise UserError(f"--eval_tasks {told}") from error
         found.append((task, data))
     return found
 

@@ -27,7 +27,8 @@ from llava.model.checkpoints.files import (
     first_line,
 )
 from llava.model.checkpoints.writing import write_failure
-from llava.utils import shortened
+from llava.train.plan import Stage
+from llava.utils import UserError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,27 @@ TRAINING_FILES = (
 )
 # Their presence makes a folder look like a model, so they come last and go first.
 MARKERS = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
+
+
+WHOLE = (*WEIGHT_FILES, *WEIGHT_INDEXES)
+WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin", *WEIGHT_INDEXES)
+# What a run writes, and the files beside which a loader would take it for something else.
+HIDING: dict[Stage, tuple[str, ...]] = {
+    "projector": (*WHOLE, ADAPTER_CONFIG_FILE, *ADAPTER_FILES),
+    "adapters": WHOLE,
+    "whole": (ADAPTER_CONFIG_FILE, *ADAPTER_FILES),
+}
+
+
+def check_other_model(output_dir: Path, stage: Stage) -> None:
+    """Refuse a folder with a model of another kind: what is written would not be what a loader finds."""
+    found = [name for name in HIDING[stage] if (output_dir / name).is_file()]
+    if found:
+        written = {"projector": "a projector", "adapters": "adapters", "whole": "a whole model"}[stage]
+        raise UserError(
+            f"--output_dir {output_dir} has {found[0]} of another model, beside which {written} would not be "
+            "found; choose another folder, or remove the model there"
+        )
 
 
 @dataclass(frozen=True)
@@ -195,8 +217,15 @@ def commit(staged: Path, target: Path) -> None:
 def publish(staging: Path, target: Path) -> None:
     """Move the files of a written model into `target`, which may hold other files.
 
-    A crash in between leaves a folder without config.json, or without adapter_config.json: no model.
+    Of an earlier model no weights stay that would be taken for those of this one, such as shards. A crash in
+    between leaves a folder without config.json, or without adapter_config.json: no model.
     """
+    if any((staging / name).exists() for name in WHOLE):
+        stale = [file for one in WEIGHT_PATTERNS for file in target.glob(one)]
+        (target / CONFIG_FILE).unlink(missing_ok=True)
+        for file in stale:
+            if not (staging / file.name).exists():
+                file.unlink()
     move_into(staging, target, last=MARKERS)
 
 

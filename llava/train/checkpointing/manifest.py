@@ -22,6 +22,7 @@ from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
 from llava.train.data.sources import find_sources
 from llava.train.plan import RunPlan, adapted
+from llava.train.tunable import OTHER_FLAGS
 from llava.utils import UserError
 
 if TYPE_CHECKING:
@@ -249,15 +250,24 @@ def other_shards(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def other_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the changed settings with which other weights train than before, each as "NAME was X, is Y"."""
-    found = []
+    """List the changed settings with which other weights train than before, each as "NAME was X, is Y".
+
+    Flags that --mm_tunable_parts has set are told under its name.
+    """
+    parts = [run.get("settings", {}).get("model", {}).get("mm_tunable_parts") for run in (before, now)]
+    found: list[str] = []
     for group in ("model", "training"):
         old, new = before.get("settings", {}).get(group, {}), now["settings"][group]
         for name in sorted(WHAT_TRAINS & new.keys() & old.keys()):
             values = old[name], new[name]
             if name.endswith("_lr"):  # it matters only whether there is one
                 values = old[name] is None, new[name] is None
-            if values[0] != values[1]:
+            if values[0] == values[1]:
+                continue
+            if name in OTHER_FLAGS and parts[0] != parts[1]:
+                told = f"--mm_tunable_parts was {_show(parts[0])}, is {_show(parts[1])}"
+                found += [told] if told not in found else []
+            else:
                 found.append(f"--{name} was {_show(old[name])}, is {_show(new[name])}")
     return found
 

@@ -124,9 +124,11 @@ def save_projector(trainer: Trainer, folder: str | Path, file: str | Path | None
 def save_beside_lora(model: PreTrainedModel, folder: str | Path, *, should_save: bool) -> None:
     """Write what belongs to an adapter beside it: config.json and non_lora_trainables.bin.
 
-    All ranks have to call this; the one with `should_save` writes.
+    The projector is among them also where it is frozen: the base need not have it. All ranks have to call
+    this; the one with `should_save` writes.
     """
     weights = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+    weights |= get_mm_adapter_state_maybe_zero_3(model.named_parameters(), PROJECTOR_KEYS)
     weights |= new_token_rows(model, _n_new_tokens(model.config))
     if should_save:
         model.config.save_pretrained(folder)

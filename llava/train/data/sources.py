@@ -70,6 +70,10 @@ def _find_files(name: str) -> tuple[Path, ...]:
             raise DataError(f"no file matches {name}; check --data_path")
     else:
         found = [path]
+    if not found and any(path.glob("*.tar")):
+        raise DataError(
+            f"the folder {name} holds archives of samples; they are read with --streaming True --max_steps N"
+        )
     if not found:
         raise DataError(f"the folder {name} has no {', '.join(FORMATS)} files; check --data_path")
     for file in found:

@@ -56,6 +56,11 @@ def check_data(dataset: object, data_args: DataFlags, *, vision_tower: str | Non
         check_reader(records[int(records.with_video.argmax())])
 
 
+def has_videos(dataset: object) -> bool:
+    """Tell whether records have videos; of a stream that is met when they are read."""
+    return isinstance(dataset, LazySupervisedDataset) and bool(dataset.list_data_dict.with_video.any())
+
+
 def _check_stream(
     stream: StreamingDataset, data_args: DataFlags, vision_tower: str | None, template: str | None
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
@@ -79,16 +79,16 @@ class DryRun:
         shown = "green" if colours else f"{marks[0]}so{marks[1]}"
         for name, sample in self._first_samples():
             batch = self.trainer.data_collator([sample])
-            images = self._image_lengths(batch)
+            total, images = self._tokens(batch)
             labels = batch["labels"][0]
             learned = int((labels[1:] != IGNORE_INDEX).sum())
-            marked = int((batch["input_ids"] == IMAGE_TOKEN_INDEX).sum())
-            total = len(labels) - marked + sum(images[:marked])
             yield f"== {name}: what is trained on is marked {shown}"
             kinds = batch.get("modalities", ["image"] * len(images))
             yield mark_text(batch["input_ids"][0], labels, self.tokenizer, images, marks, kinds)
+            counts = Counter(kinds[: len(images)]) or {"image": 0}
+            media = " and ".join(f"{count} {kind}(s)" for kind, count in counts.items())
             yield (
-                f"-- {total:,} tokens, {sum(images[:marked]):,} of them for {marked} image(s); trained on "
+                f"-- {total:,} tokens, {sum(images):,} of them for {media}; trained on "
                 f"{learned:,}; the limit is {self.limit:,}"
             )
             yield ""
@@ -107,8 +107,11 @@ class DryRun:
             for i in chosen[:SAMPLES_SHOWN]
         ]
 
-    def _image_lengths(self, batch: dict[str, Any]) -> list[int]:
-        return image_lengths(self.trainer.model, batch, self.plan) if "images" in batch else []
+    def _tokens(self, batch: dict[str, Any]) -> tuple[int, list[int]]:
+        """Count the tokens of a batch of one sample, and those of each image that its text marks."""
+        images = image_lengths(self.trainer.model, batch, self.plan) if "images" in batch else []
+        marked = int((batch["input_ids"] == IMAGE_TOKEN_INDEX).sum())
+        return batch["labels"].shape[1] - marked + sum(images[:marked]), images[:marked]
 
     def counts(self) -> Iterator[str]:
         """Count tokens and images, of all samples or of some that are evenly spaced."""
@@ -187,8 +190,9 @@ class DryRun:
         yield f"   {with_or_without} --gradient_checkpointing it would be {_size(found[not chosen].peak)}"
         yield (
             f"   counted for a batch of the {self.args.train_batch_size} longest samples "
-            f"({'the first ones of the stream' if self.is_stream else 'by words'}), logits only where labels "
-            "are; not counted: what CUDA and NCCL take for themselves (0.5 to 2 GiB) and gaps between blocks"
+            f"({'the first ones of the stream' if self.is_stream else 'by tokens'}), logits only where "
+            "labels are; not counted: what CUDA and NCCL take for themselves (0.5 to 2 GiB) and gaps between "
+            "blocks"
         )
         if self.args.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.args.device).total_memory
@@ -216,8 +220,17 @@ class DryRun:
         size = self.args.train_batch_size
         if self.is_stream:
             return list(islice(self.dataset, size))
-        longest = np.argsort(self.dataset.lengths, kind="stable")[::-1]
-        return [self.dataset[int(place)] for place in np.resize(longest[:size], size)]
+        # an image is a number that is chosen for grouping, not its tokens: each kind has samples to compare
+        table = getattr(self.dataset, "list_data_dict", None)
+        kinds = (np.asarray(self.dataset.modality_lengths) > 0).astype(int)
+        if isinstance(table, RecordTable):
+            kinds += table.with_video
+        ranked = np.argsort(self.dataset.lengths, kind="stable")[::-1]
+        places = [place for kind in range(3) for place in ranked[kinds[ranked] == kind][:size]]
+        samples = [self.dataset[int(place)] for place in places]
+        if len(set(kinds)) > 1:
+            samples.sort(key=lambda one: -self._tokens(self.trainer.data_collator([one]))[0])
+        return [samples[place] for place in np.resize(range(len(samples))[:size], size)]
 
 
 def mark_text(

@@ -7,6 +7,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from transformers.training_args import ParallelMode
+
 from llava._compat import no_split_modules, set_no_split_modules
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.train.plan import RATE_FLAGS, RunPlan, word_of
@@ -27,8 +29,10 @@ def start(training_args: TrainingArguments) -> None:
 
     DeepSpeed needs no launcher (deepspeed, torchrun) for a single process. On a CPU the processes talk
     through gloo; ZeRO-3 splits weights while they are loaded, so the group has to exist before. Raises
-    UserError for a DeepSpeed config that would overrule flags of the command line.
+    UserError for a DeepSpeed config that would overrule flags of the command line, and for FSDP alone.
     """
+    if training_args.fsdp and training_args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise UserError("--fsdp splits a model over processes, and this is one; start it with torchrun")
     if training_args.fsdp and training_args.use_cpu:
         _allow_fsdp_on_cpu(training_args.distributed_state)
     if not training_args.deepspeed:

@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 # Parts whose linear layers never get an adapter: they train whole or not at all.
 NO_ADAPTER = quantization.NEVER_QUANTIZED
+PARTS = {
+    "lora_": "adapters",
+    "mm_projector": "projector",
+    "vision_tower": "tower",
+    "image_newline": "newline",
+}
 NOTHING_TRAINS = "these flags freeze every weight; there is nothing to train"
 
 
@@ -170,7 +176,4 @@ def log_trainable(model: nn.Module, plan: RunPlan) -> None:
 
 
 def _part_of(name: str) -> str:
-    for key, part in (("lora_", "adapters"), ("mm_projector", "projector"), ("vision_tower", "tower")):
-        if key in name:
-            return part
-    return "LLM"
+    return next((part for key, part in PARTS.items() if key in name), "LLM")

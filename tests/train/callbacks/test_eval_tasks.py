@@ -79,7 +79,7 @@ def test_by_default_it_is_asked_at_the_end(
         ("--eval_tasks digit", "did you mean digits"),
         ("--eval_tasks digits --eval_tasks_data /none", "is not at /none/"),
         ("--eval_tasks digits --eval_tasks_data {digits} --eval_tasks_steps -1", "--eval_tasks_steps is -1"),
-        ("--eval_tasks digits --eval_tasks_data {digits} --eval_tasks_limit 0", "--limit is 0"),
+        ("--eval_tasks digits --eval_tasks_data {digits} --eval_tasks_limit 0", "--eval_tasks_limit is 0"),
     ],
 )
 def test_what_cannot_be_asked_is_told_before_the_model_is_loaded(

@@ -189,3 +189,14 @@ def test_estimate_is_within_15_percent(
     print(f"{recipe}: estimated {estimate / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert measured > 1e6
     assert 0.85 * measured < estimate < 1.15 * measured
+
+
+def test_the_longest_samples_are_those_of_the_most_tokens(
+    checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grouping takes an image for 128 words; here it is 16 tokens, and the longest samples are text."""
+    _, parts = _report(checkpoints, training_data, tmp_path / "out", CHAT, monkeypatch)
+    chosen = [parts._tokens(parts.trainer.data_collator([one]))[0] for one in parts._longest_samples()]
+    every = [parts._tokens(parts.trainer.data_collator([one]))[0] for one in parts.dataset]
+    assert max(chosen) > 0.95 * max(every) and min(chosen) > 0.9 * max(every)
+    assert len(chosen) == 4
