@@ -68,11 +68,16 @@ def graded_line(one: Graded) -> str:
     return json.dumps(asdict(one))
 
 
+def result_of(path: Path) -> Path:
+    """Return the result that is meant: itself, or that beside an answers file."""
+    return path if path.suffix == ".json" else path.with_name(f"{path.stem}.result.json")
+
+
 def read_scored(path: Path) -> Scored:
     """Read a result, or that of an answers file. Raises UserError for what is neither."""
     if path.is_dir():
         raise UserError(f"{shortened(path)} is a folder; name a result (*.result.json) or an answers file")
-    result = path if path.suffix == ".json" else path.with_name(f"{path.stem}.result.json")
+    result = result_of(path)
     try:
         content = json.loads(result.read_text(encoding="utf-8"))
         graded = graded_path(result).read_text(encoding="utf-8").splitlines()

@@ -26,6 +26,7 @@ from llava.utils import UserError, check_whole, shortened
 _KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+LONGEST_TIMEOUT_S = 86400.0
 # Statuses that another try may mend; the others say what is wrong with the question or the address.
 TRIED_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 WRONG_ADDRESS = (401, 403, 404, 405)
@@ -59,6 +60,10 @@ class ServerModel:
     ) -> None:
         check_whole("--concurrency", concurrency, 1)
         check_whole("--retries", retries, 0)
+        if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            raise UserError(
+                f"--request-timeout is {timeout_s}; expected seconds, more than 0 and at most a day"
+            )
         if not base_url.lower().startswith(("http://", "https://")):
             raise UserError(
                 f"--base-url is {shortened(base_url)!r}; expected http://HOST:PORT/v1 or https://..."

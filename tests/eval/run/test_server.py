@@ -109,6 +109,12 @@ def test_nobody_at_the_address_is_one_sentence():
         ServerModel("localhost:1", GREEDY)
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9, float("nan")])
+def test_a_time_that_nobody_can_wait_is_one_sentence(seconds):
+    with pytest.raises(UserError, match="--request-timeout is .*; expected seconds, more than 0 and at most"):
+        ServerModel("http://127.0.0.1:9/v1", GREEDY, timeout_s=seconds)
+
+
 def test_image_files_go_as_they_are_and_others_as_png(tmp_path):
     image = Image.linear_gradient("L").convert("RGB")
     image.save(tmp_path / "a.jpg")
