@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> None:
     beat = {"worker_name": args.worker_name, "queue_length": 0}
     if not call(args.controller_address, "/receive_heart_beat", beat, api_key=key)["exist"]:
         raise UserError(
-            f"the controller at {args.controller_address} did not take {args.worker_name} in: it got no status "
-            "from there; is the worker running, and reached from the controller at this address?"
+            f"the controller at {args.controller_address} did not take {args.worker_name} in: it got no "
+            "status from there; is the worker running, and reached from the controller at this address?"
         )
 
 

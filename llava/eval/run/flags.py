@@ -123,13 +123,22 @@ def read_data(task: Task, args: argparse.Namespace, *, submission: str | None = 
 
 
 def answers_path(task: Task, data: TaskData, model_id: str, given: str | None) -> Path:
-    """Return the answers file: the named one, or the reference's place in the folder of the data."""
+    """Return the answers file: the named one, or the task's place, as a rule in the folder of the data."""
     if given is not None:
         return Path(given)
+    return _below(task.kept_in(data, "answers"), task, data, model_id)
+
+
+def earlier_answers_path(task: Task, data: TaskData, model_id: str) -> Path:
+    """Return where earlier versions put the answers that no flag names a file for."""
+    return _below(data.root / "answers", task, data, model_id)
+
+
+def _below(folder: Path, task: Task, data: TaskData, model_id: str) -> Path:
+    """Return the file of a model's answers in a folder: that of the split and the settings."""
     scoring = {one.key for one in task.options if one.scoring}
     settings = sorted(value for key, value in data.options.items() if key not in scoring)
     parts = [one for one in (data.split_of(task), *settings) if one]
-    folder = data.root / "answers"
     return folder.joinpath(*(_safe(one) for one in parts), f"{_safe(model_id)}.jsonl")
 
 

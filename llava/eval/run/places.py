@@ -1,13 +1,16 @@
-"""No file is both read and written by one call: data would be lost without a word."""
+"""Where the files of a run lie; none is both read and written, which would lose data without a word."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from llava.eval.comparing.pairs import graded_path
 from llava.eval.run.answering import note_path
+from llava.eval.run.flags import answers_path, earlier_answers_path
+from llava.eval.run.plan import Plan
 from llava.eval.run.results import result_path
 from llava.eval.tasks.base import Task, TaskData
 from llava.utils import UserError, shortened
@@ -60,6 +63,22 @@ def check_places(
         written["--submission"] = data.submission
         written["--reviews"] = Path(data.options["reviews"]) if "reviews" in data.options else None
     refuse_overwriting(read, written)
+
+
+def place_of_answers(plan: Plan, model_id: str, given: str | None) -> Path:
+    """Return the answers file of a run: the named one, the task's, or an earlier version's of its own."""
+    path = answers_path(plan.task, plan.data, model_id, given)
+    earlier = earlier_answers_path(plan.task, plan.data, model_id)
+    if given is not None or path == earlier or path.exists() or not earlier.exists():
+        return path
+    try:
+        noted = json.loads(note_path(earlier).read_text(encoding="utf-8"))["data"]
+        same = {key: one["sha256"] for key, one in noted.items() if "sha256" in one} == {
+            key: one["sha256"] for key, one in plan.sources.items() if "sha256" in one
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return path
+    return earlier if same else path
 
 
 def _is_one(one: Path, other: Path) -> bool:

@@ -19,14 +19,15 @@ from llava.eval.comparing.pairs import (
 from llava.eval.run.answering import Answered, answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Asker
-from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
+from llava.eval.run.flags import DONE, INCOMPLETE
 from llava.eval.run.opening import Opener
-from llava.eval.run.places import check_places, refuse_overwriting
+from llava.eval.run.places import check_places, place_of_answers, refuse_overwriting
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.results import Result, check_task, of_run, result_path, score, scores_text, write_result
 from llava.eval.tasks.base import Report, Task, TaskData
 from llava.eval.tasks.grading import some_of
+from llava.eval.tasks.judged.judgement import judge_of, rules_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Run:
     def answer_and_score(self, task: Task, data: TaskData, answers: str | None, output: str | None) -> Done:
         """Ask a task, score it and write the result; every process returns the same."""
         check_places(task, data, answers=answers, output=output, asks=True, scores=True)
+        judge_of(data)
+        rules_of(data)
+        task.check_scoring(data)
         plan, asker, path, answered = self._ask(task, data, answers)
         run = of_run(plan, asker, answered)
 
@@ -83,7 +87,7 @@ class Run:
         shard = None if args.shard is None else Shard.read(args.shard)
         plan = make_plan(task, data, limit=args.limit, shard=shard)
         asker = self._opener.open(task)
-        path = answers_path(task, data, asker.model_id, answers)
+        path = place_of_answers(plan, asker.model_id, answers)
         answered = answer_plan(
             plan, asker, path, start_over=args.start_over, processes=self._processes, quiet=args.quiet
         )
