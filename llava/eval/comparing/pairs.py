@@ -100,6 +100,10 @@ def _file_name(result: Path) -> str:
     return result.stem.removesuffix(".result")
 
 
+def _told(value: JsonValue) -> str:
+    return str(value) if value not in ("", None) else "not named"
+
+
 def compare(first: Path, second: Path) -> Comparison:
     """Pair the questions of two results. Raises UserError for results of other tasks."""
     one, two = read_scored(first), read_scored(second)
@@ -107,7 +111,7 @@ def compare(first: Path, second: Path) -> Comparison:
     for name in mine:
         if mine[name] != theirs[name]:
             raise UserError(
-                f"{name} is {mine[name]} in {shortened(one.path)} and {theirs[name]} in "
+                f"{name} is {_told(mine[name])} in {shortened(one.path)} and {_told(theirs[name])} in "
                 f"{shortened(two.path)}; only results of the same questions, judged alike, can be compared"
             )
     if one.name == two.name:  # one model with other settings
