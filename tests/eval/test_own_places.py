@@ -91,3 +91,10 @@ def test_what_would_keep_scores_away_is_told_before_a_model_is_asked(
         with pytest.raises(UserError, match="has no answer"):
             custom("first", server.base_url)
     assert not server.requests
+
+
+def test_the_help_names_one_default_for_images(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["custom", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "by default beside the questions" in told and ". there)" not in told

@@ -93,7 +93,8 @@ def add_data_flags(parser: argparse.ArgumentParser, tasks: Sequence[Task]) -> No
         for one in task.data:
             if one.key not in known:
                 known.add(one.key)
-                text = f"{one.what} (default: {one.where} there)".replace("%", "%%")
+                usual = "" if one.where == "." else f" (default: {one.where} there)"
+                text = f"{one.what}{usual}".replace("%", "%%")
                 data.add_argument(f"--{one.key}", type=local_path, default=None, help=text)
         for option in task.options:
             if option.key not in known:
