@@ -56,6 +56,7 @@ def main() -> None:
     """Run the program; exit code 1 where answers are missing, unexpected or repeated, which is told."""
     accept_any_text()
     args = build_parser().parse_args()
+    from llava.eval.run.places import refuse_overwriting
     from llava.eval.webpage.data import compared
     from llava.eval.webpage.page import page_of
 
@@ -63,6 +64,11 @@ def main() -> None:
     page = output.with_name("index.html")
     if output.name == page.name:
         raise UserError("--output is index.html, which is the page's name; name the JSON, such as data.json")
+    named = {"--answers": args.answers, "--reviews": args.reviews, "--question": [args.question]}
+    refuse_overwriting(
+        {f"file {n} of {flag}": Path(one) for flag, given in named.items() for n, one in enumerate(given, 1)},
+        {"--output": output, "the page beside --output": page},
+    )
     found = compared(Path(args.question), [*map(Path, args.answers)], [*map(Path, args.reviews)], args.names)
     folder = None if args.image_folder is None else Path(args.image_folder)
     if folder is not None and not folder.is_dir():

@@ -13,6 +13,7 @@ from llava.serve.auth import check_binding, is_loopback, read_api_key
 from llava.serve.cli import add_model_flags
 from llava.serve.limits import Limits
 from llava.serve.openai_api import DEFAULT_RATE
+from llava.serve.sockets import check_address
 from llava.serve.web.flags import add_page_flags, read_page_flags
 from llava.utils import UserError, check_whole, import_optional, lazy_names, run_program
 
@@ -82,8 +83,7 @@ def main(args: argparse.Namespace) -> None:
     args.api_key = read_api_key(args.api_key)
     check_binding(args.host, args.api_key)
     check_whole("--port", args.port, 0)
-    if not args.controller_url.startswith(("http://", "https://")):
-        raise UserError(f"--controller-url is {args.controller_url!r}; expected http://host:port")
+    check_address("--controller-url", args.controller_url)
     flags = read_page_flags(args, reload_models=args.model_list_mode == "reload")
     for package in ("fastapi", "uvicorn"):
         import_optional(package, needed_for="the web page", install="llava[serve]")

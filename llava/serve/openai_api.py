@@ -14,6 +14,7 @@ from llava.arguments import ProgramParser
 from llava.serve.auth import KEY_VARIABLE, check_binding, is_loopback, read_api_key
 from llava.serve.cli import add_model_flags, check_model_path
 from llava.serve.limits import Limits
+from llava.serve.sockets import check_address
 from llava.utils import UserError, check_whole, import_optional, lazy_names, run_program
 
 __getattr__ = lazy_names(
@@ -139,14 +140,18 @@ def _check_source(args: argparse.Namespace) -> None:
     """Raise UserError unless the flags name one source of answers, and nothing of the other."""
     if args.controller_address is None:
         check_model_path(args.model_path)
+        for name in args.served_model_name or ():
+            if not name.strip() or not name.isprintable():
+                raise UserError(
+                    f"--served-model-name holds {name!r}; expected names that clients can ask for"
+                )
         return
     if args.model_path:
         raise UserError(
             "--model-path and --controller-address were both given; leave one out: a server answers with a "
             "model of its own, or with those of a controller's workers"
         )
-    if not args.controller_address.startswith(("http://", "https://")):
-        raise UserError(f"--controller-address is {args.controller_address!r}; expected http://host:port")
+    check_address("--controller-address", args.controller_address)
     defaults = vars(build_parser().parse_args([]))
     for name in _OF_ONE_MODEL:
         if vars(args)[name] != defaults[name]:

@@ -7,7 +7,7 @@ import argparse
 from llava.arguments import ProgramParser
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call
-from llava.utils import run_program
+from llava.utils import UserError, run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,15 @@ def main(args: argparse.Namespace) -> None:
         "check_heart_beat": args.check_heart_beat,
         "worker_status": None,
     }
-    call(args.controller_address, "/register_worker", content, api_key=read_api_key(args.api_key))
+    key = read_api_key(args.api_key)
+    call(args.controller_address, "/register_worker", content, api_key=key)
+    # that answer is the same where the worker could not be reached: a heart beat tells whether it is known
+    beat = {"worker_name": args.worker_name, "queue_length": 0}
+    if not call(args.controller_address, "/receive_heart_beat", beat, api_key=key)["exist"]:
+        raise UserError(
+            f"the controller at {args.controller_address} did not take {args.worker_name} in: it got no "
+            "status from there; is the worker running, and reached from the controller at this address?"
+        )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ async def load_client_image(url: str, policy: FetchPolicy, *, name: str = "image
 
 def decode_image(data: bytes, policy: FetchPolicy, *, name: str = "image") -> Image.Image:
     """Return the RGB image of a file's bytes. Raises ImageError."""
-    return load_image_from_bytes(data, name, max_pixels=policy.max_pixels, formats=FORMATS)
+    told = name.removeprefix("the image of ")  # a message about what an image holds says "the image" itself
+    return load_image_from_bytes(data, told, max_pixels=policy.max_pixels, formats=FORMATS)
 
 
 def decode_data_url(url: str, policy: FetchPolicy, *, name: str = "image") -> bytes:

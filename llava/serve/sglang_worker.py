@@ -10,7 +10,7 @@ import argparse
 
 from llava.arguments import ProgramParser
 from llava.serve.logs import set_up_logging
-from llava.serve.sockets import bind
+from llava.serve.sockets import bind, check_address
 from llava.serve.workers.flags import add_worker_flags, read_worker_flags
 from llava.utils import UserError, lazy_names, run_program
 
@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             "--sgl-endpoint is missing; give the SGLang server's address, such as http://localhost:30000"
         )
+    check_address("--sgl-endpoint", args.sgl_endpoint)
     flags = read_worker_flags(args)
     set_up_logging("info", secrets=(flags.api_key,))
     with bind(flags.host, flags.port) as listening:

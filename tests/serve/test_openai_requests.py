@@ -346,6 +346,41 @@ def test_bad_fields_are_named(fields: dict, param: str, client: TestClient, engi
     assert not engine.asked
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "told"),
+    [
+        ("chat/completions", {"stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        ("chat/completions", {"stop": 5}, "stop: Input should be a valid string or a valid list"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": None}]},
+            "content: Input should be a valid string or a valid list",
+        ),
+        (
+            "chat/completions",
+            {"messages": [user({"type": "image_url", "image_url": "x"})]},
+            "image_url: Input should be a valid dictionary",
+        ),
+        ("completions", {"prompt": []}, "prompt: List should have at least 1 item"),
+        ("completions", {"prompt": [-200]}, "prompt[0]: Input should be greater than or equal to 0"),
+        ("responses", {"input": []}, "input: List should have at least 1 item"),
+        ("responses", {"input": 5}, "input: Input should be a valid string or a valid list"),
+    ],
+)
+def test_a_field_of_several_kinds_is_told_what_its_own_kind_lacks(
+    path: str, fields: dict, told: str, client: TestClient
+) -> None:
+    body = {"model": MODEL, **({"messages": [user("Hi")]} if path == "chat/completions" else {}), **fields}
+    message = error_of(client.post(f"/v1/{path}", json=body))["message"]
+    assert told in message and "instance of" not in message
+
+
+def test_what_is_no_image_is_named_once(client: TestClient) -> None:
+    url = "data:image/png;base64,aGVsbG8gd29ybGQ="
+    message = error_of(chat(client, user({"type": "image_url", "image_url": {"url": url}})))["message"]
+    assert message.startswith("the image 'messages[0].content[0].image_url.url' is not in an image format")
+
+
 def test_a_missing_field_is_named(client: TestClient) -> None:
     error = error_of(client.post("/v1/chat/completions", json={"model": MODEL}))
     assert error["param"] == "messages" and error["code"] == "missing_required_parameter"

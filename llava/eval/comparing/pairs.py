@@ -68,11 +68,16 @@ def graded_line(one: Graded) -> str:
     return json.dumps(asdict(one))
 
 
+def result_of(path: Path) -> Path:
+    """Return the result that is meant: itself, or that beside an answers file."""
+    return path if path.suffix == ".json" else path.with_name(f"{path.stem}.result.json")
+
+
 def read_scored(path: Path) -> Scored:
     """Read a result, or that of an answers file. Raises UserError for what is neither."""
     if path.is_dir():
         raise UserError(f"{shortened(path)} is a folder; name a result (*.result.json) or an answers file")
-    result = path if path.suffix == ".json" else path.with_name(f"{path.stem}.result.json")
+    result = result_of(path)
     try:
         content = json.loads(result.read_text(encoding="utf-8"))
         graded = graded_path(result).read_text(encoding="utf-8").splitlines()
@@ -95,6 +100,10 @@ def _file_name(result: Path) -> str:
     return result.stem.removesuffix(".result")
 
 
+def _told(value: JsonValue) -> str:
+    return str(value) if value not in ("", None) else "not named"
+
+
 def compare(first: Path, second: Path) -> Comparison:
     """Pair the questions of two results. Raises UserError for results of other tasks."""
     one, two = read_scored(first), read_scored(second)
@@ -102,7 +111,7 @@ def compare(first: Path, second: Path) -> Comparison:
     for name in mine:
         if mine[name] != theirs[name]:
             raise UserError(
-                f"{name} is {mine[name]} in {shortened(one.path)} and {theirs[name]} in "
+                f"{name} is {_told(mine[name])} in {shortened(one.path)} and {_told(theirs[name])} in "
                 f"{shortened(two.path)}; only results of the same questions, judged alike, can be compared"
             )
     if one.name == two.name:  # one model with other settings

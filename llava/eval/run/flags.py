@@ -12,6 +12,8 @@ from llava.utils import UserError
 
 DATA_DIR = Path("playground/data/eval")
 BATCH_SIZE = 8
+RETRIES = 5
+TIMEOUT_S = 300.0
 DONE, INCOMPLETE = 0, 1  # exit codes; 2 is a UserError
 
 
@@ -42,10 +44,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--model", default=None, help="name of its model (default: the first that it lists)")
     server.add_argument("--concurrency", type=int, default=BATCH_SIZE, help="requests at a time (default: 8)")
     server.add_argument(
-        "--retries", type=int, default=5, help="tries after a failed one, with growing pauses (default: 5)"
+        "--retries",
+        type=int,
+        default=RETRIES,
+        help="tries after a failed one, with growing pauses (default: 5)",
     )
     server.add_argument(
-        "--request-timeout", type=float, default=300.0, help="seconds for an answer (default: 300)"
+        "--request-timeout", type=float, default=TIMEOUT_S, help="seconds for an answer (default: 300)"
     )
 
 
@@ -88,7 +93,8 @@ def add_data_flags(parser: argparse.ArgumentParser, tasks: Sequence[Task]) -> No
         for one in task.data:
             if one.key not in known:
                 known.add(one.key)
-                text = f"{one.what} (default: {one.where} there)".replace("%", "%%")
+                usual = "" if one.where == "." else f" (default: {one.where} there)"
+                text = f"{one.what}{usual}".replace("%", "%%")
                 data.add_argument(f"--{one.key}", type=local_path, default=None, help=text)
         for option in task.options:
             if option.key not in known:
@@ -118,13 +124,22 @@ def read_data(task: Task, args: argparse.Namespace, *, submission: str | None = 
 
 
 def answers_path(task: Task, data: TaskData, model_id: str, given: str | None) -> Path:
-    """Return the answers file: the named one, or the reference's place in the folder of the data."""
+    """Return the answers file: the named one, or the task's place, as a rule in the folder of the data."""
     if given is not None:
         return Path(given)
+    return _below(task.kept_in(data, "answers"), task, data, model_id)
+
+
+def earlier_answers_path(task: Task, data: TaskData, model_id: str) -> Path:
+    """Return where earlier versions put the answers that no flag names a file for."""
+    return _below(data.root / "answers", task, data, model_id)
+
+
+def _below(folder: Path, task: Task, data: TaskData, model_id: str) -> Path:
+    """Return the file of a model's answers in a folder: that of the split and the settings."""
     scoring = {one.key for one in task.options if one.scoring}
     settings = sorted(value for key, value in data.options.items() if key not in scoring)
     parts = [one for one in (data.split_of(task), *settings) if one]
-    folder = data.root / "answers"
     return folder.joinpath(*(_safe(one) for one in parts), f"{_safe(model_id)}.jsonl")
 
 
@@ -151,8 +166,10 @@ def check_one_model(args: argparse.Namespace) -> None:
         )
 
     if args.base_url is None:
+        _refuse_server_flags(args)
         return
     here = {
+        "--batch-size": args.batch_size != BATCH_SIZE,
         "--model-base": args.model_base is not None,
         "--conv-mode": args.conv_mode is not None,
         "--device": args.device is not None,
@@ -165,6 +182,23 @@ def check_one_model(args: argparse.Namespace) -> None:
         raise UserError(
             f"{', '.join(useless)} cannot be kept with --base-url: the server has loaded its model, and its "
             "interface has no such setting; omit it, or ask the checkpoint itself with --model-path"
+        )
+
+
+def _refuse_server_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags of a server where a checkpoint is asked."""
+    there = {
+        "--api-key": args.api_key is not None,
+        "--model": args.model is not None,
+        "--concurrency": args.concurrency != BATCH_SIZE,
+        "--retries": args.retries != RETRIES,
+        "--request-timeout": args.request_timeout != TIMEOUT_S,
+    }
+    if useless := [flag for flag, is_given in there.items() if is_given]:
+        verb = "is" if len(useless) == 1 else "are"
+        raise UserError(
+            f"{', '.join(useless)} {verb} for a server, which --base-url names; a checkpoint of --model-path "
+            "has no such setting (--batch-size says how many questions it is asked at a time)"
         )
 
 

@@ -14,17 +14,20 @@ from llava.eval.comparing.pairs import (
     comparison_text,
     graded_line,
     graded_path,
+    result_of,
 )
 from llava.eval.run.answering import Answered, answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Asker
-from llava.eval.run.flags import DONE, INCOMPLETE, answers_path
+from llava.eval.run.flags import DONE, INCOMPLETE
 from llava.eval.run.opening import Opener
+from llava.eval.run.places import check_places, place_of_answers, refuse_overwriting
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
 from llava.eval.run.results import Result, check_task, of_run, result_path, score, scores_text, write_result
 from llava.eval.tasks.base import Report, Task, TaskData
 from llava.eval.tasks.grading import some_of
+from llava.eval.tasks.judged.judgement import judge_of, rules_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Run:
 
     def answer(self, task: Task, data: TaskData, answers: str | None) -> Done:
         """Ask a task; its answers are in the file then."""
+        check_places(task, data, answers=answers, asks=True)
         _, _, path, answered = self._ask(task, data, answers)
         code = INCOMPLETE if answered.failures else DONE
         self._say(f"{len(answered.records):,} answers in {path}")
@@ -63,6 +67,10 @@ class Run:
 
     def answer_and_score(self, task: Task, data: TaskData, answers: str | None, output: str | None) -> Done:
         """Ask a task, score it and write the result; every process returns the same."""
+        check_places(task, data, answers=answers, output=output, asks=True, scores=True)
+        judge_of(data)
+        rules_of(data)
+        task.check_scoring(data)
         plan, asker, path, answered = self._ask(task, data, answers)
         run = of_run(plan, asker, answered)
 
@@ -79,7 +87,7 @@ class Run:
         shard = None if args.shard is None else Shard.read(args.shard)
         plan = make_plan(task, data, limit=args.limit, shard=shard)
         asker = self._opener.open(task)
-        path = answers_path(task, data, asker.model_id, answers)
+        path = place_of_answers(plan, asker.model_id, answers)
         answered = answer_plan(
             plan, asker, path, start_over=args.start_over, processes=self._processes, quiet=args.quiet
         )
@@ -104,6 +112,7 @@ def score_file(
     part: says that only some questions were asked; then the others are not missed. Raises UserError for
     answers to another task, and before a result that is there is replaced.
     """
+    check_places(task, data, answers=answers, output=output, scores=True)
     check_task(task, answers)
     found = read_answers(answers)
     report, said = score(task, data, found, part=part)
@@ -144,6 +153,14 @@ def counts_text(report: Report, n_broken: int, part: str = "") -> list[str]:
 
 def compare_files(first: Path, second: Path, output: str | None, html: str | None) -> int:
     """Compare two results, tell the difference, and write what was asked for."""
+    refuse_overwriting(
+        {
+            f"{what} of {one.name}": place(one)
+            for one in (first, second)
+            for what, place in (("the answers", Path), ("the result", result_of), ("the grades", _grades_of))
+        },
+        {"--output": _path(output), "--html": _path(html)},
+    )
     found = compare(first, second)
     for line in comparison_text(found):
         print(line)
@@ -155,3 +172,11 @@ def compare_files(first: Path, second: Path, output: str | None, html: str | Non
         write_text(html, page_of(found))
         print(f"the {len(found.flips):,} questions that flipped: {html}")
     return DONE
+
+
+def _grades_of(result: Path) -> Path:
+    return graded_path(result_of(result))
+
+
+def _path(given: str | None) -> Path | None:
+    return None if given is None else Path(given)

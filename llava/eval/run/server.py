@@ -26,6 +26,8 @@ from llava.utils import UserError, check_whole, shortened
 _KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+LEAST_AWAY = 8  # questions in a row, and at least two for each request at a time, until a server is gone
+LONGEST_TIMEOUT_S = 86400.0
 # Statuses that another try may mend; the others say what is wrong with the question or the address.
 TRIED_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 WRONG_ADDRESS = (401, 403, 404, 405)
@@ -37,6 +39,10 @@ class _Again(Exception):
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.pause = pause
+
+
+class _Away(_Again):
+    """A failure to reach the server at all."""
 
 
 class ServerModel:
@@ -59,6 +65,10 @@ class ServerModel:
     ) -> None:
         check_whole("--concurrency", concurrency, 1)
         check_whole("--retries", retries, 0)
+        if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            raise UserError(
+                f"--request-timeout is {timeout_s}; expected seconds, more than 0 and at most a day"
+            )
         if not base_url.lower().startswith(("http://", "https://")):
             raise UserError(
                 f"--base-url is {shortened(base_url)!r}; expected http://HOST:PORT/v1 or https://..."
@@ -70,6 +80,7 @@ class ServerModel:
         self._n_retries = 0
         self._counting = threading.Lock()
         self._returned: set[str] = set()
+        self._away, self._most_away = 0, max(LEAST_AWAY, 2 * concurrency)
         self._model_id = model or self._first_model()
 
     @property
@@ -112,6 +123,12 @@ class ServerModel:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield future.result()
+                    if self._away >= self._most_away:
+                        raise UserError(
+                            f"the server at {self._url} is gone: it could not be reached for "
+                            f"{self._away} questions in a row, each tried {self._retries + 1} times; start "
+                            "it and run the same command again, which asks what has no answer yet"
+                        )
             finally:
                 for future in running:
                     future.cancel()
@@ -124,19 +141,21 @@ class ServerModel:
             body = self._body(ask)
         except UserError as error:
             return Outcome(index, error=str(error))
-        reason = ""
+        reason, away = "", False
         for attempt in range(self._retries + 1):
             try:
                 return self._outcome(index, self._post("/chat/completions", body))
             except _Again as failure:
-                reason = str(failure)
-                if attempt < self._retries:
+                reason, away = str(failure), isinstance(failure, _Away)
+                if attempt < self._retries and self._away < self._most_away:
                     with self._counting:
                         self._n_retries += 1
                     doubled = (
                         FIRST_PAUSE_S * 2**attempt * random.Random(index * 97 + attempt).uniform(0.75, 1.25)
                     )
                     self._sleep(min(failure.pause or doubled, LONGEST_PAUSE_S))
+        with self._counting:
+            self._away = self._away + 1 if away else 0
         return Outcome(index, error=f"no answer after {self._retries + 1} tries: {reason}")
 
     def _body(self, ask: Ask) -> dict[str, Any]:
@@ -193,7 +212,9 @@ class ServerModel:
             requests.Timeout,
             requests.exceptions.ChunkedEncodingError,
         ) as error:
-            raise _Again(f"the server cannot be reached ({type(error).__name__})") from error
+            reason = f"the server cannot be reached ({type(error).__name__})"
+            raise (_Away if isinstance(error, requests.ConnectionError) else _Again)(reason) from error
+        self._away = 0
         if response.status_code in TRIED_AGAIN:
             raise _Again(f"HTTP status {response.status_code} {_said(response)}", _pause_of(response))
         if response.status_code in WRONG_ADDRESS:

@@ -23,11 +23,15 @@ logger = logging.getLogger(__name__)
 def tasks_of(suite: str | None, names: str | None) -> list[Task]:
     """Return the tasks that --suite and --tasks name. Raises UserError."""
     wanted = [one.strip() for one in names.split(",") if one.strip()] if names else []
+    if names is not None and suite is not None:
+        raise UserError("--suite and --tasks were both given; name the tasks by one of them")
+    if names is not None and not wanted:
+        raise UserError(f"--tasks names no task ({shortened(names)!r}); expected some such as gqa,pope")
     if not wanted and suite not in SUITES:
         raise UserError(
             f"--suite is {shortened(suite)!r}; expected {', '.join(SUITES)}, or tasks by --tasks a,b"
         )
-    return [task_named(one) for one in wanted or SUITES[str(suite)]]
+    return [task_named(one) for one in dict.fromkeys(wanted) or SUITES[str(suite)]]
 
 
 def run_suite(args: argparse.Namespace) -> int:

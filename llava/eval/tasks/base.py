@@ -236,6 +236,14 @@ class Task(ABC):
         """Return the usual place of a file of this split, below the task's folder."""
         return file.where.format(split=split)
 
+    def kept_in(self, data: TaskData, what: str) -> Path:
+        """Return the folder where answers or reviews (what) go that no flag names a file for."""
+        return data.root / what
+
+    def check_scoring(self, data: TaskData) -> None:
+        """Raise UserError for what would keep answers from being scored; called before they are made."""
+        data.split_of(self)
+
     @abstractmethod
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions in their order; raises UserError for files that are missing or broken."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+from llava.eval.judges.judging import Item
 from llava.eval.judges.replies import FRACTION
 from llava.eval.metrics.anls import anls
 from llava.eval.metrics.vqa import vqa_accuracy, vqa_answer
@@ -40,6 +42,7 @@ def vqa(prediction: str, answers: Sequence[str]) -> float:
 
 
 RULES: dict[str, Rule] = {"exact": exact, "vqa": vqa, "anls": anls, "f1": word_f1}
+_OF_A_JUDGE = ("judge-model", "judge-base-url", "rule", "reviews")
 METRICS = (*RULES, "choice", "bleu", "judge")
 
 
@@ -64,6 +67,23 @@ class Custom(Task):
         *OPTIONS,
     )
 
+    def kept_in(self, data: TaskData, what: str) -> Path:
+        """Return a folder of each question file's own, beside it, where --question-file names one."""
+        given = data.files.get("question-file")
+        return super().kept_in(data, what) if given is None else given.parent / what / given.stem
+
+    def check_scoring(self, data: TaskData) -> None:
+        """Raise UserError where lines lack what the metric or --by needs, or a judge is not asked."""
+        rows = {row.id: row for row in read_rows(data.path(self, "question-file"))}
+        metric, by = data.options.get("metric", "exact"), data.options.get("by")
+        _check(rows, metric)
+        if by is not None:
+            for row in rows.values():
+                row.values(by)
+        useless = [f"--{key}" for key in _OF_A_JUDGE if key in data.options and metric != "judge"]
+        if useless:
+            raise UserError(f"{', '.join(useless)}: only --metric judge asks a judge, and it is {metric}")
+
     def asks(self, data: TaskData) -> Iterator[Ask]:
         """Yield the questions; images are sought beside the file, or in --image-folder."""
         return checked(self, (self._ask(row, data) for row in read_rows(data.path(self, "question-file"))))
@@ -76,13 +96,16 @@ class Custom(Task):
 
     def report(self, answers: Sequence[Record], data: TaskData) -> Report:
         """Score the answers by --metric, and by each value of --by."""
+        self.check_scoring(data)
         rows = {row.id: row for row in read_rows(data.path(self, "question-file"))}
         metric, by = data.options.get("metric", "exact"), data.options.get("by")
         found = answered(self, self.asks(data), answers)
         kinds = {} if by is None else {row.id: row.values(by) for row in rows.values()}
-        _check(rows, metric)
         if metric == "judge":
-            return _judged(found, rows, answers, data, {} if by is None else {f"by {by}": kinds})
+            shown = {} if by is None else {f"by {by}": kinds}
+            items, expected = _items(found, rows, data)
+            folder = self.kept_in(data, "reviews")
+            return grades(found, expected, judge(items, answers, data, scale=FRACTION, folder=folder), shown)
         graded = [_graded(metric, ask, text, rows[ask.id]) for ask, text in found.pairs]
 
         def corpus_bleu(some: Sequence[Graded]) -> float:
@@ -125,14 +148,9 @@ def _graded(metric: str, ask: Ask, text: str, row: QuestionRow) -> Graded:
     return Graded(ask.id, text, expected, rule(text, row.right), group=ask.group)
 
 
-def _judged(
-    found: Answered,
-    rows: Mapping[str | int, QuestionRow],
-    answers: Sequence[Record],
-    data: TaskData,
-    kinds: Mapping[str, Mapping[str | int, list[str]]],
-) -> Report:
-    """Let a judge grade the answers from 0 to 1, by the rule "custom"."""
+def _items(
+    found: Answered, rows: Mapping[str | int, QuestionRow], data: TaskData
+) -> tuple[list[Item], dict[str | int, str]]:
+    """Return what a judge grades from 0 to 1, by the rule "custom", and the right answers as it sees them."""
     expected = {key: "\n<OR>\n".join(row.right) for key, row in rows.items()}
-    items = grade_items(found.pairs, expected, rules_of(data), "custom")
-    return grades(found, expected, judge(items, answers, data, scale=FRACTION), kinds)
+    return grade_items(found.pairs, expected, rules_of(data), "custom"), expected

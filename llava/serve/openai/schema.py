@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -260,10 +260,29 @@ def read_request(kind: type[Model], data: object) -> Model:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         # of the alternatives that a value could be, the one that came furthest is the one that was meant
-        nearest = max(found, key=lambda one: _depth(_dotted(one["loc"])))
+        nearest = max(found, key=lambda one: (_depth(_dotted(one["loc"])), not _is_kind(one["type"])))
         where = _dotted(nearest["loc"])
         code = "missing_required_parameter" if nearest["type"] == "missing" else "invalid_value"
-        raise bad_request(f"{where}: {nearest['msg']}", param=where or None, code=code) from error
+        told = nearest["msg"]
+        if _is_kind(nearest["type"]):
+            kinds = [one["msg"] for one in found if _is_kind(one["type"]) and _dotted(one["loc"]) == where]
+            told = _one_of(kinds)
+        raise bad_request(f"{where}: {told}", param=where or None, code=code) from error
+
+
+_KINDS = ("string_type", "list_type", "int_type", "float_type", "bool_type", "dict_type", "model_type")
+_SHOULD = "Input should be "
+
+
+def _is_kind(complaint: str) -> bool:
+    """Tell whether pydantic complains of the kind of a value, and has not looked into it."""
+    return complaint in _KINDS or complaint == "model_attributes_type"
+
+
+def _one_of(complaints: Sequence[str]) -> str:
+    """Join complaints of alternatives about the kind of one value, without names of classes."""
+    kinds = [one.removeprefix(_SHOULD).partition(" or instance of ")[0] for one in complaints]
+    return _SHOULD + " or ".join(dict.fromkeys(kinds))
 
 
 def _unsupported(name: str, detail: str = "") -> ServeError:

@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 
 from llava.arguments import output_path
+from llava.atomic import obstacle
 from llava.constants import LOGDIR
-from llava.utils import UserError, check_whole, import_optional
+from llava.utils import UserError, check_whole, import_optional, shortened
 
 CONCURRENCY = 16
 
@@ -70,6 +71,10 @@ def read_page_flags(args: argparse.Namespace, *, reload_models: bool = False) ->
     if args.share and args.api_key is None:
         raise UserError(
             "--share lets the internet reach this server, which needs a key: set LLAVA_API_KEY (or --api-key)"
+        )
+    if not args.no_log and (reason := obstacle(args.log_dir, folder=True)):
+        raise UserError(
+            f"--log-dir is {shortened(args.log_dir)}: {reason}; name another folder, or --no-log for no log"
         )
     import_optional("gradio", needed_for="the web page", install="llava[serve]")
     return PageFlags(

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from llava.serve.auth import check_binding, read_api_key
+from llava.serve.sockets import check_address
 from llava.utils import check_whole
 
 
@@ -47,5 +48,8 @@ def read_worker_flags(args: argparse.Namespace) -> WorkerFlags:
     check_whole("--limit-model-concurrency", args.limit_model_concurrency, 1)
     api_key = read_api_key(args.api_key)
     check_binding(args.host, api_key)
+    if args.worker_address is not None:
+        check_address("--worker-address", args.worker_address)
+    check_address("--controller-address", args.controller_address)
     address = args.worker_address or f"http://localhost:{args.port}"
     return WorkerFlags(args.host, args.port, address, args.controller_address, api_key)

@@ -158,6 +158,14 @@ def test_judged_results_are_compared_whatever_the_way_of_asking(
             compare(*two_results)
 
 
+def test_a_split_that_is_not_named_is_told_so(two_results):
+    first, second = two_results
+    result = second.with_name("second.result.json")
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"split": "val"}))
+    with pytest.raises(UserError, match="split is not named in .* and val in "):
+        compare(first, second)
+
+
 def test_results_of_other_data_are_compared_and_told(two_results):
     result = two_results[1].with_name("second.result.json")
     content = json.loads(result.read_text())

@@ -109,6 +109,12 @@ def test_nobody_at_the_address_is_one_sentence():
         ServerModel("localhost:1", GREEDY)
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9, float("nan")])
+def test_a_time_that_nobody_can_wait_is_one_sentence(seconds):
+    with pytest.raises(UserError, match="--request-timeout is .*; expected seconds, more than 0 and at most"):
+        ServerModel("http://127.0.0.1:9/v1", GREEDY, timeout_s=seconds)
+
+
 def test_image_files_go_as_they_are_and_others_as_png(tmp_path):
     image = Image.linear_gradient("L").convert("RGB")
     image.save(tmp_path / "a.jpg")
@@ -124,3 +130,34 @@ def test_image_files_go_as_they_are_and_others_as_png(tmp_path):
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(UserError, match=r"b\.png"):
         address_of(tmp_path / "b.png")
+
+
+def test_a_server_that_is_gone_ends_the_run_and_one_that_comes_back_does_not():
+    gone = [True]
+
+    def reply(body, times):
+        return FAULTS["hung up"] if gone[0] and text_of(body) != "0" else completion("yes")
+
+    with fake_server(reply) as server:
+        model = server_model(server, retries=1, concurrency=2)
+        found = []
+        with pytest.raises(
+            UserError, match="is gone: .* [0-9]+ questions in a row, each tried 2 times; start it"
+        ):
+            for one in model.answer({number: Ask(number, str(number)) for number in range(500)}):
+                found.append(one)
+        assert len(found) < 30 and any(one.text == "yes" for one in found)
+        gone[0] = False
+        model = server_model(server, retries=1, concurrency=2)
+        again = {number: Ask(number, str(number)) for number in range(40)}
+        assert all(one.text == "yes" for one in model.answer(again))
+
+
+def test_questions_that_some_connections_lose_do_not_end_the_run():
+    def reply(body, times):
+        return FAULTS["hung up"] if int(text_of(body)) % 3 else completion("yes")
+
+    with fake_server(reply) as server:
+        model = server_model(server, retries=0, concurrency=2)
+        found = list(model.answer({number: Ask(number, str(number)) for number in range(120)}))
+    assert sum(one.error is not None for one in found) == 80

@@ -46,6 +46,16 @@ def test_registering_a_worker_by_hand(controller: Controller) -> None:
             run(register_worker, "--controller", address, "--worker", "http://10.0.0.1", "--api-key", KEY)
 
 
+def test_a_worker_that_does_not_answer_is_not_said_to_be_registered(controller: Controller) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with (
+        running(create_app(lambda: controller)) as address,
+        pytest.raises(UserError, match=f"did not take {nobody} in: .*; is the worker running"),
+    ):
+        run(register_worker, "--controller", address, "--worker", nobody)
+    assert not controller.worker_info
+
+
 @pytest.mark.parametrize("through", ["controller", "worker"])
 def test_a_message_is_answered(
     controller: Controller, through: str, capsys: pytest.CaptureFixture[str]

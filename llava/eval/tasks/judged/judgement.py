@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava.atomic import write_text
-from llava.eval.judges.judging import Item, Outcome, check_items, estimate_of, judge_all, reviewed
+from llava.eval.judges.judging import Item, Outcome, check_items, estimate_of, judge_all, kept_lines, reviewed
 from llava.eval.judges.replies import Scale, Value, value_of
 from llava.eval.judges.settings import JUDGE_OPTIONS, RULE_OPTION, JudgeSettings, settings_of
 from llava.eval.judges.wording import Rule, read_rules
 from llava.eval.tasks.base import JsonValue, Option, Record, Report, TaskData
+from llava.utils import UserError
 
 MARK = (
     "judged by {}: a judged number depends on its judge, and is not comparable with published ones, "
@@ -87,22 +88,28 @@ def judge(
     *,
     scale: Scale,
     instead: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Judgement:
     """Judge items by the model of --judge-model, or count the reviews of --reviews; else write what to judge.
 
-    instead: what a benchmark's own judge takes; None for JSON lines of messages.
+    instead: what a benchmark's own judge takes; None for JSON lines of messages. folder: of the reviews
+    (default: `reviews` in the folder of the data).
     """
     check_items(items)
     model = _safe(next((str(one["model_id"]) for one in answers if one.get("model_id")), "answers"))
-    settings = judge_of(data)
+    settings, earlier = judge_of(data), data.root / "reviews"
     if settings is not None:
-        output = reviews_path(data) or data.root / "reviews" / f"{model}.{_safe(settings.model)}.jsonl"
+        output = reviews_path(data)
+        if output is None:
+            name = f"{model}.{_safe(settings.model)}.jsonl"
+            output = (folder or earlier) / name
+            if not output.exists() and _holds(earlier / name, items, settings, scale):
+                output = earlier / name
         return _judged(judge_all(items, settings, output, scale=scale), scale)
     if (output_given := reviews_path(data)) is not None:
         return _judged(reviewed(items, output_given, scale), scale)
     place = (
-        data.submission
-        or data.root / "reviews" / f"{model}.to-judge.{'jsonl' if instead is None else 'json'}"
+        data.submission or (folder or earlier) / f"{model}.to-judge.{'jsonl' if instead is None else 'json'}"
     )
     place.parent.mkdir(parents=True, exist_ok=True)
     if instead is None:
@@ -117,6 +124,14 @@ def judge(
         (f"nobody judged: name a judge with --judge-model ({told}); what it judges is in {place}",),
         (place,),
     )
+
+
+def _holds(output: Path, items: Sequence[Item], settings: JudgeSettings, scale: Scale) -> bool:
+    """Tell whether a file holds reviews of these items by this judge."""
+    try:
+        return output.is_file() and bool(dict(kept_lines(items, settings.model, output, scale)))
+    except UserError:
+        return False
 
 
 def judge_of(data: TaskData) -> JudgeSettings | None:
