@@ -279,9 +279,11 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     weights = _adapter_weights(path, shapes_only=shapes_only)
     stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
     adapted = {name.split(".lora_")[0] for name in stored}
-    if any(files.is_tower_key(name) for name in adapted):
-        model.state_dict()  # reads layers of the tower that are there only when they are asked for
     modules = {name for name, _ in model.named_modules()}
+    replaced = {name for name in weights if ".lora_" not in name}  # PEFT's modules_to_save
+    if any(files.is_tower_key(name) for name in replaced | (adapted - modules)):
+        model.state_dict()  # reads layers of the tower that are there only when they are asked for
+        modules = {name for name, _ in model.named_modules()}
     unknown = sorted(adapted - modules)
     if unknown:
         raise CheckpointError(
@@ -301,7 +303,7 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
             if shapes_only:
                 wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
             else:
-                with reading_held(model):
+                with reading_held():
                     wrapped = _filled_adapter(peft, model, path, config)
     places = {_adapter_name(n): value.shape for n, value in wrapped.named_parameters() if ".lora_" in n}
     missing = sorted(set(places) - set(stored))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -22,11 +21,9 @@ from llava.model.multimodal.tile import TileFeatures
 from llava.model.multimodal_encoder.image_processor import tower_processor
 from llava.model.multimodal_encoder.published import tower_config
 from llava.model.multimodal_encoder.vision_model import (
+    LayersBehind,
     VisionModelHolder,
     layers_needed,
-    own_layers,
-    settled,
-    stored_layers,
 )
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
@@ -147,8 +144,7 @@ class VisionTower(nn.Module):
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
         self.unread = tuple(self._cut_off(left_over))
-        source = settled(self.vision_tower_name)
-        self._defer(self.omitted_layers, partial(own_layers, self.model_class, source, self.layers))
+        self._defer(self.omitted_layers, self.vision_tower_name)
         self.not_of_the_tower = tuple(set(left_over).difference(self.unread))  # the text half of a whole CLIP
 
     def forget_weights(self) -> None:
@@ -171,15 +167,14 @@ class VisionTower(nn.Module):
         first, stored = len(self._layers()), set(found.values())
         count = next(n for n in itertools.count() if first + n not in stored)
         self.unread = tuple(name for name, index in found.items() if index < first + count)
-        where = (settled(source), self.layers, self.unread)
-        self._defer(count, partial(stored_layers, self.model_class, self.config, *where))
+        self._defer(count, source, self.config)
         return self.unread
 
     def _cut(self, model: nn.Module) -> None:
         layers = self._layers(model)
-        needed = layers_needed(self.select_layer, len(layers))
-        self.omitted_layers = len(layers) - needed
-        del layers[needed:]
+        kept = max(1, layers_needed(self.select_layer, len(layers)))  # the others come like the first
+        self.omitted_layers = len(layers) - kept
+        del layers[kept:]
 
     def _cut_off(self, names: Iterable[str]) -> dict[str, int]:
         """Pick the weights of layers that were left out: name -> index of the layer."""
@@ -193,19 +188,13 @@ class VisionTower(nn.Module):
                 found[name] = left_out[index]
         return found
 
-    def _defer(self, unread: int, read: Callable[[], nn.ModuleList]) -> None:
-        """Let so many more layers come from `read` when something asks for them."""
-        if unread:
-            layers = LayersOnDemand(self._layers(), unread, partial(self._behind, read))
+    def _defer(self, count: int, source: str, config: PreTrainedConfig | None = None) -> None:
+        """Let so many more layers come from `source` when something asks for them."""
+        if count:
+            read = LayersBehind.at(self.model_class, source, self.layers, self.unread, config)
+            layers = LayersOnDemand(self._layers(), count, read, read.inside)
             self.vision_tower.vision_model.set_submodule(self.layers, layers)
-            self.omitted_layers -= unread
-
-    def _behind(self, read: Callable[[], nn.ModuleList]) -> nn.ModuleList:
-        """Return the layers behind those that are there: frozen, of the same dtype, on the same device."""
-        device = "cpu" if self.device.type == "meta" else self.device  # meta: weights wait on CPU or disk
-        present = len(list(self._layers().children()))
-        behind = read()[present:].to(device=device, dtype=self.dtype)
-        return behind.requires_grad_(False).train(self.vision_tower.training)
+            self.omitted_layers -= count
 
     def _layers(self, model: nn.Module | None = None) -> Any:
         return (model or self.vision_tower.vision_model).get_submodule(self.layers)

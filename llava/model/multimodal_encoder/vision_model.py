@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,9 +13,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoints import files, loading
+from llava.model.checkpoints.class_loading import progress_held
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.faults import check_loading
 from llava.utils import UserError
+
+SAMPLED = 256  # values of each weight
 
 
 class VisionModelHolder(nn.Module):
@@ -41,12 +46,82 @@ def settled(name: str) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def own_layers(model_class: type[PreTrainedModel], source: str, place: str) -> Any:
-    """Read a vision model from its own files, in float32; returns its layers, the submodule `place`."""
-    model, info = loading.from_pretrained(model_class, source, dtype=torch.float32)
+@dataclass(frozen=True)
+class LayersBehind:
+    """Where the layers of a vision model are stored that nobody has read yet; calling it reads them.
+
+    It holds no part of the model, which therefore is freed as soon as nobody uses it.
+    """
+
+    model_class: type[PreTrainedModel]
+    source: str  # folder or hub name of the tower, or of the checkpoint that holds it
+    place: str  # the module of the layers
+    names: tuple[str, ...]  # of their weights
+    config: PreTrainedConfig | None  # of a checkpoint's tower; None: the tower's own files
+    sample: int  # of the weights, which tells that others have taken their place
+
+    @classmethod
+    def at(
+        cls,
+        model_class: type[PreTrainedModel],
+        source: str,
+        place: str,
+        names: Iterable[str],
+        config: PreTrainedConfig | None = None,
+    ) -> LayersBehind:
+        """Remember weights that are in the files now."""
+        source, names = settled(source), tuple(names)
+        return cls(model_class, source, place, names, config, _sample(source, names))
+
+    @property
+    def inside(self) -> list[str]:
+        """The weights' names in the list of layers."""
+        return [f".{name}".rpartition(f".{self.place}.")[2] for name in self.names]
+
+    def __call__(self, first: int) -> list[nn.Module]:
+        """Read the layers from number `first` on.
+
+        Raises CheckpointError for weights that are gone, do not fit or have changed.
+        """
+        if _sample(self.source, self.names) != self.sample:
+            raise self._error("the files have changed since the model was loaded; put back what was there")
+        if self.config is None:
+            return own_layers(self.model_class, self.source, self.place, first)
+        try:
+            return stored_layers(self.model_class, self.config, self.source, self.place, self.names)
+        except RuntimeError as error:
+            raise self._error(first_line(error)) from error
+
+    def _error(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"The last layers of the vision tower in {self.source}, which are read when something asks for "
+            f"them, cannot be loaded: {reason}."
+        )
+
+
+def _sample(source: str, names: Sequence[str]) -> int:
+    """Return a number that a few values of each weight give: it differs for a tower that was trained on."""
+    number = 0
+    for file in files.weight_files(source) if names else ():
+        for name, value in sorted(files.read_tensors(file, only=names).items()):
+            part = value.reshape(-1)[:SAMPLED].contiguous().view(torch.uint8).numpy()
+            number = zlib.crc32(part.tobytes(), zlib.crc32(name.encode(), number))
+    return number
+
+
+def own_layers(model_class: type[PreTrainedModel], source: str, place: str, first: int) -> list[nn.Module]:
+    """Read a vision model's layers from number `first` on from its own files, in float32."""
+
+    def cut(model: nn.Module) -> None:
+        layers = cast("nn.ModuleList", model.get_submodule(place))
+        for number in range(first):
+            layers[number] = nn.Identity()
+
+    with progress_held():
+        model, info = loading.from_pretrained(model_class, source, cut=cut, dtype=torch.float32)
     info["unexpected_keys"] = ()
     check_loading(info, source, tower_is_built=True, projector_later=False)
-    return model.get_submodule(place)
+    return list(model.get_submodule(place))[first:]
 
 
 def stored_layers(
@@ -55,29 +130,31 @@ def stored_layers(
     source: str,
     place: str,
     names: Sequence[str],
-) -> Any:
-    """Return the layers of a vision model, filled with the weights that a checkpoint has under these names.
+) -> list[nn.Module]:
+    """Return layers of a vision model, filled with the weights that a checkpoint has under these names.
 
-    source: the checkpoint's folder. The other layers are random. Raises CheckpointError for weights that
-    are gone or do not fit.
+    source: the checkpoint's folder. Raises RuntimeError for weights that are gone or do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        layers = cast("nn.ModuleList", model_class(config).get_submodule(place))
     weights: dict[str, torch.Tensor] = {}
     for file in files.weight_files(source):
-        weights.update(files.read_tensors(file, only=names))
-    weights = {name.partition(f".{place}.")[2]: weights[name] for name in names if name in weights}
-    brought = {name.partition(".")[0] for name in weights}
-    behind = nn.ModuleDict({index: layers[int(index)] for index in sorted(brought)})
-    try:
-        if len(weights) < len(names):
-            raise RuntimeError(f"{len(names) - len(weights)} of {len(names)} weights are gone")
-        behind.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The last layers of the vision tower in {source}, which are read when something asks for them, "
-            f"cannot be loaded: {first_line(error)}"
-        ) from error
+        weights.update({n: v.clone() for n, v in files.read_tensors(file, only=names).items() if n in names})
+    weights = {f".{name}".rpartition(f".{place}.")[2]: weights[name] for name in names if name in weights}
+    if len(weights) < len(names):
+        raise RuntimeError(f"{len(names) - len(weights)} of {len(names)} weights are gone")
+    layers = _built(model_class, config, place)
+    wanted = sorted({int(name.partition(".")[0]) for name in weights})
+    behind = nn.ModuleDict({str(index): layers[index] for index in wanted})
+    behind.load_state_dict(weights, assign=True)
+    return list(behind.values())
+
+
+def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig, place: str) -> nn.ModuleList:
+    """Return a vision model's layers without values, or with random ones where that is not enough."""
+    for device in ("meta", "cpu"):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            layers = cast("nn.ModuleList", model_class(config).get_submodule(place))
+        if not any(buffer.is_meta for buffer in layers.buffers()):  # those are computed, not stored
+            break
     return layers
 
 
