@@ -52,13 +52,14 @@ def from_pretrained(
 
     cut: removes parts of the model when it is built, before its weights are read; theirs are unexpected. On
     the device "meta" nothing is cut, and only names and shapes of the weights are read; stored_names in the
-    lists are all of them. Raises CheckpointError for missing shards and damaged files.
+    lists are all of them. A state_dict, with a config, takes the place of the folder's weights. Raises
+    CheckpointError for missing shards and damaged files.
     """
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     check_generation_config(path)
-    source: str | None = path
+    source = path if "state_dict" not in arguments else None
     stored_names: tuple[str, ...] = ()
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)

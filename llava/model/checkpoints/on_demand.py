@@ -24,8 +24,9 @@ class LayersOnDemand(nn.ModuleList):
     """Layers of which the last are read from their files when they are first asked for.
 
     What asks for them: iterating, as the vision model's own forward does, an index, name or slice that
-    reaches them, `state_dict`, `load_state_dict` with weights for them, and changing the list. `len` counts them. What walks over modules and parameters (`parameters`, `to`) sees the layers that
-    are there; those behind then come like these: on their device, of their dtype, in their mode, frozen.
+    reaches them, `state_dict`, `load_state_dict` with weights for them, and changing the list. `len` counts
+    them. What walks over modules and parameters (`parameters`, `to`) sees the layers that are there; those
+    behind then come like these: on their device, of their dtype, in their mode, frozen.
     """
 
     unread = 0
@@ -71,9 +72,11 @@ class LayersOnDemand(nn.ModuleList):
         known = {type(one): one for layer in present for one in layer.modules()}
         for one in layers.modules():
             like = known.get(type(one))
+            if like is None:
+                continue
             if hasattr(like, "config"):  # holds the kind of attention
                 one.config = like.config
-            for hook in forward_hooks(like) if like else ():
+            for hook in forward_hooks(like):
                 if hook.__module__.startswith("transformers."):  # records hidden states and attentions
                     one.register_forward_hook(hook)
         return layers

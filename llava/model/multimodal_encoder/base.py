@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from llava.model.checkpoints import loading
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import CheckpointError, first_line, read_config
+from llava.model.checkpoints.files import CheckpointError, first_line, is_tower_key, read_config
 from llava.model.checkpoints.on_demand import LayersOnDemand
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.tile import TileFeatures
@@ -23,7 +23,9 @@ from llava.model.multimodal_encoder.published import tower_config
 from llava.model.multimodal_encoder.vision_model import (
     LayersBehind,
     VisionModelHolder,
+    inside_tower,
     layers_needed,
+    names_with,
 )
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
@@ -131,6 +133,7 @@ class VisionTower(nn.Module):
         self._read_config()  # a clear error before transformers' own
         # "auto" would spread a tower over devices: it stays whole, and moves with .to()
         device_map = None if device_map == "auto" else device_map
+        self.omitted_layers = 0
         model, info = loading.from_pretrained(
             self.model_class,
             self.vision_tower_name,
@@ -144,7 +147,7 @@ class VisionTower(nn.Module):
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
         self.unread = tuple(self._cut_off(left_over))
-        self._defer(self.omitted_layers, self.vision_tower_name)
+        self._defer(self.omitted_layers, self.vision_tower_name, lambda name: True)
         self.not_of_the_tower = tuple(set(left_over).difference(self.unread))  # the text half of a whole CLIP
 
     def forget_weights(self) -> None:
@@ -167,7 +170,7 @@ class VisionTower(nn.Module):
         first, stored = len(self._layers()), set(found.values())
         count = next(n for n in itertools.count() if first + n not in stored)
         self.unread = tuple(name for name, index in found.items() if index < first + count)
-        self._defer(count, source, self.config)
+        self._defer(count, source, is_tower_key, self.config)
         return self.unread
 
     def _cut(self, model: nn.Module) -> None:
@@ -182,16 +185,24 @@ class VisionTower(nn.Module):
         left_out = {str(index): index for index in range(first, first + self.omitted_layers)}
         found = {}
         for name in sorted(names):
-            inside = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
+            inside = inside_tower(name)
             index = inside.removeprefix(f"{self.layers}.").partition(".")[0]
             if inside.startswith(f"{self.layers}.") and index in left_out:
                 found[name] = left_out[index]
         return found
 
-    def _defer(self, count: int, source: str, config: PreTrainedConfig | None = None) -> None:
-        """Let so many more layers come from `source` when something asks for them."""
+    def _defer(
+        self,
+        count: int,
+        source: str,
+        wanted: Callable[[str], bool],
+        config: PreTrainedConfig | None = None,
+    ) -> None:
+        """Let so many more layers come from weights in `source` when something asks for them."""
         if count:
-            read = LayersBehind.at(self.model_class, source, self.layers, self.unread, config)
+            numbers = range(len(self._layers()), len(self._layers()) + count)
+            names = names_with(numbers, source, wanted)
+            read = LayersBehind.at(self.model_class, source, self.layers, names, config)
             layers = LayersOnDemand(self._layers(), count, read, read.inside)
             self.vision_tower.vision_model.set_submodule(self.layers, layers)
             self.omitted_layers -= count

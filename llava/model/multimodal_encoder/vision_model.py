@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoints import files, loading
 from llava.model.checkpoints.class_loading import progress_held
-from llava.model.checkpoints.errors import CheckpointError, first_line
+from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.faults import check_loading
 from llava.utils import UserError
 
@@ -76,21 +77,35 @@ class LayersBehind:
     @property
     def inside(self) -> list[str]:
         """The weights' names in the list of layers."""
-        return [f".{name}".rpartition(f".{self.place}.")[2] for name in self.names]
+        places = (f".{inside_tower(name)}".partition(f".{self.place}.") for name in self.names)
+        return [name for before, place, name in places if place and not before]
 
     def __call__(self, first: int) -> list[nn.Module]:
-        """Read the layers from number `first` on.
+        """Read the layers from number `first` on, in float32.
 
         Raises CheckpointError for weights that are gone, do not fit or have changed.
         """
         if _sample(self.source, self.names) != self.sample:
             raise self._error("the files have changed since the model was loaded; put back what was there")
-        if self.config is None:
-            return own_layers(self.model_class, self.source, self.place, first)
-        try:
-            return stored_layers(self.model_class, self.config, self.source, self.place, self.names)
-        except RuntimeError as error:
-            raise self._error(first_line(error)) from error
+        arguments: dict[str, Any] = {"dtype": torch.float32}
+        if self.config is not None:
+            arguments |= {"config": self.config, "state_dict": self._stored()}
+        with progress_held():
+            model, info = loading.from_pretrained(
+                self.model_class, self.source, cut=partial(_blank, place=self.place, count=first), **arguments
+            )
+        info["unexpected_keys"] = ()
+        if self.config is not None:
+            info["missing_keys"] = {n for n in info["missing_keys"] if n.startswith(f"{self.place}.")}
+        check_loading(info, self.source, tower_is_built=True, projector_later=False)
+        return list(model.get_submodule(self.place))[first:]
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        """Read what the checkpoint holds of them, by their names in the vision model."""
+        weights: dict[str, torch.Tensor] = {}
+        for file in files.weight_files(self.source):
+            weights.update(files.read_tensors(file, only=self.names))
+        return {inside_tower(name): weights[name].clone() for name in self.names}
 
     def _error(self, reason: str) -> CheckpointError:
         return CheckpointError(
@@ -109,53 +124,27 @@ def _sample(source: str, names: Sequence[str]) -> int:
     return number
 
 
-def own_layers(model_class: type[PreTrainedModel], source: str, place: str, first: int) -> list[nn.Module]:
-    """Read a vision model's layers from number `first` on from its own files, in float32."""
-
-    def cut(model: nn.Module) -> None:
-        layers = cast("nn.ModuleList", model.get_submodule(place))
-        for number in range(first):
-            layers[number] = nn.Identity()
-
-    with progress_held():
-        model, info = loading.from_pretrained(model_class, source, cut=cut, dtype=torch.float32)
-    info["unexpected_keys"] = ()
-    check_loading(info, source, tower_is_built=True, projector_later=False)
-    return list(model.get_submodule(place))[first:]
+def _blank(model: nn.Module, place: str, count: int) -> None:
+    """Take the place of a vision model's first layers, which are not needed."""
+    layers = cast("nn.ModuleList", model.get_submodule(place))
+    for number in range(count):
+        layers[number] = nn.Identity()
 
 
-def stored_layers(
-    model_class: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    source: str,
-    place: str,
-    names: Sequence[str],
-) -> list[nn.Module]:
-    """Return layers of a vision model, filled with the weights that a checkpoint has under these names.
+def inside_tower(name: str) -> str:
+    """Return a weight's name in the vision model, of its name in a checkpoint or in the tower's own files."""
+    return name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
 
-    source: the checkpoint's folder. Raises RuntimeError for weights that are gone or do not fit.
+
+def names_with(numbers: Iterable[int], source: str, wanted: Callable[[str], bool]) -> list[str]:
+    """Name the weights in a folder that have one of these numbers in their path, and that are wanted.
+
+    Those of layers with the numbers are among them, also where transformers gives them other names.
     """
-    weights: dict[str, torch.Tensor] = {}
-    for file in files.weight_files(source):
-        weights.update({n: v.clone() for n, v in files.read_tensors(file, only=names).items() if n in names})
-    weights = {f".{name}".rpartition(f".{place}.")[2]: weights[name] for name in names if name in weights}
-    if len(weights) < len(names):
-        raise RuntimeError(f"{len(names) - len(weights)} of {len(names)} weights are gone")
-    layers = _built(model_class, config, place)
-    wanted = sorted({int(name.partition(".")[0]) for name in weights})
-    behind = nn.ModuleDict({str(index): layers[index] for index in wanted})
-    behind.load_state_dict(weights, assign=True)
-    return list(behind.values())
-
-
-def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig, place: str) -> nn.ModuleList:
-    """Return a vision model's layers without values, or with random ones where that is not enough."""
-    for device in ("meta", "cpu"):
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            layers = cast("nn.ModuleList", model_class(config).get_submodule(place))
-        if not any(buffer.is_meta for buffer in layers.buffers()):  # those are computed, not stored
-            break
-    return layers
+    parts = {str(number) for number in numbers}
+    found = files.weight_files(source) if parts else ()
+    stored = (name for file in found for name in files.read_tensors(file, shapes_only=True))
+    return sorted(name for name in stored if wanted(name) and parts.intersection(name.split(".")))
 
 
 def layers_needed(index: int, layers: int) -> int:

@@ -24,7 +24,7 @@ from test_layers_on_demand import (
     load,
     tower_weights,
 )
-from transformers import AutoModelForCausalLM, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from llava.model.checkpoints.files import CheckpointError, load_weights, save_tensors
 
@@ -233,3 +233,18 @@ def test_only_they_are_read(folder: Path) -> None:
         0,
         sum(one.numel() for one in layers_of(model)[-1].parameters()),
     )
+
+
+def test_weights_that_transformers_gives_other_names(tmp_path: Path, checkpoints: Path) -> None:
+    """DINOv3's layer_scale1 is layer.scale1 in its list of unexpected weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": LAYERS, "image_size": 28}
+    config = DINOv3ViTConfig(num_attention_heads=2, patch_size=7, layerscale_value=0.5, **sizes)
+    DINOv3ViTModel(config).save_pretrained(tmp_path / "tower")
+    fields = {"mm_vision_tower": str(tmp_path / "tower"), "mm_hidden_size": 16}
+    whole = folders.whole("llama", tmp_path / "llava", checkpoints, unfreeze_mm_vision_tower=True, **fields)
+    stored = load_weights(whole)
+    assert any("layer_scale1" in name for name in stored)
+    states = load(whole).state_dict()
+    assert states.keys() == stored.keys()
+    assert all(torch.equal(states[name], value) for name, value in stored.items())
