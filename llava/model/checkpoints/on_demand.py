@@ -101,7 +101,7 @@ class LayersOnDemand(nn.ModuleList):
             self.read()  # by name, as `get_submodule` and `get_parameter` ask
         return super().__getattr__(name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: torch.Tensor | nn.Module) -> None:
         if name.isdecimal():
             self.read()
         super().__setattr__(name, value)
