@@ -35,11 +35,11 @@ class LayersOnDemand(nn.ModuleList):
         self,
         present: Iterable[nn.Module],
         unread: int,
-        read: Callable[[int], Iterable[nn.Module]],
+        read: Callable[[int, int], Iterable[nn.Module]],
         names: Iterable[str],
     ) -> None:
         """present: the first layers, at least one. unread: how many follow them. read: returns these, told
-        the number of the first of them. names: of their weights, in this list."""
+        the number of the first of them and how many. names: of their weights, in this list."""
         super().__init__(present)
         self.training = next(self.children()).training
         self._first = len(self)
@@ -57,7 +57,7 @@ class LayersOnDemand(nn.ModuleList):
             if not self.unread:  # another thread has read them
                 return
             present = dict(self.named_children())
-            behind = self._alike(list(present.values()), self._read(self._first))
+            behind = self._alike(list(present.values()), self._read(self._first, self.unread))
             numbered = {str(number): layer for number, layer in enumerate(behind, self._first)}
             # a new dict: who walks over the modules at this time goes on with those that were there
             set_children(self, {**present, **numbered})

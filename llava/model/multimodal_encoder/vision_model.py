@@ -80,8 +80,8 @@ class LayersBehind:
         places = (f".{inside_tower(name)}".partition(f".{self.place}.") for name in self.names)
         return [name for before, place, name in places if place and not before]
 
-    def __call__(self, first: int) -> list[nn.Module]:
-        """Read the layers from number `first` on, in float32.
+    def __call__(self, first: int, count: int) -> list[nn.Module]:
+        """Read so many layers from number `first` on, in float32.
 
         Raises CheckpointError for weights that are gone, do not fit or have changed.
         """
@@ -92,7 +92,10 @@ class LayersBehind:
             arguments |= {"config": self.config, "state_dict": self._stored()}
         with progress_held():
             model, info = loading.from_pretrained(
-                self.model_class, self.source, cut=partial(_blank, place=self.place, count=first), **arguments
+                self.model_class,
+                self.source,
+                cut=partial(_leave, place=self.place, first=first, count=count),
+                **arguments,
             )
         info["unexpected_keys"] = ()
         if self.config is not None:
@@ -124,10 +127,11 @@ def _sample(source: str, names: Sequence[str]) -> int:
     return number
 
 
-def _blank(model: nn.Module, place: str, count: int) -> None:
-    """Take the place of a vision model's first layers, which are not needed."""
+def _leave(model: nn.Module, place: str, first: int, count: int) -> None:
+    """Leave of a vision model's layers so many from number `first` on; the others are empty or gone."""
     layers = cast("nn.ModuleList", model.get_submodule(place))
-    for number in range(count):
+    del layers[first + count :]
+    for number in range(first):
         layers[number] = nn.Identity()
 
 

@@ -248,3 +248,14 @@ def test_weights_that_transformers_gives_other_names(tmp_path: Path, checkpoints
     states = load(whole).state_dict()
     assert states.keys() == stored.keys()
     assert all(torch.equal(states[name], value) for name, value in stored.items())
+
+
+def test_a_checkpoint_that_stores_fewer_layers_than_its_tower_has(folder: Path) -> None:
+    """Those that it stores are read; the others are omitted, as the last of LLaVA-NeXT's SigLIP."""
+    if not any(name.startswith(LAST) for name in load_weights(folder)):
+        pytest.skip("the tower's own files hold all of it")
+    deeper = tiny.tower_folder(folder.parent / "deeper", num_hidden_layers=LAYERS + 2)
+    folders.edit_config(folder, mm_vision_tower=str(deeper), mm_vision_select_layer=1)
+    model = load(folder)
+    assert len(layers_of(model)) == LAYERS
+    assert_whole(model, folder)
