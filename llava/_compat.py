@@ -226,6 +226,19 @@ def tables_of(module: nn.Module) -> Iterator[dict[str, Any]]:
     yield module._buffers
 
 
+def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return what is called behind a module's forward; transformers records hidden states in this way."""
+    return list(module._forward_hooks.values())
+
+
+def set_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> None:
+    """Give a module other children at once, in a dict of their own.
+
+    `add_module` changes the dict, which ends every walk over the modules that is under way.
+    """
+    module._modules = dict(children)
+
+
 # ---- accelerate ----
 
 

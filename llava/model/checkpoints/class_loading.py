@@ -34,6 +34,20 @@ def loading_report_held() -> Iterator[list[logging.LogRecord]]:
         _REPORTER.removeFilter(is_other)
 
 
+@contextlib.contextmanager
+def progress_held() -> Iterator[None]:
+    """Hold back transformers' bar of weights that are loaded."""
+    from transformers.utils import logging as reports
+
+    shown = reports.is_progress_bar_enabled()
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            reports.enable_progress_bar()
+
+
 def load_class(
     load: Callable[..., Any],
     body: str,

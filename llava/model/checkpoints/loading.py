@@ -52,13 +52,14 @@ def from_pretrained(
 
     cut: removes parts of the model when it is built, before its weights are read; theirs are unexpected. On
     the device "meta" nothing is cut, and only names and shapes of the weights are read; stored_names in the
-    lists are all of them. Raises CheckpointError for missing shards and damaged files.
+    lists are all of them. A state_dict, with a config, takes the place of the folder's weights. Raises
+    CheckpointError for missing shards and damaged files.
     """
     if not files.weight_files(path):
         looked_for = ", ".join(files.WEIGHT_FILES + files.WEIGHT_INDEXES)
         raise CheckpointError(f"{path} holds no model weights; looked for {looked_for}.")
     check_generation_config(path)
-    source: str | None = path
+    source = path if "state_dict" not in arguments else None
     stored_names: tuple[str, ...] = ()
     if arguments.get("device_map") in ("meta", {"": "meta"}):
         source, model_class, arguments = None, *_shapes_only(model_class, path, arguments)
@@ -279,9 +280,11 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     weights = _adapter_weights(path, shapes_only=shapes_only)
     stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
     adapted = {name.split(".lora_")[0] for name in stored}
-    if any(files.is_tower_key(name) for name in adapted):
-        model.state_dict()  # reads layers of the tower that are there only when they are asked for
     modules = {name for name, _ in model.named_modules()}
+    replaced = {name for name in weights if ".lora_" not in name}  # PEFT's modules_to_save
+    if any(files.is_tower_key(name) for name in replaced | (adapted - modules)):
+        model.state_dict()  # reads layers of the tower that are there only when they are asked for
+        modules = {name for name, _ in model.named_modules()}
     unknown = sorted(adapted - modules)
     if unknown:
         raise CheckpointError(
@@ -301,7 +304,7 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
             if shapes_only:
                 wrapped = peft.PeftModel(model, config, low_cpu_mem_usage=True)
             else:
-                with reading_held(model):
+                with reading_held():
                     wrapped = _filled_adapter(peft, model, path, config)
     places = {_adapter_name(n): value.shape for n, value in wrapped.named_parameters() if ".lora_" in n}
     missing = sorted(set(places) - set(stored))

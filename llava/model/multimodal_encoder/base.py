@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,18 +14,18 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from llava.model.checkpoints import loading
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import CheckpointError, first_line, read_config
+from llava.model.checkpoints.files import CheckpointError, first_line, is_tower_key, read_config
 from llava.model.checkpoints.on_demand import LayersOnDemand
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.tile import TileFeatures
 from llava.model.multimodal_encoder.image_processor import tower_processor
 from llava.model.multimodal_encoder.published import tower_config
 from llava.model.multimodal_encoder.vision_model import (
+    LayersBehind,
     VisionModelHolder,
+    inside_tower,
     layers_needed,
-    own_layers,
-    settled,
-    stored_layers,
+    names_with,
 )
 from llava.protocols import DeviceMap, ImageProcessor
 from llava.utils import UserError
@@ -134,6 +133,7 @@ class VisionTower(nn.Module):
         self._read_config()  # a clear error before transformers' own
         # "auto" would spread a tower over devices: it stays whole, and moves with .to()
         device_map = None if device_map == "auto" else device_map
+        self.omitted_layers = 0
         model, info = loading.from_pretrained(
             self.model_class,
             self.vision_tower_name,
@@ -147,8 +147,7 @@ class VisionTower(nn.Module):
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
         self.unread = tuple(self._cut_off(left_over))
-        source = settled(self.vision_tower_name)
-        self._defer(self.omitted_layers, partial(own_layers, self.model_class, source, self.layers))
+        self._defer(self.omitted_layers, self.vision_tower_name, lambda name: True)
         self.not_of_the_tower = tuple(set(left_over).difference(self.unread))  # the text half of a whole CLIP
 
     def forget_weights(self) -> None:
@@ -171,15 +170,14 @@ class VisionTower(nn.Module):
         first, stored = len(self._layers()), set(found.values())
         count = next(n for n in itertools.count() if first + n not in stored)
         self.unread = tuple(name for name, index in found.items() if index < first + count)
-        where = (settled(source), self.layers, self.unread)
-        self._defer(count, partial(stored_layers, self.model_class, self.config, *where))
+        self._defer(count, source, is_tower_key, self.config)
         return self.unread
 
     def _cut(self, model: nn.Module) -> None:
         layers = self._layers(model)
-        needed = layers_needed(self.select_layer, len(layers))
-        self.omitted_layers = len(layers) - needed
-        del layers[needed:]
+        kept = max(1, layers_needed(self.select_layer, len(layers)))  # the others come like the first
+        self.omitted_layers = len(layers) - kept
+        del layers[kept:]
 
     def _cut_off(self, names: Iterable[str]) -> dict[str, int]:
         """Pick the weights of layers that were left out: name -> index of the layer."""
@@ -187,25 +185,27 @@ class VisionTower(nn.Module):
         left_out = {str(index): index for index in range(first, first + self.omitted_layers)}
         found = {}
         for name in sorted(names):
-            inside = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
+            inside = inside_tower(name)
             index = inside.removeprefix(f"{self.layers}.").partition(".")[0]
             if inside.startswith(f"{self.layers}.") and index in left_out:
                 found[name] = left_out[index]
         return found
 
-    def _defer(self, unread: int, read: Callable[[], nn.ModuleList]) -> None:
-        """Let so many more layers come from `read` when something asks for them."""
-        if unread:
-            layers = LayersOnDemand(self._layers(), unread, partial(self._behind, read))
+    def _defer(
+        self,
+        count: int,
+        source: str,
+        wanted: Callable[[str], bool],
+        config: PreTrainedConfig | None = None,
+    ) -> None:
+        """Let so many more layers come from weights in `source` when something asks for them."""
+        if count:
+            numbers = range(len(self._layers()), len(self._layers()) + count)
+            names = names_with(numbers, source, wanted)
+            read = LayersBehind.at(self.model_class, source, self.layers, names, config)
+            layers = LayersOnDemand(self._layers(), count, read, read.inside)
             self.vision_tower.vision_model.set_submodule(self.layers, layers)
-            self.omitted_layers -= unread
-
-    def _behind(self, read: Callable[[], nn.ModuleList]) -> nn.ModuleList:
-        """Return the layers behind those that are there: frozen, of the same dtype, on the same device."""
-        device = "cpu" if self.device.type == "meta" else self.device  # meta: weights wait on CPU or disk
-        present = len(list(self._layers().children()))
-        behind = read()[present:].to(device=device, dtype=self.dtype)
-        return behind.requires_grad_(False).train(self.vision_tower.training)
+            self.omitted_layers -= count
 
     def _layers(self, model: nn.Module | None = None) -> Any:
         return (model or self.vision_tower.vision_model).get_submodule(self.layers)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,9 +14,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoints import files, loading
-from llava.model.checkpoints.errors import CheckpointError, first_line
+from llava.model.checkpoints.class_loading import progress_held
+from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.faults import check_loading
 from llava.utils import UserError
+
+SAMPLED = 256  # values of each weight
 
 
 class VisionModelHolder(nn.Module):
@@ -41,44 +47,108 @@ def settled(name: str) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def own_layers(model_class: type[PreTrainedModel], source: str, place: str) -> Any:
-    """Read a vision model from its own files, in float32; returns its layers, the submodule `place`."""
-    model, info = loading.from_pretrained(model_class, source, dtype=torch.float32)
-    info["unexpected_keys"] = ()
-    check_loading(info, source, tower_is_built=True, projector_later=False)
-    return model.get_submodule(place)
+@dataclass(frozen=True)
+class LayersBehind:
+    """Where the layers of a vision model are stored that nobody has read yet; calling it reads them.
 
-
-def stored_layers(
-    model_class: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    source: str,
-    place: str,
-    names: Sequence[str],
-) -> Any:
-    """Return the layers of a vision model, filled with the weights that a checkpoint has under these names.
-
-    source: the checkpoint's folder. The other layers are random. Raises CheckpointError for weights that
-    are gone or do not fit.
+    It holds no part of the model, which therefore is freed as soon as nobody uses it.
     """
-    with torch.random.fork_rng(devices=[]):
-        layers = cast("nn.ModuleList", model_class(config).get_submodule(place))
-    weights: dict[str, torch.Tensor] = {}
-    for file in files.weight_files(source):
-        weights.update(files.read_tensors(file, only=names))
-    weights = {name.partition(f".{place}.")[2]: weights[name] for name in names if name in weights}
-    brought = {name.partition(".")[0] for name in weights}
-    behind = nn.ModuleDict({index: layers[int(index)] for index in sorted(brought)})
-    try:
-        if len(weights) < len(names):
-            raise RuntimeError(f"{len(names) - len(weights)} of {len(names)} weights are gone")
-        behind.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The last layers of the vision tower in {source}, which are read when something asks for them, "
-            f"cannot be loaded: {first_line(error)}"
-        ) from error
-    return layers
+
+    model_class: type[PreTrainedModel]
+    source: str  # folder or hub name of the tower, or of the checkpoint that holds it
+    place: str  # the module of the layers
+    names: tuple[str, ...]  # of their weights
+    config: PreTrainedConfig | None  # of a checkpoint's tower; None: the tower's own files
+    sample: int  # of the weights, which tells that others have taken their place
+
+    @classmethod
+    def at(
+        cls,
+        model_class: type[PreTrainedModel],
+        source: str,
+        place: str,
+        names: Iterable[str],
+        config: PreTrainedConfig | None = None,
+    ) -> LayersBehind:
+        """Remember weights that are in the files now."""
+        source, names = settled(source), tuple(names)
+        return cls(model_class, source, place, names, config, _sample(source, names))
+
+    @property
+    def inside(self) -> list[str]:
+        """The weights' names in the list of layers."""
+        places = (f".{inside_tower(name)}".partition(f".{self.place}.") for name in self.names)
+        return [name for before, place, name in places if place and not before]
+
+    def __call__(self, first: int, count: int) -> list[nn.Module]:
+        """Read so many layers from number `first` on, in float32.
+
+        Raises CheckpointError for weights that are gone, do not fit or have changed.
+        """
+        if _sample(self.source, self.names) != self.sample:
+            raise self._error("the files have changed since the model was loaded; put back what was there")
+        arguments: dict[str, Any] = {"dtype": torch.float32}
+        if self.config is not None:
+            arguments |= {"config": self.config, "state_dict": self._stored()}
+        with progress_held():
+            model, info = loading.from_pretrained(
+                self.model_class,
+                self.source,
+                cut=partial(_leave, place=self.place, first=first, count=count),
+                **arguments,
+            )
+        info["unexpected_keys"] = ()
+        if self.config is not None:
+            info["missing_keys"] = {n for n in info["missing_keys"] if n.startswith(f"{self.place}.")}
+        check_loading(info, self.source, tower_is_built=True, projector_later=False)
+        return list(model.get_submodule(self.place))[first:]
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        """Read what the checkpoint holds of them, by their names in the vision model."""
+        weights: dict[str, torch.Tensor] = {}
+        for file in files.weight_files(self.source):
+            weights.update(files.read_tensors(file, only=self.names))
+        return {inside_tower(name): weights[name].clone() for name in self.names}
+
+    def _error(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"The last layers of the vision tower in {self.source}, which are read when something asks for "
+            f"them, cannot be loaded: {reason}."
+        )
+
+
+def _sample(source: str, names: Sequence[str]) -> int:
+    """Return a number that a few values of each weight give: it differs for a tower that was trained on."""
+    number = 0
+    for file in files.weight_files(source) if names else ():
+        for name, value in sorted(files.read_tensors(file, only=names).items()):
+            part = value.reshape(-1)[:SAMPLED].contiguous().view(torch.uint8).numpy()
+            number = zlib.crc32(part.tobytes(), zlib.crc32(name.encode(), number))
+    return number
+
+
+def _leave(model: nn.Module, place: str, first: int, count: int) -> None:
+    """Leave of a vision model's layers so many from number `first` on; the others are empty or gone."""
+    layers = cast("nn.ModuleList", model.get_submodule(place))
+    del layers[first + count :]
+    for number in range(first):
+        layers[number] = nn.Identity()
+
+
+def inside_tower(name: str) -> str:
+    """Return a weight's name in the vision model, of its name in a checkpoint or in the tower's own files."""
+    return name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
+
+
+def names_with(numbers: Iterable[int], source: str, wanted: Callable[[str], bool]) -> list[str]:
+    """Name the weights in a folder that have one of these numbers in their path, and that are wanted.
+
+    Those of layers with the numbers are among them, also where transformers gives them other names.
+    """
+    parts = {str(number) for number in numbers}
+    found = files.weight_files(source) if parts else ()
+    stored = (name for file in found for name in files.read_tensors(file, shapes_only=True))
+    return sorted(name for name in stored if wanted(name) and parts.intersection(name.split(".")))
 
 
 def layers_needed(index: int, layers: int) -> int:

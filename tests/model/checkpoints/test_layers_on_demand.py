@@ -105,11 +105,15 @@ ASKING: dict[str, Callable[[Any], Any]] = {
     "iterating": lambda model: list(layers_of(model)),
     "the last one": lambda model: layers_of(model)[-1],
     "its index": lambda model: layers_of(model)[LAYERS - 1],
+    "its name": lambda model: model.get_submodule(LAST[:-1]),
+    "a weight's name": lambda model: model.get_parameter(f"{LAST}mlp.fc1.weight"),
     "a slice": lambda model: layers_of(model)[1:],
     "removing it": lambda model: layers_of(model).pop(-1),
     "another in front": lambda model: layers_of(model).insert(0, torch.nn.Identity()),
     "another behind": lambda model: layers_of(model).append(torch.nn.Identity()),
     "others behind": lambda model: layers_of(model).extend([torch.nn.Identity()]),
+    "another by name": lambda model: setattr(layers_of(model), str(LAYERS - 1), torch.nn.Identity()),
+    "a module added": lambda model: layers_of(model).add_module(str(LAYERS), torch.nn.Identity()),
     "another in its place": lambda model: layers_of(model).__setitem__(-1, torch.nn.Identity()),
     "the whole vision model": lambda model: model.get_vision_tower().vision_tower.vision_model(
         tiny.pixels(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
@@ -124,17 +128,18 @@ ASKING: dict[str, Callable[[Any], Any]] = {
 def test_what_asks_for_them_reads_them(folder: Path, asking: str) -> None:
     model = load(folder)
     ASKING[asking](model)
-    changed = {"removing it": -1, "another in front": 1, "another behind": 1, "others behind": 1}
+    one_more = ("another in front", "another behind", "others behind", "a module added")
+    changed = {"removing it": -1, **dict.fromkeys(one_more, 1)}
     layers = layers_of(model)
     assert layers.unread == 0
     assert len(layers) == len(layers._modules) == LAYERS + changed.get(asking, 0)
-    if asking not in (*changed, "another in its place"):
+    if asking not in (*changed, "another in its place", "another by name"):
         assert_whole(model, folder)
         assert not any(value.requires_grad for value in layers.parameters())
 
 
 @pytest.mark.parametrize(
-    "asking", [lambda layers: layers[0], lambda layers: layers[-2], lambda layers: layers[:-1], len]
+    "asking", [lambda layers: layers[0], lambda layers: layers[-2], lambda layers: layers[:-1], len, repr]
 )
 def test_what_does_not_reach_them_reads_nothing(folder: Path, asking: Callable[[Any], Any]) -> None:
     layers = layers_of(load(folder))
@@ -164,11 +169,15 @@ def test_a_saved_folder_is_whole_also_in_place(folder: Path, tmp_path: Path) -> 
 
 
 def test_weights_for_them_find_a_place(folder: Path) -> None:
-    """A state_dict of the whole model, or of the last layer alone; one without it reads nothing."""
+    """A state_dict of the whole model, or of the last layer alone; one without it reads nothing, unless it
+    has to be whole."""
     model = load(folder)
     states = {name: value * 2 for name, value in load(folder).state_dict().items()}
-    model.load_state_dict({n: value for n, value in states.items() if not n.startswith(LAST)}, strict=False)
+    others = {name: value for name, value in states.items() if not name.startswith(LAST)}
+    model.load_state_dict(others, strict=False)
     assert layers_of(model).unread == 1
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load(folder).load_state_dict(others)
     model.load_state_dict(states)
     assert layers_of(model).unread == 0
     assert all(torch.equal(value, states[name]) for name, value in model.state_dict().items())
@@ -254,9 +263,10 @@ def test_the_last_layer_leaves_nothing_out(folder: Path, layer: int) -> None:
 
 
 def test_an_early_layer_leaves_the_others_out(folder: Path) -> None:
+    """The first stays, for the others to come like it."""
     folders.edit_config(folder, mm_vision_select_layer=0)
     model = load(folder, dtype=torch.float16)
-    assert (layers_of(model).unread, len(layers_of(model)._modules)) == (LAYERS, 0)
+    assert (layers_of(model).unread, len(layers_of(model)._modules)) == (LAYERS - 1, 1)
     assert_whole(model, folder, torch.float16)
 
 

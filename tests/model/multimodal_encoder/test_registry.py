@@ -134,7 +134,7 @@ def test_layers_behind_are_read_when_they_are_asked_for(folder: Path, layer: int
     whole.load_model()
     tower.load_model(whole=False)
     needed = layer % (LAYERS + 1)
-    behind = [f"{tower.layers}.{index}." for index in range(needed, LAYERS)]
+    behind = [f"{tower.layers}.{index}." for index in range(max(1, needed), LAYERS)]  # the first stays
     assert not any(one in name for one in behind for name, _ in tower.named_parameters())
     assert all(any(one in name for name in tower.unread) for one in behind)
     images = pixels(tower)
