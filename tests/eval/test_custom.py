@@ -110,6 +110,28 @@ def test_without_a_judge_what_it_is_asked_is_written(tmp_path: Path) -> None:
     assert not found.scores and len(found.written[0].read_text().splitlines()) == 3
 
 
+def test_a_judged_result_is_not_replaced_by_one_that_nobody_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data, task = place(tmp_path, LINES), Custom()
+    records = [task.record(ask, Said(one, "m", "i")) for ask, one in zip(task.asks(data), SAID, strict=True)]
+    answers = tmp_path / "m.jsonl"
+    answers.write_text("".join(json.dumps(one) + "\n" for one in records))
+    flags = ["score", "custom", "--question-file", str(tmp_path / "my.jsonl"), "--answers", str(answers)]
+    flags += ["--metric", "judge"]
+    with fake_judge(lambda text, before: "1") as fake:
+        main([*flags, "--judge-model", "j", "--judge-base-url", fake.base_url])
+    judged = (tmp_path / "m.result.json").read_text()
+    capsys.readouterr()
+    main(flags)
+    told = capsys.readouterr().out
+    assert (tmp_path / "m.result.json").read_text() == judged
+    assert "stays as it is: " in told and "now nobody did" in told and "written for a judge: " in told
+    main([*flags, "--output", str(tmp_path / "other.json")])
+    assert json.loads((tmp_path / "other.json").read_text()).get("judge") is None
+
+
 def test_groups_widen_the_error(tmp_path: Path) -> None:
     lines = [{"text": f"{number}?", "answer": "yes", "group": number // 4} for number in range(16)]
     said = ["yes"] * 8 + ["no"] * 8

@@ -110,6 +110,15 @@ def check_task(task: Task, answers: Path) -> None:
         )
 
 
+def judge_before(result: Path) -> str:
+    """Return who judged the answers of the result at a path; "" where there is none or nobody did."""
+    try:
+        judge = json.loads(result.read_text(encoding="utf-8"))["judge"]
+        return ", ".join(map(str, judge["models"])) or "a judge"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def of_run(plan: Plan, asker: Asker, answered: Answered) -> Result:
     """Return what a result says of the run that made its answers."""
     failed = answered.failures

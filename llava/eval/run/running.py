@@ -24,7 +24,16 @@ from llava.eval.run.opening import Opener
 from llava.eval.run.places import check_places, place_of_answers, refuse_overwriting
 from llava.eval.run.plan import Plan, Shard, make_plan
 from llava.eval.run.processes import Processes
-from llava.eval.run.results import Result, check_task, of_run, result_path, score, scores_text, write_result
+from llava.eval.run.results import (
+    Result,
+    check_task,
+    judge_before,
+    of_run,
+    result_path,
+    score,
+    scores_text,
+    write_result,
+)
 from llava.eval.tasks.base import Report, Task, TaskData
 from llava.eval.tasks.grading import some_of
 from llava.eval.tasks.judged.judgement import judge_of, rules_of
@@ -118,13 +127,16 @@ def score_file(
     report, said = score(task, data, found, part=part)
     result = said | (run or {})
     path = result_path(answers, output)
-    write_result(path, result)
-    write_text(graded_path(path), "".join(f"{graded_line(one)}\n" for one in report.graded))
+    judged = not report.judge and judge_before(path)
+    if not judged:
+        write_result(path, result)
+        write_text(graded_path(path), "".join(f"{graded_line(one)}\n" for one in report.graded))
     for line in [*scores_text(task.title, report.scores), *counts_text(report, len(found.broken), part)]:
         print(line)
     for one in report.written:
-        print(f"written for the benchmark's server: {one}")
-    print(f"result: {path}")
+        print(f"written for {'the benchmark' if one == data.submission else 'a judge'}: {one}")
+    told = f"{path} stays as it is: {judged} judged it, and now nobody did" if judged else path
+    print(f"result: {told}")
     incomplete = (
         (report.answered < report.asked and not part) or found.broken or report.unexpected or report.failed
     )

@@ -95,7 +95,7 @@ class TaskData:
         if not path.exists():
             source = f" Get it from {one.url}" if one.url else ""
             raise UserError(
-                f"{task.name}: {one.what} is not at {path}; name it with --{key}, or its folder with "
+                f"{task.name}: there is no {path} ({one.what}); name it with --{key}, or its folder with "
                 f"--data-dir.{source}"
             )
         return path

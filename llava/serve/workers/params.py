@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,9 @@ def _number(params: Mapping[str, Any], name: str, default: float) -> float:
     value = params.get(name, default)
     if value is None:
         return default
+    if isinstance(value, str):  # as old clients may send it
+        with suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise bad_request(f"{name} is {str(value)[:100]!r}; expected a number", param=name)
     return float(value)

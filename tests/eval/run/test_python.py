@@ -67,7 +67,7 @@ def test_a_task_of_ones_own(tiny):
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(tiny, data):
-    with pytest.raises(UserError, match="is not at"):
+    with pytest.raises(UserError, match="there is no "):
         llava.eval.evaluate(tiny, "digits", data=data.root / "none")
     with pytest.raises(UserError, match="temperatur is no setting"):
         llava.eval.evaluate(tiny, "digits", data=data.root, temperatur=1)

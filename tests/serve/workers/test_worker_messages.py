@@ -247,6 +247,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "too many images": ({"messages": [USER], "images": ["a"] * (MAX_IMAGES + 1)}, "images", "at most 64"),
     "a broken setting": ({"messages": [USER], "temperature": "hot"}, "temperature", "expected a number"),
+    "a number that is none": ({"messages": [USER], "top_p": "nan"}, "top_p", "expected a number"),
     "raw": ({"prompt": "Hi", "raw": "yes"}, "raw", "expected true or false"),
     "an old client's prompt": (
         {"prompt": "USER: Hi ASSISTANT:"},
@@ -270,6 +271,15 @@ def test_a_named_template_is_still_asked_by_prompts(kinds: dict[str, ModelWorker
     params = {"model": "named", "prompt": "USER: Hi ASSISTANT:", "temperature": 0, "max_new_tokens": 2}
     *_, last = read_frames(kinds["named"].generate_stream_gate(params))
     assert last["error_code"] == 0 and last["text"].startswith("USER: Hi ASSISTANT:")
+
+
+def test_numbers_of_old_clients_may_be_texts(kinds: dict[str, ModelWorker]) -> None:
+    params = {"model": "named", "prompt": "USER: Hi ASSISTANT:", "temperature": 0, "max_new_tokens": 2}
+    texts = {**params, "temperature": "0", "top_p": "0.7", "max_new_tokens": "2"}
+    first, second = (
+        list(read_frames(kinds["named"].generate_stream_gate(one)))[-1] for one in (params, texts)
+    )
+    assert first["text"] == second["text"] and first["error_code"] == second["error_code"] == 0
 
 
 # ---- old and new together ----

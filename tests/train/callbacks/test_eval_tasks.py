@@ -77,7 +77,7 @@ def test_by_default_it_is_asked_at_the_end(
     ("words", "message"),
     [
         ("--eval_tasks digit", "did you mean digits"),
-        ("--eval_tasks digits --eval_tasks_data /none", "is not at /none/"),
+        ("--eval_tasks digits --eval_tasks_data /none", "there is no /none/"),
         ("--eval_tasks digits --eval_tasks_data {digits} --eval_tasks_steps -1", "--eval_tasks_steps is -1"),
         ("--eval_tasks digits --eval_tasks_data {digits} --eval_tasks_limit 0", "--eval_tasks_limit is 0"),
     ],
