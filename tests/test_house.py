@@ -202,6 +202,12 @@ def test_no_folder_is_a_long_list() -> None:
     assert not {str(folder): count for folder, count in counts.items() if count > 20}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone, and would refuse the second."""
+    names = Counter(one.name for one in (ROOT / "tests").rglob("*.py") if one.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_an_upward_import_would_be_found() -> None:
     path = ROOT / "llava" / "train" / "train.py"
     assert {"model", "train"} <= {_room(one) for one in _modules_imported(path) if one.startswith("llava.")}
