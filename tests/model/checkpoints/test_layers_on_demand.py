@@ -49,6 +49,13 @@ def load(path: Path, base: Path | None = None, **arguments: Any) -> Any:
     return load_pretrained_model(str(path), str(base) if base else None, "llava", **settings)[1]
 
 
+def whole_model(folder: Path) -> Any:
+    """The same model with every layer, as an Auto class gives it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.get_vision_tower().load_model()
+    return model.eval()
+
+
 def layers_of(model: Any) -> Any:
     return model.get_vision_tower().vision_tower.vision_model.encoder.layers
 
@@ -88,13 +95,12 @@ def test_no_weight_of_them_is_loaded(folder: Path) -> None:
 
 def test_answers_are_the_whole_models_and_read_nothing(folder: Path) -> None:
     """The whole model is what an Auto class gives, which leaves nothing out."""
-    model, whole = load(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    whole.get_vision_tower().load_model()
+    model, whole = load(folder), whole_model(folder)
     assert any(name.startswith(LAST) for name in names_of(whole))
     ids, images = tiny.prompt(3, "image", 2), tiny.pixels(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
     with torch.no_grad():
         assert torch.equal(
-            model(input_ids=ids, images=images).logits, whole.eval()(input_ids=ids, images=images).logits
+            model(input_ids=ids, images=images).logits, whole(input_ids=ids, images=images).logits
         )
     assert layers_of(model).unread == 1
 
@@ -219,8 +225,7 @@ def test_an_adapter_reads_them_only_if_it_has_weights_for_them(
     """PEFT's own adapter on a whole LLaVA; on every q_proj, the tower has layers of that name."""
     from peft import LoraConfig, get_peft_model
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    base.get_vision_tower().load_model()
+    base = whole_model(folder)
     spared = None if with_tower else ".*vision_tower.*"
     wrapped = get_peft_model(base, LoraConfig(target_modules=["q_proj"], exclude_modules=spared))
     with torch.no_grad():
@@ -242,8 +247,7 @@ def test_trained_beside_an_adapter(folder: Path, tmp_path: Path) -> None:
     """non_lora_trainables.bin of a run that trained the whole tower, its last layer too."""
     from peft import LoraConfig, get_peft_model
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    base.get_vision_tower().load_model()
+    base = whole_model(folder)
     config = LoraConfig(target_modules=["q_proj"], exclude_modules=".*vision_tower.*")
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
     base.config.save_pretrained(tmp_path / "adapter")

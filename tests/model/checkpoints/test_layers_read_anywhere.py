@@ -23,8 +23,9 @@ from test_layers_on_demand import (
     layers_of,
     load,
     tower_weights,
+    whole_model,
 )
-from transformers import AutoModelForCausalLM, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
+from transformers import CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from llava.model.checkpoints.files import CheckpointError, load_weights, save_tensors
 
@@ -33,13 +34,6 @@ __all__ = ["folder"]  # the fixture
 
 def images() -> torch.Tensor:
     return tiny.pixels(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
-
-
-def whole_model(folder: Path) -> Any:
-    """The same model with every layer, as an Auto class gives it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.get_vision_tower().load_model()
-    return model.eval()
 
 
 @pytest.mark.parametrize("layer", [-2, 0])
