@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llava.atomic import obstacle, write_text
 from llava.eval.run.answers import AnswersFile, Matched, Matcher, line_of, read_answers
@@ -59,6 +60,15 @@ class Answered:
 def note_path(answers: Path) -> Path:
     """Return the file beside an answers file that says how its answers were made."""
     return answers.with_name(f"{answers.stem}.run.json")
+
+
+def noted(file: Path) -> dict[str, Any]:
+    """Return the object in a note or a result; empty where there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def answer_plan(
@@ -200,13 +210,13 @@ def _write_note(plan: Plan, asker: Asker, answers: Path, first_prompt: str) -> d
     facts = dict(asker.facts)
     path = note_path(answers)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = noted(path)
         first_prompt = first_prompt or before["first_prompt"]  # a part without questions has none
         for name, value in facts.items():
             earlier = before["facts"].get(name)
             if isinstance(value, list) and isinstance(earlier, list):
                 facts[name] = sorted({*map(str, value), *map(str, earlier)})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         pass  # there is none, or one of an earlier version
     note = {**_note(plan, asker), "facts": facts, "first_prompt": first_prompt}
     write_text(path, json.dumps(note, indent=1, default=str) + "\n")

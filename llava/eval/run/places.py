@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llava.eval.comparing.pairs import graded_path
-from llava.eval.run.answering import note_path
+from llava.eval.run.answering import note_path, noted
 from llava.eval.run.flags import answers_path, earlier_answers_path
 from llava.eval.run.plan import Plan
 from llava.eval.run.results import result_path
@@ -72,13 +72,15 @@ def place_of_answers(plan: Plan, model_id: str, given: str | None) -> Path:
     if given is not None or path == earlier or path.exists() or not earlier.exists():
         return path
     try:
-        noted = json.loads(note_path(earlier).read_text(encoding="utf-8"))["data"]
-        same = {key: one["sha256"] for key, one in noted.items() if "sha256" in one} == {
-            key: one["sha256"] for key, one in plan.sources.items() if "sha256" in one
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        same = _hashes(noted(note_path(earlier))["data"]) == _hashes(plan.sources)
+    except (LookupError, TypeError, AttributeError):
         return path
     return earlier if same else path
+
+
+def _hashes(sources: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of what has one among the sources of questions."""
+    return {key: one["sha256"] for key, one in sources.items() if "sha256" in one}
 
 
 def _is_one(one: Path, other: Path) -> bool:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from llava.atomic import write_text
-from llava.eval.run.answering import Answered, note_path
+from llava.eval.run.answering import Answered, note_path, noted
 from llava.eval.run.answers import AnswersFile
 from llava.eval.run.asking import Asker
 from llava.eval.run.plan import Plan, WatchedData, hashes
@@ -84,12 +84,12 @@ def score_of(one: Score) -> Result:
 def how_made(answers: Path) -> Result:
     """Return what the note beside an answers file says of the run; empty where there is none."""
     try:
-        note = json.loads(note_path(answers).read_text(encoding="utf-8"))
+        note = noted(note_path(answers))
         made: Result = {"model": {"id": note["model_id"], **note["settings"], **note.get("facts", {})}}
         if "first_prompt" in note:  # notes of earlier versions lack it
             made["first_prompt"] = note["first_prompt"]
         return made | {"questions_from": dict(note["data"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return {}
 
 
@@ -98,12 +98,9 @@ def check_task(task: Task, answers: Path) -> None:
 
     Numbers as ids are those of many benchmarks: other answers would be scored, and look like poor ones.
     """
-    try:
-        noted = json.loads(note_path(answers).read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-    if noted not in (task.name, *task.answers_of):
-        other = shortened(noted)
+    note = noted(note_path(answers))
+    if "task" in note and note["task"] not in (task.name, *task.answers_of):
+        other = shortened(note["task"])
         raise UserError(
             f"{shortened(answers)} holds answers to {other} (says {note_path(answers).name} beside it), and "
             f"{task.name} is to be scored; score {other}, or name the answers to {task.name}"
@@ -113,9 +110,8 @@ def check_task(task: Task, answers: Path) -> None:
 def judge_before(result: Path) -> str:
     """Return who judged the answers of the result at a path; "" where there is none or nobody did."""
     try:
-        judge = json.loads(result.read_text(encoding="utf-8"))["judge"]
-        return ", ".join(map(str, judge["models"])) or "a judge"
-    except (OSError, ValueError, LookupError, TypeError):
+        return ", ".join(map(str, noted(result)["judge"]["models"])) or "a judge"
+    except (LookupError, TypeError):
         return ""
 
 
