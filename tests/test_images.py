@@ -120,6 +120,9 @@ def test_the_exif_orientation_is_not_applied(tmp_path):
     assert load_image(write(tmp_path / "turned.jpg", RED, "JPEG", exif=exif)).size == (40, 30)
 
 
+left: set[str] = set()  # paths whose reader has gone
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers each path with one of the misbehaviours that a web server may have."""
 
@@ -148,11 +151,11 @@ class Server(BaseHTTPRequestHandler):
         elif self.path == "/page":
             self.wfile.write(b"<html>no image</html>")
         elif self.path in ("/endless", "/drip"):
-            end = time.monotonic() + 10
-            while time.monotonic() < end:
+            for _ in range(3000):
                 try:
                     self.wfile.write(b"x" * (100_000 if self.path == "/endless" else 1))
                 except OSError:
+                    left.add(self.path)
                     return
                 time.sleep(0.02)
 
@@ -188,10 +191,12 @@ def test_images_are_loaded_from_urls(path, server):
     ],
 )
 def test_bad_urls_are_refused_in_time(path, message, server):
-    start = time.monotonic()
     with pytest.raises(ImageError, match=message):
         load_image(server + path, timeout_s=0.5, max_bytes=300_000)
-    assert time.monotonic() - start < 5
+    deadline = time.monotonic() + 20
+    while path in ("/endless", "/drip") and path not in left:  # what has no end is left in the middle
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_unreachable_host_is_refused(server):

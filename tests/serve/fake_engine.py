@@ -59,8 +59,9 @@ class Submitted:
 class FakeEngine:
     """Answers every request with `words`, one a step.
 
-    go: no answer begins before it is set. place: what a waiting ticket says. refusal: raised by submit.
-    failure: ends answers after `fail_after` words. endless: answers go on until they are cancelled.
+    take: no request is taken before it is set; arrived: how many came. go: no answer begins before it is
+    set. place: what a waiting ticket says. refusal: raised by submit. failure: ends answers after
+    `fail_after` words. endless: answers go on until they are cancelled.
     """
 
     words: Sequence[str] = WORDS
@@ -71,13 +72,15 @@ class FakeEngine:
     fail_after: int = 1
     endless: bool = False
     place: int = 1
-    submit_s: float = 0.0
     alive: bool = True
+    take: threading.Event = field(default_factory=threading.Event)
+    arrived: int = 0
     go: threading.Event = field(default_factory=threading.Event)
     asked: list[Submitted] = field(default_factory=list)
     closed: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.take.set()
         self.go.set()
 
     def submit(self, prompt: Any, params: SamplingParams, **options: Any) -> Ticket:
@@ -92,7 +95,8 @@ class FakeEngine:
         top_logprobs: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
     ) -> list[Ticket]:
-        time.sleep(self.submit_s)
+        self.arrived += 1
+        self.take.wait(60)
         if self.refusal is not None:
             raise self.refusal
         tickets = []
@@ -138,7 +142,7 @@ class FakeEngine:
         for one in self.asked:
             one.ticket.end("error", EngineDead("the engine was closed"))
 
-    def wait_until_idle(self, seconds: float = 5.0) -> None:
+    def wait_until_idle(self, seconds: float = 30.0) -> None:
         """Return once no answer runs; AssertionError when that takes too long."""
         deadline = time.monotonic() + seconds
         while any(not one.ticket.done for one in self.asked):

@@ -17,7 +17,7 @@ import pytest
 from asking import chat, client_of, data_url, error_of, text, user
 from fake_engine import FakeEngine, settings
 from PIL import Image
-from running import running
+from running import running, wait_until
 from starlette.testclient import TestClient
 
 from llava.serve import safe_fetch
@@ -115,10 +115,10 @@ def multipart(name: str, boundary: str = "b") -> tuple[bytes, dict[str, str]]:
 def test_cve_2024_12070_and_10907_and_10912_uploads_cost_nothing(
     path: str, body: bytes, headers: dict[str, str], engine: FakeEngine
 ) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     reply = client_of(engine).post(path, content=body, headers=headers)
     error_of(reply, 404 if path == "/upload" else 415)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 30  # they took minutes
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_cve_2024_9309_and_10044_and_11603_there_is_no_such_endpoint(path: str, 
 
 def test_cve_2026_6607_a_slow_request_stops_nobody_else(engine: FakeEngine) -> None:
     """Reading a prompt and waiting for an answer happen off the event loop."""
-    engine.submit_s = 1.5
+    engine.take.clear()
     with running(create_app(engine, settings())) as url:
         body = {"model": "llava-test", "messages": [user(at(data_url()), text("What?"))]}
         asking = [
@@ -150,12 +150,12 @@ def test_cve_2026_6607_a_slow_request_stops_nobody_else(engine: FakeEngine) -> N
         ]
         for one in asking:
             one.start()
-        time.sleep(0.4)
-        began = time.monotonic()
-        assert httpx2.get(f"{url}/health").status_code == 200
-        assert time.monotonic() - began < 0.5
+        wait_until(lambda: engine.arrived == 3)
+        assert httpx2.get(f"{url}/health", timeout=30).status_code == 200
+        assert not engine.asked
+        engine.take.set()
         for one in asking:
-            one.join(10)
+            one.join(30)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from watching import Gate
 
 from llava.conversation import conv_templates
 from llava.inference import ChatSession, SamplingParams, compiled
@@ -61,24 +59,6 @@ def two_turns(engine: Engine, loaded: LoadedModel, image: Image.Image) -> None:
     assert second.usage.cached_tokens > 50
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-@contextlib.contextmanager
-def slowed(loaded: LoadedModel, seconds: float) -> Iterator[None]:
-    """Let each run of the model take a while."""
-    hook = loaded.model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def test_two_turns_with_an_image(engine_of: Any, llama: LoadedModel, sample_image: Image.Image) -> None:
     alone, lengths = alone_of(llama)
     two_turns(engine_of(llama, alone=alone), llama, sample_image)
@@ -105,14 +85,15 @@ def test_answers_that_come_and_go_beside_it(
     alone, lengths = alone_of(llama)
     engine = engine_of(llama, alone=alone, max_running=max_running)
     others = [("Why?", []), ("Compare.", [sample_image.rotate(90)])]
-    with slowed(llama, 0.004):
+    with Gate(llama.model) as gate:
         first = ask(engine, "What is this?", [sample_image], LONG)
-        until(lambda: first.usage.completion_tokens > 3)
+        gate.run_until(lambda: first.usage.completion_tokens > 3)
         gone = ask(engine, "Tell me about the sea.", [], LONG)
         tickets = [ask(engine, *one) for one in others]
         places = [one.place for one in (gone, *tickets)]
-        until(lambda: gone.usage.completion_tokens > 3)
+        gate.run_until(lambda: gone.usage.completion_tokens > 3)
         gone.cancel()
+        gate.open()
         answers = [one.result(60) for one in (first, *tickets)]
         left = gone.result(60)
     wanted = [expected(llama, "What is this?", [sample_image], LONG)]
@@ -131,11 +112,13 @@ def test_answers_that_come_and_go_beside_it(
 
 def test_the_queue_tells_its_places(engine_of: Any, llama: LoadedModel) -> None:
     engine = engine_of(llama, alone=alone_of(llama)[0], max_running=1)
-    with slowed(llama, 0.004):
+    with Gate(llama.model) as gate:
         running = ask(engine, "Hello", [], LONG)
-        until(lambda: running.usage.completion_tokens)
-        waiting = ask(engine, "Why?", [])
-        events = list(waiting)
+        gate.run_until(lambda: running.usage.completion_tokens)
+        waiting = iter(ask(engine, "Why?", []))
+        events = [next(waiting)]
+        gate.open()
+        events += waiting
     assert events[0] == Waiting(1)
     text = "".join(one.text for one in events if isinstance(one, Piece))
     assert text == expected(llama, "Why?", [], GREEDY) and running.done

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from watching import forwards, tower_calls
+from watching import Gate, forwards, tower_calls
 
 from llava.conversation import conv_templates
 from llava.inference import Assistant, ChatSession, SamplingParams
@@ -159,11 +160,13 @@ def test_nothing_is_kept_over_a_change_of_the_model(engine_of, llama):
 
 def test_long_prompts_come_in_pieces_between_the_tokens_of_others(engine_of, llama):
     engine = engine_of(llama, prefill_chunk=16)
-    with forwards(llama.model) as lengths:
+    with forwards(llama.model) as lengths, Gate(llama.model) as gate:
         first = engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=60))
-        until(lambda: 1 in lengths)
+        gate.run_until(lambda: 1 in lengths)
         begin = len(lengths)
-        engine.submit(dialog_of("llava_v1", 4), SamplingParams(temperature=0, max_new_tokens=1)).result(20)
+        second = engine.submit(dialog_of("llava_v1", 4), SamplingParams(temperature=0, max_new_tokens=1))
+        gate.open()
+        second.result(20)
         pieces = lengths[begin:]
         first.result(20)
     assert max(lengths) <= 16
@@ -239,19 +242,20 @@ def test_what_cannot_be_asked_is_refused_at_once(engine, prompt, options, told):
 def test_the_queue_is_bounded_and_its_places_are_known(engine_of, llama):
     engine = engine_of(llama, max_running=1, max_waiting=2)
     long = SamplingParams(temperature=0, max_new_tokens=400)
-    first = engine.submit(dialog_of("llava_v1", 0), long)
-    until(lambda: engine.stats().running == 1)
-    second, third = (engine.submit(dialog_of("llava_v1", 5), GREEDY) for _ in range(2))
-    assert [one.place for one in (first, second, third)] == [0, 1, 2]
-    events = iter(third)
-    assert next(events) == Waiting(2)
-    with pytest.raises(QueueFull) as caught:
-        engine.submit(dialog_of("llava_v1", 5), GREEDY)
-    assert caught.value.retry_after > 0
-    second.cancel()
-    assert second.done and second.finish_reason == "cancelled"  # at once, nothing of it was run
-    assert third.place == 1
-    first.cancel()
+    with Gate(llama.model) as gate:
+        first = engine.submit(dialog_of("llava_v1", 0), long)
+        gate.run_until(lambda: True)
+        second, third = (engine.submit(dialog_of("llava_v1", 5), GREEDY) for _ in range(2))
+        assert [one.place for one in (first, second, third)] == [0, 1, 2]
+        events = iter(third)
+        assert next(events) == Waiting(2)
+        with pytest.raises(QueueFull) as caught:
+            engine.submit(dialog_of("llava_v1", 5), GREEDY)
+        assert caught.value.retry_after > 0
+        second.cancel()
+        assert second.done and second.finish_reason == "cancelled"  # at once, nothing of it was run
+        assert third.place == 1
+        first.cancel()
     assert first.result(20).finish_reason == "cancelled"
     assert engine.submit(dialog_of("llava_v1", 5), GREEDY).result(20).finish_reason == "length"
 
@@ -262,13 +266,15 @@ def test_what_does_not_fit_waits_and_what_never_fits_is_refused(engine_of, llama
     budget = rows[1].n_final * probe._position_bytes
     engine = engine_of(llama, memory_bytes=budget)
     seen = []
-    tickets = [engine.submit(dialog_of("llava_v1", number), GREEDY) for number in (4, 0, 5, 4)]
-    while not all(one.done for one in tickets):
-        stats = engine.stats()
-        seen.append(stats.running)
-        assert stats.kv_bytes <= 3 * budget  # with free columns
-    assert [one.result().text for one in tickets] == [expected(llama, "llava_v1", n)[0] for n in (4, 0, 5, 4)]
-    assert max(seen) <= 2
+    hook = llama.model.register_forward_pre_hook(lambda *_: seen.append(engine.stats()))
+    try:
+        tickets = [engine.submit(dialog_of("llava_v1", number), GREEDY) for number in (4, 0, 5, 4)]
+        found = [one.result(20).text for one in tickets]
+    finally:
+        hook.remove()
+    assert found == [expected(llama, "llava_v1", number)[0] for number in (4, 0, 5, 4)]
+    assert max(one.running for one in seen) <= 2
+    assert max(one.kv_bytes for one in seen) <= 3 * budget  # with free columns
     with pytest.raises(DoesNotFit, match="ask for fewer tokens"):
         engine.submit(dialog_of("llava_v1", 4), SamplingParams(temperature=0, max_new_tokens=500))
 
@@ -309,17 +315,12 @@ def test_too_little_memory_for_a_prompt_costs_that_request_alone(engine, llama):
 
 
 def test_too_little_memory_for_a_token_costs_the_longest_answer(engine, llama):
-    tickets = [
-        engine.submit(dialog_of("llava_v1", number), SamplingParams(temperature=0, max_new_tokens=200))
-        for number in (0, 4, 5)
-    ]
-    until(lambda: engine.stats().running == 3 and all(one.usage.completion_tokens for one in tickets))
-    with (
-        Fault(llama.model, torch.OutOfMemoryError("none"), lambda rows, length: rows > 2 and length == 1),
-        pytest.raises(OutOfMemory),
-    ):
-        tickets[1].result(20)
     long = SamplingParams(temperature=0, max_new_tokens=200)
+    with Fault(llama.model, torch.OutOfMemoryError("none"), lambda rows, length: rows > 2 and length == 1):
+        with engine._changed:  # all come at once
+            tickets = [engine.submit(dialog_of("llava_v1", number), long) for number in (0, 4, 5)]
+        with pytest.raises(OutOfMemory):
+            tickets[1].result(20)
     for ticket, number in ((tickets[0], 0), (tickets[2], 5)):
         assert ticket.result(20).text == expected(llama, "llava_v1", number, long)[0]
 
@@ -335,9 +336,14 @@ def test_a_group_that_fails_is_tried_one_by_one(engine_of, llama):
 
 
 def test_a_fault_of_the_model_ends_the_engine_and_every_ticket(engine, llama):
-    tickets = [engine.submit(dialog_of("llava_v1", 0), SamplingParams(max_new_tokens=400)) for _ in range(3)]
-    until(lambda: tickets[0].usage.completion_tokens > 1)
-    with Fault(llama.model, RuntimeError("device-side assert"), lambda rows, length: length == 1):
+    long = SamplingParams(max_new_tokens=400)
+
+    def late(rows, length):
+        return length == 1 and tickets[0].usage.completion_tokens > 1
+
+    with Fault(llama.model, RuntimeError("device-side assert"), late):
+        with engine._changed:  # all come at once
+            tickets = [engine.submit(dialog_of("llava_v1", 0), long) for _ in range(3)]
         for one in tickets:
             with pytest.raises(EngineDead, match="device-side assert"):
                 one.result(20)
@@ -357,12 +363,12 @@ def test_a_fault_of_the_model_ends_the_engine_and_every_ticket(engine, llama):
     ids=["lost", "lost, as an old error", "memory", "request"],
 )
 def test_a_lost_device_in_a_prompt_ends_the_engine(engine, llama, error, kept):
-    running = engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=300))
-    until(lambda: running.usage.completion_tokens > 2)
-    with Fault(llama.model, error, lambda rows, length: length > 100) as fault:
-        with engine._changed:  # both come before the device is lost
-            hit = engine.submit(dialog_of("llava_v1", 4), GREEDY)
-            behind = engine.submit(dialog_of("llava_v1", 5), GREEDY)
+    with Gate(llama.model) as gate, Fault(llama.model, error, lambda rows, length: length > 100) as fault:
+        running = engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=300))
+        gate.run_until(lambda: running.usage.completion_tokens > 2)
+        hit = engine.submit(dialog_of("llava_v1", 4), GREEDY)
+        behind = engine.submit(dialog_of("llava_v1", 5), GREEDY)
+        gate.open()
         with pytest.raises(type(error) if kept else EngineDead):
             hit.result(20)
         assert fault.count
@@ -393,12 +399,14 @@ def test_logits_that_are_no_numbers_cost_their_row(engine, llama):
 @pytest.mark.parametrize("drain", [0.0, 30.0])
 def test_closing_drains_or_ends_what_is_left(engine_of, llama, drain):
     engine = engine_of(llama, max_running=1)
-    tickets = [
-        engine.submit(dialog_of("llava_v1", 0), SamplingParams(temperature=0, max_new_tokens=60))
-        for _ in "ab"
-    ]
-    until(lambda: tickets[0].usage.completion_tokens)
-    engine.close(drain)
+    long = SamplingParams(temperature=0, max_new_tokens=60)
+    with Gate(llama.model) as gate, ThreadPoolExecutor() as pool:
+        tickets = [engine.submit(dialog_of("llava_v1", 0), long) for _ in "ab"]
+        gate.run_until(lambda: tickets[0].usage.completion_tokens)
+        closing = pool.submit(engine.close, drain)
+        until(lambda: engine._closing if drain else engine._died)
+        gate.open()
+        closing.result(60)
     assert not engine.alive and not engine._thread.is_alive()
     for one in tickets:
         if drain:
