@@ -41,7 +41,8 @@ READERS = {"thread": list, "loop": lambda ticket: asyncio.run(_collect(ticket))}
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-def test_pieces_come_in_order_and_end(read):
+def test_pieces_come_in_order_and_end(read, monkeypatch):
+    monkeypatch.setattr(requests, "KEEP_ALIVE_S", 60.0)
     desk = Desk()
     steps = [lambda one=one: desk.ticket.put(one) for one in PIECES]
     thread = desk.later(*steps, lambda: desk.ticket.end("stop"))
