@@ -102,7 +102,7 @@ def test_a_judge_grades(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (score,) = found.scores
     assert (score.kind, score.value, score.n) == ("judged", 75.0, 2) and found.unparsable == 1
     assert found.tables["judged score by kind"] == {"animal": 50.0, "chat": 100.0}
-    assert any("dog\n<OR>\na dog" in fake.content(index) for index in range(3))
+    assert any("dog\n<OR>\na dog" in fake.content(index) for index in range(len(fake.requests)))
 
 
 def test_without_a_judge_what_it_is_asked_is_written(tmp_path: Path) -> None:

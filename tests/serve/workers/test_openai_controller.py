@@ -131,6 +131,7 @@ def test_texts_responses_and_several_choices(both: Any) -> None:
 
 def test_models_health_and_numbers(both: Any) -> None:
     client, _, worker = both
+    assert ask(client, model="kept").choices
     assert [one.id for one in client.models.list()] == ["kept"] == [client.models.retrieve("kept").id]
     with httpx2.Client(base_url=str(client.base_url).removesuffix("/v1/")) as plain:
         assert plain.get("/health").status_code == 200

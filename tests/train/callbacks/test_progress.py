@@ -288,7 +288,9 @@ def test_where_lines_and_the_line_in_place_go(
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """Put back what quiet_unless_verbose changes in a process."""
+    """Undo what quiet_unless_verbose changes in a process, before a test and behind it."""
+    for name in noise.OWN_LOGGERS:
+        logging.getLogger(name).removeFilter(noise._errors_only)
     level = transformers_logging.get_verbosity()
     levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "bitsandbytes")}
     with warnings.catch_warnings():
