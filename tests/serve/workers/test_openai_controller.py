@@ -131,12 +131,13 @@ def test_texts_responses_and_several_choices(both: Any) -> None:
 
 def test_models_health_and_numbers(both: Any) -> None:
     client, _, worker = both
-    assert ask(client, model="kept").choices
+    (answer,) = ask(client, model="kept").choices
     assert [one.id for one in client.models.list()] == ["kept"] == [client.models.retrieve("kept").id]
     with httpx2.Client(base_url=str(client.base_url).removesuffix("/v1/")) as plain:
         assert plain.get("/health").status_code == 200
+        wait_until(lambda: "llava_engine_running 0.0" in plain.get("/metrics").text)
         numbers = plain.get("/metrics").text
-    assert "llava_engine_running 0.0" in numbers and 'llava_engine_requests_total{reason="stop"}' in numbers
+    assert f'llava_engine_requests_total{{reason="{answer.finish_reason}"}}' in numbers
     # the template is that of the checkpoint: the name "kept" suggests another
     assert worker.get_status()["templates"] == {"kept": "llava_v1"}
 
