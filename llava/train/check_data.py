@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data_path",
         type=local_path,
         required=True,
-        help=".json, .jsonl (or .gz of either), .parquet, a folder or pattern of them, or a mixture",
+        help=".json, .jsonl (or .gz of either), .parquet, {a,b}.json, a folder or pattern, or a mixture",
     )
     add("--image_folder", type=local_path, help="folder that image names are relative to")
     _add_video_flags(parser)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llava.atomic import write_text
 from llava.model.checkpoints.checksums import fingerprint
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
-from llava.train.data.sources import find_sources
+from llava.train.data.sources import MIXTURES, find_sources
 from llava.train.plan import RunPlan, adapted
 from llava.train.tunable import OTHER_FLAGS
 from llava.utils import UserError
@@ -153,7 +153,7 @@ def _data_files(data_path: str | None) -> Iterator[Path]:
         path = Path(data_path)
         yield from sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
         return
-    if Path(data_path).is_file() and Path(data_path).suffix in (".yaml", ".yml"):
+    if os.path.isfile(data_path) and Path(data_path).suffix.lower() in MIXTURES:
         yield Path(data_path)
     for source in sources:
         yield from source.files

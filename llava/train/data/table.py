@@ -124,14 +124,16 @@ class _Part:
 
 
 def _pick(count: int, source: Source, seed: int) -> np.ndarray | None:
-    """Choose the records of a source that its max_samples and weight ask for; None for all of them once."""
-    chosen = range(count)
+    """Choose the records of a source: its selection, of these max_samples, each as often as its weight.
+
+    None for all of them once.
+    """
     order = random.Random(seed)
-    picks = np.arange(count)
-    if source.max_samples is not None and source.max_samples < count:
-        picks = np.sort(np.array(order.sample(chosen, source.max_samples)))
-    elif source.weight == 1:
-        return None
+    picks = np.arange(count) if source.selection is None else source.selection.places(count, order)
+    if source.max_samples is not None and source.max_samples < len(picks):
+        picks = picks[np.sort(np.array(order.sample(range(len(picks)), source.max_samples)))]
+    if source.weight == 1:
+        return None if len(picks) == count else picks
     whole = int(source.weight)
     rest = round((source.weight - whole) * len(picks))
     extra = np.sort(np.array(order.sample(range(len(picks)), rest), dtype=np.int64))
@@ -150,12 +152,20 @@ class RecordTable(Sequence[Record]):
         if not len(self):
             names = ", ".join(source.name for source in sources)
             raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
+        for part in self._parts:
+            if not len(part):
+                logger.warning("%s: its weight %g leaves no record", part.source.name, part.source.weight)
 
     def _take(self, parts: list[_Part]) -> None:
         self._parts = parts
         self._starts = [0]
         for part in parts:
             self._starts.append(self._starts[-1] + len(part))
+
+    @property
+    def left_out(self) -> int:
+        """How many records of the files are not in use."""
+        return sum(len(part.table) - len(part.rows()) for part in self._parts)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[RecordTable, RecordTable]:
         """Hold out a part of the records, at least one; returns the rest and the part.
@@ -277,6 +287,16 @@ class RecordTable(Sequence[Record]):
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found
 
+    def tell_selections(self) -> None:
+        """Log how many records each sampling_strategy selects."""
+        for part in self._parts:
+            if part.source.selection is not None:
+                total = len(part.table)
+                count = part.source.selection.count(total)
+                logger.info(
+                    "%s: %s selects %d of %d records", part.source.name, part.source.selection, count, total
+                )
+
     def warn_about_stray_image_tokens(self) -> None:
         """Warn about records without an image whose text holds the image token; it is read as plain text."""
         for part, start in zip(self._parts, self._starts, strict=False):
@@ -329,7 +349,8 @@ def load_records(
 
     image_folder, video_folder: of the sources that name none. keep_faulty: leave records with faults in the
     table, whose `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
-    mixture once and warn about none. Raises DataError naming file and record.
+    mixture once, as far as its sampling_strategy selects it, and warn about none. Raises DataError naming file
+    and record.
     """
     sources = find_sources(data_path, image_folder, video_folder)
     if every_record:
@@ -340,6 +361,7 @@ def load_records(
         file, row = table.place(faulty[0])
         raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
     if not every_record:
+        table.tell_selections()
         table.warn_about_stray_image_tokens()
         table.warn_about_unread_keys()
     return table

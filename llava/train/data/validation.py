@@ -156,7 +156,8 @@ def _lazy_token_checker(settings: CheckSettings) -> TokenChecker:
 
 
 def open_all(settings: CheckSettings) -> RecordTable:
-    """Open every record once, also those that a mixture's weights leave out. Raises DataError."""
+    """Open every record once, also those that the weights and limits of a mixture leave out, but not those
+    that its sampling_strategy does not select. Raises DataError."""
     return load_records(
         settings.data_path,
         image_folder=settings.image_folder,

@@ -115,7 +115,7 @@ def test_training_and_doctor_name_an_unread_key(
     ("text", "message"),
     [
         ("- {path: d.json, image_path: x}", "'image_path'; did you mean 'image_folder'"),
-        ("- {json_path: d.json}", "'json_path'; did you mean 'path'"),
+        ("- {jsonpath: d.json}", "'jsonpath'; did you mean 'json_path'"),
         ("- {path: d.json, repeat: 2}", "'repeat'; did you mean 'weight'"),
         ("- {path: d.json, Weight: 2}", "'Weight'; did you mean 'weight'"),
         ("datasets: [d.json]\ndataset_weight: 3", "'dataset_weight' beside 'datasets'"),
