@@ -49,6 +49,6 @@ def parse_strategy(value: object, where: str) -> Selection | None:
     found = _STRATEGY.fullmatch(text)
     if found is not None:
         kind, amount, percent = found[1], int(found[2]), bool(found[3])
-        if 1 <= amount and not (percent and amount > 100):
+        if amount >= 1 and not (percent and amount > 100):
             return Selection(kind, amount, percent)
     raise DataError(f"{where}: 'sampling_strategy' is {value!r:.80}; expected {ALLOWED}")

@@ -176,9 +176,7 @@ def _files_of(mixture: Path, where: str, entry: Mapping[str, object]) -> tuple[s
     """Return the path of an entry, for messages, and its files."""
     words = [key for key in PATH_KEYS if key in entry]
     if len(words) > 1:
-        raise DataError(
-            f"{where} has {' and '.join(map(repr, words))}, which are one thing; give one of them"
-        )
+        raise DataError(f"{where} has {' and '.join(map(repr, words))}, which are the same; give one of them")
     path = entry[words[0]] if words else None
     if not isinstance(path, str) or not path.strip():
         raise DataError(f"{where} is {dict(entry)!r:.80}; expected a mapping with a 'path'")
@@ -193,9 +191,7 @@ def _files_of(mixture: Path, where: str, entry: Mapping[str, object]) -> tuple[s
         raise DataError(f"{where}: {error}") from error
     missing = next((file for file in files if not os.path.exists(file)), None)
     if missing is not None:
-        here = (
-            "" if not os.path.exists(path) else f" ({path} lies in the working folder, which does not count)"
-        )
+        here = "" if not os.path.exists(path) else f" ({path} lies in the working folder)"
         raise DataError(
             f"{where}: there is no file {missing}; a path in a mixture is relative to its folder{here}"
         )
@@ -226,8 +222,8 @@ def _weight_of(where: str, entry: Mapping[str, object]) -> float:
     if isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight <= MOST_WEIGHT:
         return float(weight)
     raise DataError(
-        f"{where}: 'weight' is {weight!r:.80}; expected a number above 0 and up to {MOST_WEIGHT:,} (1 is each "
-        "record once)"
+        f"{where}: 'weight' is {weight!r:.80}; expected a number above 0 and up to {MOST_WEIGHT:,} "
+        "(1 is each record once)"
     )
 
 

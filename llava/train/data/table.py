@@ -349,8 +349,8 @@ def load_records(
 
     image_folder, video_folder: of the sources that name none. keep_faulty: leave records with faults in the
     table, whose `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
-    mixture once, as far as its sampling_strategy selects it, and warn about none. Raises DataError naming file
-    and record.
+    mixture that its sampling_strategy selects once, and warn about none. Raises DataError naming file and
+    record.
     """
     sources = find_sources(data_path, image_folder, video_folder)
     if every_record:

@@ -129,7 +129,7 @@ def test_a_weight_that_leaves_nothing_of_an_entry_is_said(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("json_path: a.json, path: a.json", "entry 0 has 'path' and 'json_path', which are one thing"),
+        ("json_path: a.json, path: a.json", "entry 0 has 'path' and 'json_path', which are the same"),
         ("json_path: 3", "entry 0 is .* expected a mapping with a 'path'"),
         ("json_path: ''", "entry 0 is .* expected a mapping with a 'path'"),
         ('json_path: "a\\0.json"', "entry 0: 'json_path' holds a NUL"),
@@ -318,10 +318,8 @@ def test_a_changed_strategy_is_told_when_a_run_is_resumed(
 ) -> None:  # fmt: skip
     (tmp_path / "own.json").write_text((training_data / "finetune.json").read_text())
     path = mix(tmp_path, "json_path: own.json, sampling_strategy: first:20", name=f"m.{ending}")
-    argv = flags(
-        checkpoints, training_data, tmp_path / "out",
-        f"{V15} --tune_mm_mlp_adapter True --data_path {path} --save_strategy steps --save_steps 1 --max_steps 2",
-    )  # fmt: skip
+    more = "--tune_mm_mlp_adapter True --save_strategy steps --save_steps 1 --max_steps 2"
+    argv = flags(checkpoints, training_data, tmp_path / "out", f"{V15} {more} --data_path {path}")
     first = run_train(argv, steps=1)
     if change == "strategy":
         path.write_text(path.read_text().replace("first:20", "first:16"))
