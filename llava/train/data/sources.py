@@ -79,7 +79,7 @@ def _find_files(name: str) -> tuple[Path, ...]:
         shown = ", ".join(map(shortened, missing[:SHOWN]))
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise DataError(
-            f"of the {len(parts)} file(s) that {shortened(name)} stands for {len(missing)} are missing: "
+            f"{shortened(name)} stands for {len(parts)} file(s), of which {len(missing)} are missing: "
             f"{shown}{more}; check --data_path"
         )
     mixture = next((one for one in parts if Path(one).suffix.lower() in MIXTURES), None)
