@@ -43,7 +43,7 @@ def checksum(file: Path) -> str:
 
 
 def fingerprint(files: Iterable[Path], *, parts: int = PARTS) -> str | None:
-    """Return a hash of files: names, sizes and content, of large files `parts` blocks; None without any file."""
+    """Return a hash of files: names, sizes and content, of large files `parts` blocks; None without any."""
     total = hashlib.sha256()
     whole = WHOLE_BYTES * parts // PARTS
     count = 0

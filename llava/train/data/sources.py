@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,11 +126,13 @@ def _find_part(name: str) -> tuple[Path, ...]:
 def _read_mixture(path: Path, image_folder: str | None, video_folder: str | None) -> list[Source]:
     yaml = import_optional("yaml", needed_for=f"the mixture {path}", install="pyyaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        _check_keys(path, yaml.compose(text))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check --data_path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
+        raise DataError(f"{path} is not valid YAML: {shortened(' '.join(str(error).split()))}") from error
     if isinstance(content, dict) and "datasets" in content:
         for key in content.keys() - {"datasets"}:
             raise DataError(f"{path} has the key {key!r} beside 'datasets'; {_nearest(key, ('datasets',))}")
@@ -139,6 +141,34 @@ def _read_mixture(path: Path, image_folder: str | None, video_folder: str | None
         raise DataError(f"{path} is not a mixture; expected a list of entries, each with a 'path'")
     given = {"image_folder": image_folder, "video_folder": video_folder}
     return [_read_entry(path, number, entry, given) for number, entry in enumerate(content)]
+
+
+def _check_keys(path: Path, tree: object) -> None:
+    """Raise DataError when a mapping of a YAML tree has a key twice, of which YAML keeps the last."""
+    nodes: dict[int, object] = {id(tree): tree}
+    waiting = [tree]
+    while waiting:
+        for value in _values_of(path, waiting.pop()):
+            if id(value) not in nodes:  # a node may hold itself
+                nodes[id(value)] = value
+                waiting.append(value)
+
+
+def _values_of(path: Path, node: object) -> Iterator[object]:
+    """Yield the nodes within a node of a YAML tree. Raises DataError for a key that stands there twice."""
+    inner = getattr(node, "value", None)
+    seen: set[str] = set()
+    for part in inner if isinstance(inner, list) else ():
+        key, value = part if isinstance(part, tuple) else (None, part)
+        word = getattr(key, "value", None)
+        if isinstance(word, str):
+            if word in seen:
+                line = key.start_mark.line + 1
+                raise DataError(
+                    f"{path} has the key {word!r} twice in one mapping, in line {line}; give it once"
+                )
+            seen.add(word)
+        yield value
 
 
 def _nearest(key: object, known: Sequence[str]) -> str:

@@ -228,5 +228,6 @@ def find_duplicates(records: RecordTable) -> Iterator[tuple[int, Fault]]:
     first: dict[tuple[str, str], int] = {}
     for index, own in records.noted("id"):
         earlier = first.setdefault((records.source_of(index), own), index)
-        if earlier != index:
+        # a record that two entries of a mixture select has no other one beside it
+        if earlier != index and records.place(earlier) != records.place(index):
             yield index, Fault("duplicate_id", f"its id is also that of {records.name(earlier)}")

@@ -154,6 +154,57 @@ def test_words_of_entries(tmp_path: Path, entry: str, message: str, monkeypatch:
         load_records(mix(tmp_path, entry))
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", range(5))
+    path = tmp_path / "m.yaml"
+    path.write_text("datasets:\n- json_path: a.json\n- json_path: a.json\n  json_path: b.json\n")
+    with pytest.raises(DataError, match="has the key 'json_path' twice in one mapping, in line 4"):
+        load_records(path)
+    path.write_text("datasets: [a.json]\ndatasets: [b.json]\n")
+    with pytest.raises(DataError, match="has the key 'datasets' twice in one mapping, in line 2"):
+        load_records(path)
+    path.write_text("- &one {json_path: a.json, sampling_strategy: first:2}\n- *one\n")
+    assert ids(load_records(path)) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: &a [*a]\n", r"entry 0 is \[.*; expected a mapping with a 'path'"),
+        ("&a {datasets: *a}\n", "is not a mixture; expected a list"),
+        ("- &a {json_path: a.json, path: *a}\n", "'path' and 'json_path', which are the same"),
+        ("[" * 5000, "is not valid YAML"),
+        ("- {json_path: 2020-99-99}\n", "is not valid YAML: month must be in 1..12"),
+        ("- {json_path: a.json, weight: !!int x}\n", "is not valid YAML"),
+        ("- !!python/object:os.system {}\n", "is not valid YAML: could not determine a constructor"),
+        ("- {? [a] : b}\n", "is not valid YAML: .*unhashable key"),
+        ("- {3: a.json}\n", "entry 0 has the key 3; expected path"),
+        ("- {null: a.json}\n", "entry 0 has the key None; expected path"),
+        ("a.json\n", "is not a mixture"),
+        ("--- [a.json]\n--- [a.json]\n", "is not valid YAML: expected a single document"),
+    ],
+)
+def test_yaml_that_is_no_mixture(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, "a.json", range(5))
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(DataError, match=message) as found:
+        load_records(tmp_path / "m.yaml")
+    assert "\n" not in str(found.value) and len(str(found.value)) < 700
+
+
+def test_a_record_that_two_entries_select_is_no_duplicate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "a.json", range(5))
+    path = mix(tmp_path, "path: a.json, sampling_strategy: first:3", "path: a.json")
+    assert doctor("--data_path", path) == 0
+    assert "duplicate" not in capsys.readouterr().out
+    write(tmp_path, "a.json", range(1, 2))
+    (tmp_path / "b.json").write_text(json.dumps(2 * json.loads((tmp_path / "a.json").read_text())))
+    doctor("--data_path", mix(tmp_path, "path: b.json", "path: b.json"))
+    assert "note duplicate_id: 2" in capsys.readouterr().out
+
+
 def test_a_strategy_counts_all_files_of_an_entry(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path, f"{number}.json", range(10 * number, 10 * number + 10))
@@ -220,7 +271,7 @@ def test_a_name_with_braces_as_data_path(tmp_path: Path) -> None:
     assert [one.name for one in _data_files(f"{tmp_path}/{{c,a}}.json")] == ["c.json", "a.json"]
     with pytest.raises(DataError) as found:
         load_records(f"{tmp_path}/{{a,x,c,y}}.json")
-    assert f"{{a,x,c,y}}.json stands for 4 file(s), of which 2 are missing: " in str(found.value)
+    assert "{a,x,c,y}.json stands for 4 file(s), of which 2 are missing: " in str(found.value)
     assert f"{tmp_path}/x.json, {tmp_path}/y.json; check" in str(found.value)
     write(tmp_path, "{a,x}.json", range(90, 91))
     assert ids(load_records(f"{tmp_path}/{{a,x}}.json")) == [90]  # a file of that very name
