@@ -23,6 +23,7 @@ from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
+FILE_BITS = 40  # a file has fewer than 2**40 records
 READS_BEFORE_RELEASE = 1000  # each may map 64 kB
 
 
@@ -98,12 +99,25 @@ class _Part:
         """Return the places in the table of the records in use, each once: (rows,)."""
         return np.arange(len(self.table)) if self.picks is None else np.unique(self.picks)
 
-    def split(self, held_out: np.ndarray) -> tuple[_Part, _Part]:
-        """Return this part without the records at places `held_out`, and one of those, each once."""
+    def keys(self, numbers: dict[Path, int]) -> np.ndarray:
+        """Return a number for each of `rows`, which the same record of a file has in every part: (rows,).
+
+        numbers: of the files; those that have none are added.
+        """
+        own = [numbers.setdefault(file.resolve(), len(numbers)) for file in self.source.files]
+        rows = self.rows()
+        if len(own) == 1:
+            return (own[0] << FILE_BITS) + rows
+        files = numbers_of(self.table.column("file"))
+        starts = np.searchsorted(files, np.arange(len(own)))  # the first row of each file
+        return (np.array(own)[files[rows]] << FILE_BITS) + rows - starts[files[rows]]
+
+    def split(self, held_out: np.ndarray, held: np.ndarray) -> tuple[_Part, _Part]:
+        """Return this part without the records at `held_out`, and one of those at `held`, once each."""
         picks = self.rows() if self.picks is None else self.picks
-        rest, held = copy(self), copy(self)
-        rest.picks, held.picks = picks[~np.isin(picks, held_out)], np.sort(held_out)
-        return rest, held
+        rest, other = copy(self), copy(self)
+        rest.picks, other.picks = picks[~np.isin(picks, held_out)], np.sort(held)
+        return rest, other
 
     def row(self, index: int) -> int:
         """Return the place in the table of the record at `index`."""
@@ -170,17 +184,24 @@ class RecordTable(Sequence[Record]):
     def split(self, fraction: float, seed: int = 0) -> tuple[RecordTable, RecordTable]:
         """Hold out a part of the records, at least one; returns the rest and the part.
 
-        No record is in both, also when a mixture uses it several times; the part has it once. Raises
-        DataError when nothing would be left.
+        No record is in both, also when a mixture uses it several times or in several entries; the part has it
+        once. Raises DataError when nothing would be left.
         """
         order = np.random.default_rng(seed)
-        rows = [part.rows() for part in self._parts]
-        places = np.concatenate([np.stack([np.full(len(own), k), own], 1) for k, own in enumerate(rows)])
+        numbers: dict[Path, int] = {}
+        rows, keys = [part.rows() for part in self._parts], [part.keys(numbers) for part in self._parts]
+        places = np.sort(np.unique(np.concatenate(keys), return_index=True)[1])  # of each record the first
         count = max(1, round(fraction * len(places)))
         if count >= len(places):
             raise DataError(f"{count} of {len(places)} records would be held out; none is left to train on")
-        held = places[order.permutation(len(places))[:count]]
-        parts = [part.split(held[held[:, 0] == k, 1]) for k, part in enumerate(self._parts)]
+        held = np.zeros(sum(map(len, rows)), dtype=bool)
+        held[places[order.permutation(len(places))[:count]]] = True
+        held_keys = np.concatenate(keys)[held]
+        by_part = np.split(held, np.cumsum([len(own) for own in rows])[:-1])
+        parts = [
+            part.split(own[np.isin(key, held_keys)], own[here])
+            for part, own, key, here in zip(self._parts, rows, keys, by_part, strict=True)
+        ]
         tables = RecordTable.__new__(RecordTable), RecordTable.__new__(RecordTable)
         for table, own in zip(tables, zip(*parts, strict=True), strict=True):
             table._take(list(own))
