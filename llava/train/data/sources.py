@@ -76,7 +76,7 @@ def _find_files(name: str) -> tuple[Path, ...]:
     parts = expand_braces(name, lone=True)
     missing = [one for one in parts if not any(mark in one for mark in "*?[") and not os.path.exists(one)]
     if missing:
-        shown = ", ".join(map(shortened, missing[:SHOWN]))
+        shown = ", ".join(shortened(one) or "''" for one in missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise DataError(
             f"{shortened(name)} stands for {len(parts)} file(s), of which {len(missing)} are missing: "

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -309,8 +310,16 @@ class RecordTable(Sequence[Record]):
         return found
 
     def tell_selections(self) -> None:
-        """Log how many records each sampling_strategy selects."""
+        """Log how many records each sampling_strategy selects, and warn about files that are read twice."""
         for part in self._parts:
+            files = Counter(part.source.files)
+            twice = [str(file) for file, count in files.items() if count > 1]
+            if twice:
+                logger.warning(
+                    "%s stands for %s more than once; its records are used as often",
+                    part.source.name,
+                    twice[0],
+                )
             if part.source.selection is not None:
                 total = len(part.table)
                 count = part.source.selection.count(total)
@@ -335,6 +344,10 @@ class RecordTable(Sequence[Record]):
     def source_of(self, index: int) -> str:
         """Return the name of the source that a record is from, as the user wrote it."""
         return self._locate(index)[0].source.name
+
+    def entry_of(self, index: int) -> int:
+        """Return the number of the mixture's entry that a record is from."""
+        return bisect_right(self._starts, index) - 1
 
     def noted(self, name: str) -> Iterator[tuple[int, str]]:
         """Yield (index, text) of the records with an entry in a column: "id", "unread" or "leaving"."""

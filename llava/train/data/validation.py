@@ -229,5 +229,6 @@ def find_duplicates(records: RecordTable) -> Iterator[tuple[int, Fault]]:
     for index, own in records.noted("id"):
         earlier = first.setdefault((records.source_of(index), own), index)
         # a record that two entries of a mixture select has no other one beside it
-        if earlier != index and records.place(earlier) != records.place(index):
+        entries = records.entry_of(earlier) != records.entry_of(index)
+        if earlier != index and not (entries and records.place(earlier) == records.place(index)):
             yield index, Fault("duplicate_id", f"its id is also that of {records.name(earlier)}")

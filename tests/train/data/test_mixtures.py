@@ -282,6 +282,17 @@ def test_a_name_with_braces_as_data_path(tmp_path: Path) -> None:
         load_records(f"{tmp_path}/{{mix,max}}.yaml")
 
 
+def test_a_file_that_braces_name_twice_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "a.json", range(3))
+    name = f"{tmp_path}/{{a,a}}.json"
+    assert ids(load_records(name)) == [0, 1, 2, 0, 1, 2]
+    assert f"{name} stands for {tmp_path}/a.json more than once; its records are used as often" in caplog.text
+    doctor("--data_path", name)
+    assert "note duplicate_id: 3" in capsys.readouterr().out
+
+
 def test_a_name_with_braces_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
     names = [f"{'x' * 40}{number}" for number in range(20)]
     for number, name in enumerate(names):
