@@ -212,7 +212,7 @@ def _files_of(mixture: Path, where: str, entry: Mapping[str, object]) -> tuple[s
         raise DataError(f"{where} is {dict(entry)!r:.80}; expected a mapping with a 'path'")
     if fault := text_fault(path):
         raise DataError(f"{where}: {words[0]!r} {fault}")
-    name = str(mixture.parent / path)
+    name = str(mixture.parent / os.path.expanduser(path))
     if Path(name).suffix.lower() in MIXTURES:
         raise DataError(f"{where} names another mixture, {name}; list its entries here")
     try:
@@ -222,8 +222,9 @@ def _files_of(mixture: Path, where: str, entry: Mapping[str, object]) -> tuple[s
     missing = next((file for file in files if not os.path.exists(file)), None)
     if missing is not None:
         here = "" if not os.path.exists(path) else f" ({path} lies in the working folder)"
+        lost = shortened(missing)
         raise DataError(
-            f"{where}: there is no file {missing}; a path in a mixture is relative to its folder{here}"
+            f"{where}: there is no file {lost}; a path in a mixture is relative to its folder{here}"
         )
     return name, files
 
@@ -241,7 +242,8 @@ def _folders_of(
             raise DataError(f"{where}: {key!r} is {folder!r}; expected a folder name")
         if fault := text_fault(folder):
             raise DataError(f"{where}: {key!r} {fault}")
-        folders[key] = str(mixture.parent / folder)
+        # "" is not the mixture's folder: as with the flags, the names are absolute
+        folders[key] = folder and str(mixture.parent / os.path.expanduser(folder))
         if key == "image_folder":
             folders["video_folder"] = None  # where this entry's videos are, unless it names another folder
     return folders

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from recorded_training import dialog, flags, run_train
 from llava.train.checkpointing.manifest import _data_files
 from llava.train.data import arrow_cache
 from llava.train.data.braces import expand_braces
+from llava.train.data.image_folders import check_folders
 from llava.train.data.sources import find_sources
 from llava.train.data.streaming import find_shards
 from llava.train.data.table import RecordTable, load_records
@@ -203,6 +205,28 @@ def test_a_record_that_two_entries_select_is_no_duplicate(
     (tmp_path / "b.json").write_text(json.dumps(2 * json.loads((tmp_path / "a.json").read_text())))
     doctor("--data_path", mix(tmp_path, "path: b.json", "path: b.json"))
     assert "note duplicate_id: 2" in capsys.readouterr().out
+
+
+def test_folders_of_an_entry_are_written_as_those_of_the_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one is for names that are absolute, and ~ is the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "home", "a.json", range(3))
+    folders = "image_folder: '', video_folder: ~/videos"
+    (source,) = find_sources(mix(tmp_path, f"json_path: ~/a.json, {folders}"), "/images", "/videos")
+    assert source.files == (tmp_path / "home" / "a.json",)
+    assert (source.image_folder, source.video_folder) == ("", str(tmp_path / "home" / "videos"))
+
+    (tmp_path / "p.png").touch()
+    turns = dialog(("human", "<image>\nWhat?"), ("gpt", "That."))
+    record = {"image": str(tmp_path / "p.png"), "conversations": turns}
+    (tmp_path / "b.json").write_text(json.dumps([record]))
+    for folder, allowed in (("''", True), ("images", False)):
+        records = load_records(mix(tmp_path, f"json_path: b.json, image_folder: {folder}"))
+        with contextlib.nullcontext() if allowed else pytest.raises(DataError, match='--image_folder ""'):
+            check_folders(records, None, allow_outside=False)
 
 
 def test_a_strategy_counts_all_files_of_an_entry(tmp_path: Path) -> None:
