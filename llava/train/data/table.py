@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, numbers_of, open_table, row_checksum
+from llava.train.data.arrow_cache import fit_memory, map_table, numbers_of, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
@@ -31,9 +31,11 @@ READS_BEFORE_RELEASE = 1000  # each may map 64 kB
 class _Part:
     """The records of one source, and which of them are used in which order."""
 
-    def __init__(self, source: Source, cache_dir: str | Path | None, seed: int) -> None:
+    def __init__(
+        self, source: Source, cache_dir: str | Path | None, seed: int, *, in_memory: bool = False
+    ) -> None:
         self.source = source
-        self._table = open_table(source, cache_dir)
+        self._table = open_table(source, cache_dir, in_memory=in_memory)
         if not len(self.table):
             bare = all(not file.stat().st_size for file in source.files)
             what = "is an empty file" if bare else "holds an empty list"
@@ -163,7 +165,9 @@ class RecordTable(Sequence[Record]):
 
     def __init__(self, sources: Sequence[Source], cache_dir: str | Path | None = None) -> None:
         """Open the tables of all sources, converting them if need be. Raises DataError."""
-        self._take([_Part(source, cache_dir, seed) for seed, source in enumerate(sources)])
+        small = cache_dir is None and fit_memory(sources)
+        parts = [_Part(source, cache_dir, seed, in_memory=small) for seed, source in enumerate(sources)]
+        self._take(parts)
         if not len(self):
             names = ", ".join(source.name for source in sources)
             raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
