@@ -140,7 +140,28 @@ def _read_mixture(path: Path, image_folder: str | None, video_folder: str | None
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} is not a mixture; expected a list of entries, each with a 'path'")
     given = {"image_folder": image_folder, "video_folder": video_folder}
-    return [_read_entry(path, number, entry, given) for number, entry in enumerate(content)]
+    sources = [_read_entry(path, number, entry, given) for number, entry in enumerate(content)]
+    _check_files(path, sources)
+    return sources
+
+
+def _check_files(mixture: Path, sources: Sequence[Source]) -> None:
+    """Raise DataError naming the files of a mixture that are missing, as many as fit a message."""
+    lacking = [
+        (number, file)
+        for number, source in enumerate(sources)
+        for file in source.files
+        if not os.path.exists(file)
+    ]
+    if not lacking:
+        return
+    told = ", ".join(
+        f"entry {number}: there is no file {shortened(file)}" for number, file in lacking[:SHOWN]
+    )
+    more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+    short = os.path.relpath(lacking[0][1], mixture.parent)
+    here = f" ({short} lies in the working folder)" if os.path.exists(short) else ""
+    raise DataError(f"{mixture}: {told}{more}; a path in a mixture is relative to its folder{here}")
 
 
 def _check_keys(path: Path, tree: object) -> None:
@@ -216,17 +237,9 @@ def _files_of(mixture: Path, where: str, entry: Mapping[str, object]) -> tuple[s
     if Path(name).suffix.lower() in MIXTURES:
         raise DataError(f"{where} names another mixture, {name}; list its entries here")
     try:
-        files = _find_files(name)
+        return name, _find_files(name)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    missing = next((file for file in files if not os.path.exists(file)), None)
-    if missing is not None:
-        here = "" if not os.path.exists(path) else f" ({path} lies in the working folder)"
-        lost = shortened(missing)
-        raise DataError(
-            f"{where}: there is no file {lost}; a path in a mixture is relative to its folder{here}"
-        )
-    return name, files
 
 
 def _folders_of(

@@ -229,6 +229,16 @@ def test_folders_of_an_entry_are_written_as_those_of_the_flags(
             check_folders(records, None, allow_outside=False)
 
 
+def test_all_missing_files_of_a_mixture_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "5.json", range(2))
+    path = mix(tmp_path, *(f"json_path: {number}.json" for number in range(16)))
+    with pytest.raises(DataError) as found:
+        load_records(path)
+    for number in (0, 4, 6, 10):
+        assert f"entry {number}: there is no file {tmp_path}/{number}.json, " in str(found.value)
+    assert "entry 5" not in str(found.value) and ", and 5 more; a path in a mixture" in str(found.value)
+
+
 def test_a_strategy_counts_all_files_of_an_entry(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path, f"{number}.json", range(10 * number, 10 * number + 10))
