@@ -12,7 +12,7 @@ from llava.utils import shortened
 MOST_NAMES = 100_000
 MOST_BRACES = 50  # of one name
 _NUMBERS = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?", re.ASCII)
-_LETTERS = re.compile(r"([a-zA-Z])\.\.([a-zA-Z])", re.ASCII)
+_LETTERS = re.compile(r"[a-z]\.\.[a-z]|[A-Z]\.\.[A-Z]", re.ASCII)
 
 
 def expand_braces(name: str, *, lone: bool = False) -> list[str]:
@@ -68,8 +68,8 @@ def _choices(piece: str, whole: str, lone: bool) -> Sequence[str]:
     inner = piece[1:-1]
     if numbers := _NUMBERS.fullmatch(inner):
         return _numbers(whole, *numbers.groups())
-    if letters := _LETTERS.fullmatch(inner):
-        first, last = map(ord, letters.groups())
+    if _LETTERS.fullmatch(inner):
+        first, last = ord(inner[0]), ord(inner[-1])
         step = 1 if first <= last else -1
         return [chr(one) for one in range(first, last + step, step)]
     parts = _split(inner)

@@ -163,7 +163,10 @@ def make_supervised_data_module(
     training: Any = kind(data_args.data_path, tokenizer, data_args, conv)
     held_out: Any = None
     if settings.eval_data_path:
-        held_out = LazySupervisedDataset(settings.eval_data_path, tokenizer, data_args, conv)
+        try:
+            held_out = LazySupervisedDataset(settings.eval_data_path, tokenizer, data_args, conv)
+        except DataError as error:  # which names the flag that data usually comes with
+            raise DataError(str(error).replace("--data_path", "--eval_data_path")) from error
         held_out.skipped = training.skipped  # one report of all that was skipped
     elif settings.eval_split:
         training, held_out = training.split(settings.eval_split)

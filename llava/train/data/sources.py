@@ -58,10 +58,8 @@ def find_sources(
     """Find the files behind --data_path. Raises DataError when there are none, or a mixture is not one."""
     path = Path(data_path)
     if path.suffix.lower() in MIXTURES:
-        if "{" in path.name and not os.path.exists(path):
-            raise DataError(
-                f"{shortened(path)} names several mixtures; list their entries in one, and name it"
-            )
+        if any(mark in path.name for mark in "{*?[") and not os.path.exists(path):
+            raise DataError(f"{shortened(path)} names several mixtures; list their entries in one")
         return _read_mixture(path, image_folder, video_folder)
     return [Source(str(data_path), _find_files(str(data_path)), image_folder, video_folder)]
 

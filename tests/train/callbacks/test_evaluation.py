@@ -90,6 +90,15 @@ def test_nothing_left_to_train_on_is_refused(training_data: Path) -> None:
         load_records(training_data / "finetune.json").split(0.999)
 
 
+def test_data_that_is_missing_is_named_with_its_own_flag(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    for name in ("gone.json", "{gone,lost}.json", "*.json"):
+        argv = flags(checkpoints, training_data, tmp_path / "out", CHAT)
+        with pytest.raises(UserError, match="check --eval_data_path$"):
+            run_train([*argv, "--eval_data_path", str(tmp_path / name)])
+
+
 # ---- losses ----
 
 
