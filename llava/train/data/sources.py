@@ -69,8 +69,8 @@ def _find_files(name: str) -> tuple[Path, ...]:
 
     Those of a folder or pattern come in the order of their names, those of braces as they stand there.
     """
-    if not any(brace in name for brace in "{}") or os.path.exists(name):
-        return _find_part(name)
+    if not any(brace in name for brace in "{}") or os.path.exists(name) or any(glob.iglob(name)):
+        return _find_part(name)  # also in a folder whose own name has braces
     parts = expand_braces(name, lone=True)
     missing = [one for one in parts if not any(mark in one for mark in "*?[") and not os.path.exists(one)]
     if missing:
@@ -126,11 +126,12 @@ def _read_mixture(path: Path, image_folder: str | None, video_folder: str | None
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-        _check_keys(path, yaml.compose(text))
+        tree = yaml.compose(text)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check --data_path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
         raise DataError(f"{path} is not valid YAML: {shortened(' '.join(str(error).split()))}") from error
+    _check_keys(path, tree)
     if isinstance(content, dict) and "datasets" in content:
         for key in content.keys() - {"datasets"}:
             raise DataError(f"{path} has the key {key!r} beside 'datasets'; {_nearest(key, ('datasets',))}")
