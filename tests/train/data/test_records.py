@@ -308,7 +308,7 @@ def test_tables_lie_beside_the_data_or_else_at_home(tmp_path: Path, monkeypatch:
 def test_small_files_that_are_large_together_lie_in_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mixture of a hundred of them would be read anew by every process at every start."""
+    """A mixture of a hundred of them would be read by every process at every start."""
     for number in range(4):
         write(tmp_path / f"{number}.json", [record(number)])
     mixture = write(tmp_path / "m.yaml", "".join(f"- {number}.json\n" for number in range(4)))
