@@ -153,6 +153,13 @@ def start(path: Path, *, template: str = "v1", tower: str | None = "any", **fiel
     check_start(dataset, args, vision_tower=tower, template=template)
 
 
+def test_a_dialog_that_does_not_fit_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    write(tmp_path, "json", [{"id": k, "conversations": TEXT} for k in range(10)])
+    (tmp_path / "m.yaml").write_text("- {path: d.json, sampling_strategy: end:3}\n- d.json\n")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'd.json'}: record 7 .id 7.: the plain template"):
+        start(tmp_path / "m.yaml", template="plain", tower=None)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_missing_folder_is_seen_at_once(tmp_path: Path, kind: str, policy: str) -> None:
