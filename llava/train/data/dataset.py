@@ -110,9 +110,10 @@ class LazySupervisedDataset(Dataset[Sample]):
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """Words of each sample, negative when it has neither image nor video: (records,)."""
+        """Words of each sample, at least 1, negative when it has neither image nor video: (records,)."""
         table = self.list_data_dict
-        return np.where(table.with_images, table.words, -table.words)
+        words = np.maximum(table.words, 1)  # the sign of 0 would tell nothing
+        return np.where(table.with_images, words, -words)
 
     def __getitem__(self, i: int) -> Sample:
         """Prepare sample `i`: input_ids and labels (length,), and `image`, see SampleMaker.make.
