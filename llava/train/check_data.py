@@ -13,6 +13,7 @@ from llava.train.labels import LABEL_MASKS
 from llava.utils import UserError, run_program
 
 MOST_WORKERS = 1024
+NO_EMPTY = ("data_path", "data_cache_dir", "model_name_or_path", "vision_tower")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data_path",
         type=local_path,
         required=True,
-        help=".json, .jsonl (or .gz of either), .parquet, a folder or pattern of them, or a mixture",
+        help=".json, .jsonl (or .gz of either), .parquet, {a,b}.json, a folder or pattern, or a mixture",
     )
     add("--image_folder", type=local_path, help="folder that image names are relative to")
     _add_video_flags(parser)
@@ -104,9 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
         raise UserError(f"--workers is {args.workers}; expected at least 1, and at most {MOST_WORKERS}")
-    from llava.train.checks import check_sampling
+    from llava.train.checks import check_empty, check_sampling
     from llava.train.data.doctor import check
 
+    check_empty(NO_EMPTY, vars(args))
     check_sampling(args.frames_upbound, args.video_fps, always=args.force_sample)
 
     check(args)

@@ -23,7 +23,7 @@ class DataArguments:
 
     data_path: str | None = explained(
         None,
-        "Records: .json, .jsonl (or .gz of either), .parquet, a folder or pattern, or a .yaml mixture",
+        "Records: .json, .jsonl (or .gz of either), .parquet, {a,b}.json, a folder, pattern or .yaml mixture",
     )
     lazy_preprocess: bool = explained(False, "Accepted; samples are always prepared when they are read")
     is_multimodal: bool = explained(False, "Accepted; true whenever --vision_tower is given")

@@ -42,20 +42,21 @@ def checksum(file: Path) -> str:
     return f"{value:08x}"
 
 
-def fingerprint(files: Iterable[Path]) -> str | None:
-    """Return a hash of files: names, sizes and content, of large files 64 blocks; None without any file."""
+def fingerprint(files: Iterable[Path], *, parts: int = PARTS) -> str | None:
+    """Return a hash of files: names, sizes and content, of large files `parts` blocks; None without any."""
     total = hashlib.sha256()
+    whole = WHOLE_BYTES * parts // PARTS
     count = 0
     for file in files:
         count += 1
         size = file.stat().st_size
         total.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
-            if size <= WHOLE_BYTES:
+            if size <= whole:
                 total.update(stream.read())
                 continue
-            for number in range(PARTS):
-                stream.seek((size - PART_BYTES) * number // (PARTS - 1))
+            for number in range(parts):
+                stream.seek((size - PART_BYTES) * number // (parts - 1))
                 total.update(stream.read(PART_BYTES))
     return f"sha256:{total.hexdigest()}" if count else None
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.atomic import write_text
-from llava.model.checkpoints.checksums import fingerprint
+from llava.model.checkpoints.checksums import PARTS, fingerprint
 from llava.model.checkpoints.files import CONFIG_FILE, WEIGHT_FILES, WEIGHT_INDEXES
-from llava.train.data.sources import find_sources
+from llava.train.data.sources import MIXTURES, find_sources
+from llava.train.data.streaming import find_shards
 from llava.train.plan import RunPlan, adapted
 from llava.train.tunable import OTHER_FLAGS
 from llava.utils import UserError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "run_manifest.json"
+STREAM_PARTS = 256  # blocks of 64 KiB that are read of all shards together, but at least two of each
 PACKAGES = (
     "torch",
     "transformers",
@@ -92,7 +94,7 @@ def make_manifest(
         "deterministic": training_args.deterministic,
         "versions": versions(),
         "git": git_revision(Path(__file__).parent),
-        "data": {"path": data_args.data_path, "fingerprint": fingerprint(_data_files(data_args.data_path))},
+        "data": {"path": data_args.data_path, "fingerprint": _data_fingerprint(data_args)},
         "model": {
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint(_model_files(model_args.model_name_or_path)),
@@ -143,17 +145,24 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _data_fingerprint(data_args: DataArguments) -> str | None:
+    """Return a hash of the files behind --data_path; of a stream's shards, as far as they lie here."""
+    name = data_args.data_path
+    try:
+        if not data_args.streaming:
+            return fingerprint(_data_files(name))
+        shards = [Path(one) for one in find_shards(name or "") if os.path.isfile(one)]
+    except UserError:  # gone since they were opened
+        return None
+    return fingerprint(shards, parts=max(2, min(PARTS, STREAM_PARTS // max(1, len(shards)))))
+
+
 def _data_files(data_path: str | None) -> Iterator[Path]:
     """Yield the files behind --data_path; those that a .yaml mixture names are part of it."""
     if not data_path:
         return
-    try:
-        sources = find_sources(data_path, None)
-    except UserError:  # shards of a stream, which may lie on other machines
-        path = Path(data_path)
-        yield from sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-        return
-    if Path(data_path).is_file() and Path(data_path).suffix in (".yaml", ".yml"):
+    sources = find_sources(data_path, None)
+    if os.path.isfile(data_path) and Path(data_path).suffix.lower() in MIXTURES:
         yield Path(data_path)
     for source in sources:
         yield from source.files

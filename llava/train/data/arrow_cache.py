@@ -64,22 +64,30 @@ class Table:
             self.pages.madvise(mmap.MADV_DONTNEED)
 
 
-def open_table(source: Source, cache_dir: str | Path | None = None) -> Table:
+def fit_memory(sources: Sequence[Source]) -> bool:
+    """Tell whether the files of sources are so small, all together, that they are read at every start.
+
+    Raises DataError.
+    """
+    total = 0
+    for file in (file for source in sources for file in source.files):
+        total += state_of(file).size * (PACKING if file.suffix.lower() == ".gz" else 1)
+    return total <= IN_MEMORY_BYTES
+
+
+def open_table(source: Source, cache_dir: str | Path | None = None, *, in_memory: bool = False) -> Table:
     """Return the records of a source as a table.
 
     Columns: record (JSON text), words, images (counts), video (whether it has one), stray (image token
     without image), fault (null when there is none), file (number of the file within the source), id (as
     JSON), unread (a key that resembles `image` or `video`), leaving (a name that is absolute or climbs out
     of its folder), checksum (of the other columns, see `row_checksum`). The table is kept in `cache_dir`, by
-    default in a folder beside the data, else under ~/.cache/llava. Raises DataError.
+    default in a folder beside the data, else under ~/.cache/llava. in_memory: it is kept nowhere.
+    Raises DataError.
     """
     states = [state_of(path) for path in source.files]
     total = sum(state.size for state in states)
-    unpacked = sum(
-        state.size * (PACKING if path.suffix.lower() == ".gz" else 1)
-        for path, state in zip(source.files, states, strict=True)
-    )
-    if unpacked <= IN_MEMORY_BYTES and cache_dir is None:
+    if in_memory:
         import pyarrow
 
         batches = list(_batches(source, lambda count: None))

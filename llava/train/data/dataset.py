@@ -110,9 +110,10 @@ class LazySupervisedDataset(Dataset[Sample]):
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """Words of each sample, negative when it has neither image nor video: (records,)."""
+        """Words of each sample, at least 1, negative when it has neither image nor video: (records,)."""
         table = self.list_data_dict
-        return np.where(table.with_images, table.words, -table.words)
+        words = np.maximum(table.words, 1)  # the sign of 0 would tell nothing
+        return np.where(table.with_images, words, -words)
 
     def __getitem__(self, i: int) -> Sample:
         """Prepare sample `i`: input_ids and labels (length,), and `image`, see SampleMaker.make.
@@ -163,7 +164,10 @@ def make_supervised_data_module(
     training: Any = kind(data_args.data_path, tokenizer, data_args, conv)
     held_out: Any = None
     if settings.eval_data_path:
-        held_out = LazySupervisedDataset(settings.eval_data_path, tokenizer, data_args, conv)
+        try:
+            held_out = LazySupervisedDataset(settings.eval_data_path, tokenizer, data_args, conv)
+        except DataError as error:  # which names the flag that data usually comes with
+            raise DataError(str(error).replace("--data_path", "--eval_data_path")) from error
         held_out.skipped = training.skipped  # one report of all that was skipped
     elif settings.eval_split:
         training, held_out = training.split(settings.eval_split)

@@ -120,6 +120,7 @@ def summarize(settings: CheckSettings, records: RecordTable, findings: Sequence[
         "data_path": settings.data_path,
         "tokens_checked": settings.model_name_or_path is not None,
         "records": len(records),
+        "left_out": records.left_out,
         "no_images": bool(settings.vision_tower or settings.image_folder) and not records.with_images.any(),
         "faulty_records": len({finding.index for finding in faults}),
         "fault_counts": dict(Counter(finding.fault.kind for finding in faults)),
@@ -131,6 +132,8 @@ def summarize(settings: CheckSettings, records: RecordTable, findings: Sequence[
 
 def _print_summary(report: dict[str, Any], records: RecordTable, findings: Sequence[Finding]) -> None:
     print(f"{report['records']} records checked, {report['faulty_records']} of them with a fault")
+    if report["left_out"]:
+        print(f"  {report['left_out']} records were not checked; sampling_strategy leaves them out")
     for kind, count in sorted(report["fault_counts"].items()):
         print(f"  fault {kind}: {count}")
     first: dict[str, Finding] = {}

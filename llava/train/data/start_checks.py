@@ -42,7 +42,7 @@ def check_data(dataset: object, data_args: DataFlags, *, vision_tower: str | Non
         return
     records = dataset.list_data_dict
     if strict:
-        check_dialogs(records, template)
+        check_dialogs(records, template, name=records.name)
     if vision_tower is None:
         if records.with_images.any():
             raise UserError(NO_TOWER)
@@ -69,7 +69,7 @@ def _check_stream(
         if raw.fault or find_fault(raw.record):
             continue  # named when it is read
         if template is not None:
-            check_dialogs([raw.record], template, name=raw.name)
+            check_dialogs([raw.record], template, name=[raw.name].__getitem__)
         names = media_names(raw.record)
         if names and vision_tower is None:
             raise UserError(NO_TOWER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.images import IMAGE_ENDINGS, load_image_from_bytes
+from llava.train.data.braces import expand_braces
 from llava.train.data.readers import parquet_records
 from llava.train.data.samples import Sample, SampleMaker
 from llava.train.data.skipped import MAX_IN_A_ROW, SkipLog
@@ -84,7 +86,7 @@ class StreamingDataset(IterableDataset[Sample]):
 
     def peek(self) -> list[RawSample]:
         """Read the first samples of the first shard; none where it is not a file on this machine."""
-        if not Path(self.shards[0]).is_file():
+        if not os.path.isfile(self.shards[0]):
             return []
         return list(islice(read_shard(self.shards[0]), SAMPLES_PEEKED))
 
@@ -219,13 +221,12 @@ def find_shards(data_path: str) -> list[str]:
     import glob
 
     folder = Path(data_path)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         found = sorted(str(one) for one in folder.iterdir() if one.suffix in FORMATS)
-    elif any(mark in data_path for mark in "*?[") and not folder.exists():
+    elif any(mark in data_path for mark in "*?[") and not os.path.exists(folder):
         found = sorted(glob.glob(data_path, recursive=True))
     else:
-        braces = import_optional("braceexpand", needed_for="--streaming True", install="llava[train]")
-        found = list(braces.braceexpand(data_path))
+        found = expand_braces(data_path)
     if not found:
         raise DataError(f"there are no {' or '.join(FORMATS)} shards at {data_path}; check --data_path")
     _check_shards(data_path, found)
@@ -240,7 +241,7 @@ def _check_shards(data_path: str, found: Sequence[str]) -> None:
             f"either {' or '.join(FORMATS)} shards"
         )
     missing = [
-        one for one in found if "://" not in one and not one.startswith("pipe:") and not Path(one).is_file()
+        one for one in found if "://" not in one and not one.startswith("pipe:") and not os.path.isfile(one)
     ]
     if missing:
         raise DataError(f"{len(missing)} of {len(found)} shards are missing, the first is {missing[0]}")

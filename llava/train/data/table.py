@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -16,22 +17,25 @@ from typing import Any, overload
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.data.arrow_cache import map_table, numbers_of, open_table, row_checksum
+from llava.train.data.arrow_cache import fit_memory, map_table, numbers_of, open_table, row_checksum
 from llava.train.data.sources import Source, find_sources
 from llava.train.records import DataError, Record, explain_unread_key, name_record
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
+FILE_BITS = 40  # a file has fewer than 2**40 records
 READS_BEFORE_RELEASE = 1000  # each may map 64 kB
 
 
 class _Part:
     """The records of one source, and which of them are used in which order."""
 
-    def __init__(self, source: Source, cache_dir: str | Path | None, seed: int) -> None:
+    def __init__(
+        self, source: Source, cache_dir: str | Path | None, seed: int, *, in_memory: bool = False
+    ) -> None:
         self.source = source
-        self._table = open_table(source, cache_dir)
+        self._table = open_table(source, cache_dir, in_memory=in_memory)
         if not len(self.table):
             bare = all(not file.stat().st_size for file in source.files)
             what = "is an empty file" if bare else "holds an empty list"
@@ -98,12 +102,25 @@ class _Part:
         """Return the places in the table of the records in use, each once: (rows,)."""
         return np.arange(len(self.table)) if self.picks is None else np.unique(self.picks)
 
-    def split(self, held_out: np.ndarray) -> tuple[_Part, _Part]:
-        """Return this part without the records at places `held_out`, and one of those, each once."""
+    def keys(self, numbers: dict[Path, int]) -> np.ndarray:
+        """Return a number for each of `rows`, which the same record of a file has in every part: (rows,).
+
+        numbers: of the files; those that have none are added.
+        """
+        own = [numbers.setdefault(file.resolve(), len(numbers)) for file in self.source.files]
+        rows = self.rows()
+        if len(own) == 1:
+            return (own[0] << FILE_BITS) + rows
+        files = numbers_of(self.table.column("file"))
+        starts = np.searchsorted(files, np.arange(len(own)))  # the first row of each file
+        return (np.array(own)[files[rows]] << FILE_BITS) + rows - starts[files[rows]]
+
+    def split(self, held_out: np.ndarray, held: np.ndarray) -> tuple[_Part, _Part]:
+        """Return this part without the records at `held_out`, and one of those at `held`, once each."""
         picks = self.rows() if self.picks is None else self.picks
-        rest, held = copy(self), copy(self)
-        rest.picks, held.picks = picks[~np.isin(picks, held_out)], np.sort(held_out)
-        return rest, held
+        rest, other = copy(self), copy(self)
+        rest.picks, other.picks = picks[~np.isin(picks, held_out)], np.sort(held)
+        return rest, other
 
     def row(self, index: int) -> int:
         """Return the place in the table of the record at `index`."""
@@ -124,14 +141,16 @@ class _Part:
 
 
 def _pick(count: int, source: Source, seed: int) -> np.ndarray | None:
-    """Choose the records of a source that its max_samples and weight ask for; None for all of them once."""
-    chosen = range(count)
+    """Choose the records of a source: its selection, of these max_samples, each as often as its weight.
+
+    None for all of them once.
+    """
     order = random.Random(seed)
-    picks = np.arange(count)
-    if source.max_samples is not None and source.max_samples < count:
-        picks = np.sort(np.array(order.sample(chosen, source.max_samples)))
-    elif source.weight == 1:
-        return None
+    picks = np.arange(count) if source.selection is None else source.selection.places(count, order)
+    if source.max_samples is not None and source.max_samples < len(picks):
+        picks = picks[np.sort(np.array(order.sample(range(len(picks)), source.max_samples)))]
+    if source.weight == 1:
+        return None if len(picks) == count else picks
     whole = int(source.weight)
     rest = round((source.weight - whole) * len(picks))
     extra = np.sort(np.array(order.sample(range(len(picks)), rest), dtype=np.int64))
@@ -146,10 +165,15 @@ class RecordTable(Sequence[Record]):
 
     def __init__(self, sources: Sequence[Source], cache_dir: str | Path | None = None) -> None:
         """Open the tables of all sources, converting them if need be. Raises DataError."""
-        self._take([_Part(source, cache_dir, seed) for seed, source in enumerate(sources)])
+        small = cache_dir is None and fit_memory(sources)
+        parts = [_Part(source, cache_dir, seed, in_memory=small) for seed, source in enumerate(sources)]
+        self._take(parts)
         if not len(self):
             names = ", ".join(source.name for source in sources)
             raise DataError(f"the weights of {names} leave no record; there is nothing to train on")
+        for part in self._parts:
+            if not len(part):
+                logger.warning("%s: its weight %g leaves no record", part.source.name, part.source.weight)
 
     def _take(self, parts: list[_Part]) -> None:
         self._parts = parts
@@ -157,20 +181,32 @@ class RecordTable(Sequence[Record]):
         for part in parts:
             self._starts.append(self._starts[-1] + len(part))
 
+    @property
+    def left_out(self) -> int:
+        """How many records of the files are not in use."""
+        return sum(len(part.table) - len(part.rows()) for part in self._parts)
+
     def split(self, fraction: float, seed: int = 0) -> tuple[RecordTable, RecordTable]:
         """Hold out a part of the records, at least one; returns the rest and the part.
 
-        No record is in both, also when a mixture uses it several times; the part has it once. Raises
-        DataError when nothing would be left.
+        No record is in both, also when a mixture uses it several times or in several entries; the part has it
+        once. Raises DataError when nothing would be left.
         """
         order = np.random.default_rng(seed)
-        rows = [part.rows() for part in self._parts]
-        places = np.concatenate([np.stack([np.full(len(own), k), own], 1) for k, own in enumerate(rows)])
+        numbers: dict[Path, int] = {}
+        rows, keys = [part.rows() for part in self._parts], [part.keys(numbers) for part in self._parts]
+        places = np.sort(np.unique(np.concatenate(keys), return_index=True)[1])  # of each record the first
         count = max(1, round(fraction * len(places)))
         if count >= len(places):
             raise DataError(f"{count} of {len(places)} records would be held out; none is left to train on")
-        held = places[order.permutation(len(places))[:count]]
-        parts = [part.split(held[held[:, 0] == k, 1]) for k, part in enumerate(self._parts)]
+        held = np.zeros(sum(map(len, rows)), dtype=bool)
+        held[places[order.permutation(len(places))[:count]]] = True
+        held_keys = np.concatenate(keys)[held]
+        by_part = np.split(held, np.cumsum([len(own) for own in rows])[:-1])
+        parts = [
+            part.split(own[np.isin(key, held_keys)], own[here])
+            for part, own, key, here in zip(self._parts, rows, keys, by_part, strict=True)
+        ]
         tables = RecordTable.__new__(RecordTable), RecordTable.__new__(RecordTable)
         for table, own in zip(tables, zip(*parts, strict=True), strict=True):
             table._take(list(own))
@@ -277,6 +313,24 @@ class RecordTable(Sequence[Record]):
                 found.extend(int(index) + start for index in np.flatnonzero(own))
         return found
 
+    def tell_selections(self) -> None:
+        """Log how many records each sampling_strategy selects, and warn about files that are read twice."""
+        for part in self._parts:
+            files = Counter(part.source.files)
+            twice = [str(file) for file, count in files.items() if count > 1]
+            if twice:
+                logger.warning(
+                    "%s stands for %s more than once; its records are used as often",
+                    part.source.name,
+                    twice[0],
+                )
+            if part.source.selection is not None:
+                total = len(part.table)
+                count = part.source.selection.count(total)
+                logger.info(
+                    "%s: %s selects %d of %d records", part.source.name, part.source.selection, count, total
+                )
+
     def warn_about_stray_image_tokens(self) -> None:
         """Warn about records without an image whose text holds the image token; it is read as plain text."""
         for part, start in zip(self._parts, self._starts, strict=False):
@@ -294,6 +348,10 @@ class RecordTable(Sequence[Record]):
     def source_of(self, index: int) -> str:
         """Return the name of the source that a record is from, as the user wrote it."""
         return self._locate(index)[0].source.name
+
+    def entry_of(self, index: int) -> int:
+        """Return the number of the mixture's entry that a record is from."""
+        return bisect_right(self._starts, index) - 1
 
     def noted(self, name: str) -> Iterator[tuple[int, str]]:
         """Yield (index, text) of the records with an entry in a column: "id", "unread" or "leaving"."""
@@ -329,7 +387,8 @@ def load_records(
 
     image_folder, video_folder: of the sources that name none. keep_faulty: leave records with faults in the
     table, whose `fault` says what is wrong, instead of raising. every_record: for a check, take each of a
-    mixture once and warn about none. Raises DataError naming file and record.
+    mixture that its sampling_strategy selects once, and warn about none. Raises DataError naming file and
+    record.
     """
     sources = find_sources(data_path, image_folder, video_folder)
     if every_record:
@@ -340,6 +399,7 @@ def load_records(
         file, row = table.place(faulty[0])
         raise DataError(f"{file}: {name_record(row, table[faulty[0]])}: {table.fault(faulty[0])}")
     if not every_record:
+        table.tell_selections()
         table.warn_about_stray_image_tokens()
         table.warn_about_unread_keys()
     return table

@@ -156,7 +156,8 @@ def _lazy_token_checker(settings: CheckSettings) -> TokenChecker:
 
 
 def open_all(settings: CheckSettings) -> RecordTable:
-    """Open every record once, also those that a mixture's weights leave out. Raises DataError."""
+    """Open every record once, also those that the weights and limits of a mixture leave out, but not those
+    that its sampling_strategy does not select. Raises DataError."""
     return load_records(
         settings.data_path,
         image_folder=settings.image_folder,
@@ -227,5 +228,7 @@ def find_duplicates(records: RecordTable) -> Iterator[tuple[int, Fault]]:
     first: dict[tuple[str, str], int] = {}
     for index, own in records.noted("id"):
         earlier = first.setdefault((records.source_of(index), own), index)
-        if earlier != index:
+        # a record that two entries of a mixture select has no other one beside it
+        entries = records.entry_of(earlier) != records.entry_of(index)
+        if earlier != index and not (entries and records.place(earlier) == records.place(index)):
             yield index, Fault("duplicate_id", f"its id is also that of {records.name(earlier)}")

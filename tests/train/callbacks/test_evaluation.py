@@ -66,9 +66,37 @@ def test_split_of_a_mixture_holds_no_repeated_record_on_both_sides(
     assert counts.max() == 3 and counts.min() == 1
 
 
+def test_split_holds_no_record_on_both_sides_that_two_entries_use(
+    training_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.json").symlink_to(training_data / "finetune.json")
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(
+        f"- {{json_path: {training_data}/finetune.json, sampling_strategy: first:60%}}\n"
+        f'- {{json_path: "{training_data}/{{pretrain,finetune}}.json", sampling_strategy: end:60}}\n'
+        f"- {{json_path: link.json, sampling_strategy: random:50%, weight: 1.5}}\n"
+    )
+    table = load_records(mixture)
+    rest, held = table.split(0.25)
+    assert not set(_rows(rest)) & set(_rows(held)) and set(_rows(rest)) | set(_rows(held)) == set(
+        _rows(table)
+    )
+    assert len(_rows(held)) == len(set(_rows(held))) == round(len(set(_rows(table))) / 4)
+    assert len(rest.words) == len(rest) and rest.name(len(rest) - 1)
+
+
 def test_nothing_left_to_train_on_is_refused(training_data: Path) -> None:
     with pytest.raises(DataError, match="none is left"):
         load_records(training_data / "finetune.json").split(0.999)
+
+
+def test_data_that_is_missing_is_named_with_its_own_flag(
+    checkpoints: Path, training_data: Path, tmp_path: Path
+) -> None:
+    for name in ("gone.json", "{gone,lost}.json", "*.json"):
+        argv = flags(checkpoints, training_data, tmp_path / "out", CHAT)
+        with pytest.raises(UserError, match="check --eval_data_path$"):
+            run_train([*argv, "--eval_data_path", str(tmp_path / name)])
 
 
 # ---- losses ----

@@ -232,6 +232,25 @@ def test_changed_content_and_versions_are_seen(
     ]
 
 
+@pytest.mark.parametrize("name", ["", "{000..002}.tar", "*.tar"])
+def test_changed_shards_of_a_stream_are_seen(
+    name: str, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shards"
+    (folder / "notes").mkdir(parents=True)  # beside the shards, no part of the data
+    for number in range(3):
+        (folder / f"{number:03d}.tar").write_bytes(bytes(3 << 20))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    more = ["--data_path", str(folder / name), "--streaming", "True", "--max_steps", "3"]
+    arguments = parse_args([*argv, *more])
+    before = make_manifest(*arguments)
+    (folder / "notes" / "other").touch()
+    assert before["data"]["fingerprint"] and not changes(before, make_manifest(*arguments))
+    (folder / "001.tar").write_bytes(bytes(5 << 20))
+    said = f"the content of {folder / name} is not what it was"
+    assert changes(before, make_manifest(*arguments)) == [said]
+
+
 # ---- the same numbers ----
 
 

@@ -256,6 +256,14 @@ def test_records_of_shards_are_named_by_file_and_row(
         assert "4 records checked, 1 of them" in out
 
 
+@pytest.mark.parametrize("flag", ["data_path", "data_cache_dir", "model_name_or_path", "vision_tower"])
+def test_an_empty_name_is_refused(flag: str, tmp_path: Path) -> None:
+    """As of a variable that a script has not set; without its model, nothing would be counted."""
+    path, _ = write(tmp_path, PLANTED[:1])
+    with pytest.raises(UserError, match=f'--{flag} is ""; expected a name, or no such flag'):
+        doctor("--data_path", path, f"--{flag}", "")
+
+
 def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
     path, _ = write(tmp_path, PLANTED[:1])
     flags = ("--data_path", path, "--image_folder", images)

@@ -115,7 +115,7 @@ def test_training_and_doctor_name_an_unread_key(
     ("text", "message"),
     [
         ("- {path: d.json, image_path: x}", "'image_path'; did you mean 'image_folder'"),
-        ("- {json_path: d.json}", "'json_path'; did you mean 'path'"),
+        ("- {jsonpath: d.json}", "'jsonpath'; did you mean 'json_path'"),
         ("- {path: d.json, repeat: 2}", "'repeat'; did you mean 'weight'"),
         ("- {path: d.json, Weight: 2}", "'Weight'; did you mean 'weight'"),
         ("datasets: [d.json]\ndataset_weight: 3", "'dataset_weight' beside 'datasets'"),
@@ -151,6 +151,13 @@ def start(path: Path, *, template: str = "v1", tower: str | None = "any", **fiel
     args = data_args(**fields)
     dataset = LazySupervisedDataset(str(path), None, args)
     check_start(dataset, args, vision_tower=tower, template=template)
+
+
+def test_a_dialog_that_does_not_fit_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    write(tmp_path, "json", [{"id": k, "conversations": TEXT} for k in range(10)])
+    (tmp_path / "m.yaml").write_text("- {path: d.json, sampling_strategy: end:3}\n- d.json\n")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'd.json'}: record 7 .id 7.: the plain template"):
+        start(tmp_path / "m.yaml", template="plain", tower=None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -56,6 +56,14 @@ def _dataset(records: Any, folder: Path, tokenizer: Any, args: Any, template: st
     return LazySupervisedDataset(str(path), tokenizer, args, conv_templates[template])
 
 
+def test_a_record_without_a_word_has_a_modality(training_data: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """Grouping by modality reads it from the sign, and refuses a length of 0."""
+    blank, two = (dialog(("human", text), ("gpt", "")) for text in (" ", "Who is?"))
+    args = _args(training_data, None)
+    data = _dataset([{"conversations": blank}, {"conversations": two}], tmp_path, tokenizer, args)
+    assert data.modality_lengths.tolist() == [-1, -2]
+
+
 def test_items_and_batch(training_data: Path, tokenizer: Any, processor: Any) -> None:
     args = _args(training_data, processor, data_path=str(training_data / "finetune.json"))
     module = make_supervised_data_module(tokenizer, args, conv_templates["v1"])

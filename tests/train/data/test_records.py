@@ -305,6 +305,21 @@ def test_tables_lie_beside_the_data_or_else_at_home(tmp_path: Path, monkeypatch:
         load_records(path, cache_dir=made.parent)
 
 
+def test_small_files_that_are_large_together_lie_in_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture of a hundred of them would be read by every process at every start."""
+    for number in range(4):
+        write(tmp_path / f"{number}.json", [record(number)])
+    mixture = write(tmp_path / "m.yaml", "".join(f"- {number}.json\n" for number in range(4)))
+    size = (tmp_path / "0.json").stat().st_size
+    monkeypatch.setattr(arrow_cache, "IN_MEMORY_BYTES", 4 * size)
+    assert ids(load_records(mixture)) == [0, 1, 2, 3] and not list(tmp_path.rglob("*.arrow"))
+    monkeypatch.setattr(arrow_cache, "IN_MEMORY_BYTES", 4 * size - 1)
+    assert ids(load_records(mixture)) == [0, 1, 2, 3] and len(list(tmp_path.rglob("*.arrow"))) == 4
+    assert ids(load_records(tmp_path / "0.json")) == [0]
+
+
 def test_small_data_leaves_no_table_and_starts_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
