@@ -273,7 +273,6 @@ def test_a_table_in_the_cache_serves_every_strategy(tmp_path: Path, monkeypatch:
         ("{3..1}", ["3", "2", "1"]),
         ("{0..9..4}", ["0", "4", "8"]),
         ("{c..a}", ["c", "b", "a"]),
-        ("{a..C}", ["{a..C}"]),
         ("{a}-{b,c}", ["{a}-b", "{a}-c"]),
         ("{}", ["{}"]),
     ],
@@ -286,7 +285,7 @@ def test_names_that_braces_stand_for(name: str, found: list[str]) -> None:
     ("name", "message"),
     [
         ("{a,b.json", r"\{a,b.json has a \{ that no \} closes"),
-        ("a}b{c", r"a \} that no \{ opens"),
+        ("a,b}.json", r"a \} that no \{ opens"),
         ("{1..1000000000}", "stands for more than 100,000 names"),
         ("{1..999}{1..999}", "stands for more than 100,000 names"),
         ("{" * 5000 + "}" * 5000, "has more than 50 braces"),
