@@ -11,7 +11,7 @@ from llava.utils import import_optional, shortened
 MOST_NAMES = 100_000
 MOST_BRACES = 50  # of one name
 _LONE = re.compile(r"\{([^{},]*)\}")
-_NUMBERS = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", re.ASCII)
 
 
 def expand_braces(name: str, *, lone: bool = False) -> list[str]:
@@ -27,7 +27,7 @@ def expand_braces(name: str, *, lone: bool = False) -> list[str]:
     )
     if name.count("{") > MOST_BRACES:
         raise DataError(f"{shortened(name)} has more than {MOST_BRACES} braces; name a folder or a pattern")
-    wide = any(abs(int(last[:20]) - int(first[:20])) > MOST_NAMES for first, last in _NUMBERS.findall(name))
+    wide = any(_count(*numbers) > MOST_NAMES for numbers in _RANGE.findall(name))
     if lone:
         name = _LONE.sub(lambda found: found[0] if ".." in found[1] else found[1], name)
     try:
@@ -42,3 +42,9 @@ def expand_braces(name: str, *, lone: bool = False) -> list[str]:
             f"{shortened(name)} stands for more than {MOST_NAMES:,} names; name a folder or a pattern"
         )
     return names
+
+
+def _count(first: str, last: str, step: str) -> int:
+    """Return about how many numbers a range has; of numbers beyond twenty digits, enough to refuse them."""
+    low, high, by = (int(one[:20] or 1) for one in (first, last, step))
+    return abs(high - low) // max(1, abs(by))
