@@ -71,8 +71,8 @@ def run_program(main: Callable[[], object]) -> None:
     A UserError becomes one line on stderr and exit code 2 (its traceback is logged at level DEBUG), Ctrl-C
     becomes exit code 130. Output that nobody reads any more (`| head`) ends the program quietly with 141, as
     other tools; output that cannot be written (a full disk) is one line and exit code 2. Standard streams
-    that the program was started without are empty ones. Every other exception is a fault of the program and keeps
-    its traceback.
+    that the program was started without are empty ones. Every other exception is a fault of the program and
+    keeps its traceback.
     """
     _open_missing_streams()
     with _watched_output():
