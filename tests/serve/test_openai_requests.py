@@ -288,46 +288,6 @@ def test_what_cannot_be_done_is_refused_and_named(name: str, value: object, clie
     assert error["param"] == name and name in error["message"] and error["code"] == "unsupported_parameter"
 
 
-# endpoint -> the part of a request that it has to have, and settings that it knows by another name or not at all
-ELSEWHERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
-    "chat/completions": (
-        {"messages": [user("Hi")]},
-        {"max_output_tokens": 5, "max_new_tokens": 5, "instructions": "Be brief.", "prompt": "x", "input": "x"},
-    ),
-    "completions": (
-        {"prompt": "x"},
-        {"max_completion_tokens": 5, "max_output_tokens": 5, "top_logprobs": 2, "messages": [user("Hi")]},
-    ),
-    "responses": (
-        {"input": "x"},
-        {
-            **{"max_tokens": 5, "max_completion_tokens": 5, "max_new_tokens": 5, "messages": [user("Hi")]},
-            **{"seed": 0, "stop": ["x"], "n": 2, "logprobs": True, "logit_bias": {"5": 1}},
-            **{"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2},
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path, (_, found) in ELSEWHERE.items() for name in found]
-)
-def test_a_setting_of_another_endpoint_is_refused_and_named(
-    path: str, name: str, client: TestClient, engine: FakeEngine
-) -> None:
-    needed, others = ELSEWHERE[path]
-    error = error_of(client.post(f"/v1/{path}", json={"model": MODEL, **needed, name: others[name]}))
-    assert error["param"] == name and error["code"] == "unsupported_parameter" and not engine.asked
-    length = {"responses": "max_output_tokens", "completions": "max_tokens"}.get(path, "max_completion_tokens")
-    assert error["message"].endswith(f"use {length}" if name.startswith("max_") else "leave it out")
-
-
-def test_a_setting_of_another_endpoint_that_asks_for_nothing_is_taken(client: TestClient) -> None:
-    fields = {"n": 1, "logprobs": False, "stop": [], "top_k": -1, "seed": None, "repetition_penalty": 1.0}
-    reply = client.post("/v1/responses", json={"model": MODEL, "input": "x", "metadata": {}, **fields})
-    assert reply.status_code == 200, reply.text
-
-
 @pytest.mark.parametrize(
     "message, where",
     [
@@ -424,15 +384,6 @@ def test_a_field_of_several_kinds_is_told_what_its_own_kind_lacks(
     body = {"model": MODEL, **({"messages": [user("Hi")]} if path == "chat/completions" else {}), **fields}
     message = error_of(client.post(f"/v1/{path}", json=body))["message"]
     assert told in message and "instance of" not in message
-
-
-@pytest.mark.parametrize(
-    ("given", "param"),
-    [("", "input"), (" ", "input"), ([{"role": "user", "content": ""}], "input[0].content")],
-)
-def test_an_empty_input_is_named_as_it_was_sent(given: object, param: str, client: TestClient) -> None:
-    body = {"model": MODEL, "input": given, "instructions": "Be brief."}
-    assert error_of(client.post("/v1/responses", json=body))["param"] == param
 
 
 def test_what_is_no_image_is_named_once(client: TestClient) -> None:
