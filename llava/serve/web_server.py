@@ -184,7 +184,7 @@ def make_server(
     lifespan ends. Addresses that proxies claim (X-Forwarded-For) are not believed.
     """
     config = uvicorn.Config(
-        app,
+        _closing(app),
         http=protocol,
         ws="none",
         loop="asyncio",
@@ -198,6 +198,21 @@ def make_server(
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     return uvicorn.Server(config)
+
+
+def _closing(app: App) -> App:
+    """Return an application whose lifespan ends also where the server does not wait (a second Ctrl-C)."""
+
+    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_or_end() -> Message:
+            try:
+                return await receive()
+            except asyncio.CancelledError:
+                return {"type": "lifespan.shutdown"}
+
+        await app(scope, receive_or_end if scope["type"] == "lifespan" else receive, send)
+
+    return closing
 
 
 def run_server(app: App, listening: socket.socket, *, api_key: str | None, drain_seconds: float = 30) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from asgi import Reply
 from fake_engine import FakeEngine, settings
-from running import running
+from running import running, wait_until
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +23,8 @@ from llava.serve.controller import Controller
 from llava.serve.errors import App, Receive, Scope, Send, set_last_words
 from llava.serve.guard import guard
 from llava.serve.openai.app import create_app
-from llava.serve.web_server import GuardedProtocol
+from llava.serve.sockets import bind
+from llava.serve.web_server import GuardedProtocol, make_server
 from llava.serve.workers.base import create_app as worker_app
 from llava.serve.workers.controller_app import create_app as controller_app
 
@@ -271,6 +274,25 @@ def test_an_answer_that_has_begun_ends_with_its_last_words(
     assert got[0].endswith(b"0\r\n\r\n") is (words is not None)
     assert not [one for one in caplog.records if one.exc_info]
     assert "cut off" in caplog.text
+
+
+def test_an_end_that_is_forced_closes_the_application_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    closed = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        closed.set()
+
+    server = make_server(Starlette(lifespan=lifespan), drain_seconds=5)
+    with bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        server.should_exit = server.force_exit = True  # as a second Ctrl-C
+        thread.join(20)
+    assert closed.is_set() and not thread.is_alive()
+    assert "Traceback" not in caplog.text
 
 
 # ---- controllers and workers, whose clients are programs of this protocol ----

@@ -259,7 +259,7 @@ REFUSED: dict[type[Strict], dict[str, Check]] = {
 
 # What one endpoint takes and another one does not would be lost there as well: name -> values that ask for
 # nothing. Everything beside these settings is harmless.
-_NOTHING = (None, False, "", [], {})
+_NOTHING: tuple[object, ...] = (None, False, "", [], {})
 _ELSEWHERE: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("messages", "prompt", "input", "instructions", "include"), _NOTHING),
     **dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens"), _NOTHING),
