@@ -115,11 +115,10 @@ def test_a_failure_is_told_without_the_words_for_a_page(
         async def frames(self, text: str) -> AsyncIterator[bytes]:
             yield error_frame(ErrorCode(code), ServeError(400, "the prompt is too long", code="x"))
 
-    with running(Failing("m").app) as at:
-        with pytest.raises(UserError) as failed:
-            run(test_message, "--worker", at)
+    with running(Failing("m").app) as at, pytest.raises(UserError) as failed:
+        run(test_message, "--worker", at)
     assert str(failed.value) == f"the prompt is too long (error_code: {code})"
-    assert capsys.readouterr().out.endswith("ASSISTANT: \n")  # the sentence has a line of its own
+    assert capsys.readouterr().out.endswith("Assistant: \n")  # the sentence has a line of its own
 
 
 # ---- frames ----
@@ -149,7 +148,7 @@ def test_a_frame_without_end_is_not_kept_for_ever() -> None:
 
 
 def test_certificates_are_read_once_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.serve.workers.frames import ErrorCode, error_frame, open_client
+    from llava.serve.workers.frames import open_client
 
     open_client(None).close()
     read = []
@@ -163,7 +162,7 @@ def test_certificates_are_read_once_and_not_for_each_request(monkeypatch: pytest
 
 
 def test_clients_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.serve.workers.frames import ErrorCode, error_frame, open_client
+    from llava.serve.workers.frames import open_client
 
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     with running(Worker("m").app) as at, open_client(None) as client:
