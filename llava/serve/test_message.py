@@ -10,6 +10,7 @@ from llava.conversation import CHAT_TEMPLATE, conv_templates, template_of
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call, stream
 from llava.serve.workers.discovery import way_to_ask
+from llava.serve.workers.flags import check_model_name
 from llava.serve.workers.frames import MESSAGES
 from llava.serve.workers.messages import messages_of
 from llava.utils import UserError, accept_any_text, check_whole, run_program
@@ -42,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the answer as it comes. Raises UserError."""
     if not args.message.strip():
         raise UserError("--message is empty; write a question")
+    check_model_name(args.model_name)
     check_whole("--max-new-tokens", args.max_new_tokens, 1)
     key = read_api_key(args.api_key)
     address = args.worker_address
