@@ -55,6 +55,20 @@ def test_a_setting_of_another_endpoint_that_asks_for_nothing_is_taken(client: Te
     assert reply.status_code == 200, reply.text
 
 
+@pytest.mark.parametrize(("n", "room"), [(1, 40), (8, 33)])
+def test_more_prompts_than_there_are_places_are_no_full_queue(
+    n: int, room: int, client: TestClient, engine: FakeEngine
+) -> None:
+    """8 answers run and 32 wait: more would be told to try again for ever."""
+    body = {"model": MODEL, "prompt": ["x"] * room, "n": n, "max_tokens": 1}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    engine.asked.clear()
+    error = error_of(client.post("/v1/completions", json={**body, "prompt": ["x"] * (room + 1)}))
+    assert error["code"] == "request_too_large" and error["param"] == "prompt"
+    assert f"has {room + 1} prompts" in error["message"] and f"at most {room}" in error["message"]
+    assert not engine.asked
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [("", "input"), (" ", "input"), ([{"role": "user", "content": ""}], "input[0].content")],
