@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava._compat import semaphore_value
 from llava.constants import LOGDIR
@@ -69,30 +69,86 @@ def run_program(main: Callable[[], object]) -> None:
     """Run the main function of a command-line program.
 
     A UserError becomes one line on stderr and exit code 2 (its traceback is logged at level DEBUG), Ctrl-C
-    becomes exit code 130. Every other exception is a fault of the program and keeps its traceback.
+    becomes exit code 130. Output that nobody reads any more (`| head`) ends the program quietly with 141, as
+    other tools; output that cannot be written (a full disk) is one line and exit code 2. Standard streams
+    that the program was started without are empty ones. Every other exception is a fault of the program and
+    keeps its traceback.
     """
+    _open_missing_streams()
+    with _watched_output():
+        _run(main)
+
+
+def _run(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
         logger.debug("a user error ended the program", exc_info=True)
-        sys.stdout.flush()
         told = " ".join(str(error).split())
-        told = told.encode("utf-8", "backslashreplace").decode("utf-8")  # half characters of a file's name
-        sys.stderr.write(f"error: {told}\n")
-        sys.exit(2)
+        _end(told.encode("utf-8", "backslashreplace").decode("utf-8"))  # half characters of a file's name
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         logger.debug("too long a path ended the program", exc_info=True)
-        sys.stdout.flush()
-        sys.stderr.write(
-            f"error: the path {shortened(error.filename)!r}, or a name in it, is too long for the file "
-            "system; give a shorter one\n"
+        _end(
+            f"the path {shortened(error.filename)!r}, or a name in it, is too long for the file system; give "
+            "a shorter one"
         )
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
+
+
+def _end(told: str) -> NoReturn:
+    """End the program with one line behind what it has written so far."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.write(f"error: {told}\n")
+    sys.exit(2)
+
+
+def _open_missing_streams() -> None:
+    """Give a program that was started without a standard stream (`>&-`) an empty one in its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def _watched_output() -> Iterator[None]:
+    """End a program whose output goes nowhere; what it ended with itself counts before a missing reader."""
+    failed = 0
+    try:
+        yield
+        fault = _output_fault(None)
+    except (OSError, SystemExit) as error:
+        fault = _output_fault(error)
+        if fault is None:
+            raise
+        failed = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 0
+    if isinstance(fault, BrokenPipeError):
+        sys.exit(failed or 141)
+    if fault is not None:
+        _end(f"the output of this program cannot be written: {fault.strerror}")
+
+
+def _output_fault(raised: BaseException | None) -> OSError | None:
+    """Return why what was written cannot reach its reader, and let the rest go nowhere; None: it does.
+
+    raised: what ended the program. An unbuffered stream does not repeat its error, so it is written to.
+    """
+    nameless = isinstance(raised, OSError) and raised.errno is not None and raised.filename is None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            if nameless:
+                os.write(stream.fileno(), b"\n")
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # Python flushes once more at its end
+            os.close(nowhere)
+            return error
+    return None
 
 
 def accept_any_text() -> None:

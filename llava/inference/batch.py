@@ -237,7 +237,7 @@ def _answer_together(
 
 
 def _answer_alone(decoder: Decoder, reader: Reader[Any], prompt: OpenPrompt) -> Answer:
-    stream = TextStream(reader.loaded.tokenizer, prompt.stop)
+    stream = TextStream(reader.loaded.tokenizer, prompt.stop, before=prompt.before)
     pieces = stream_answer(decoder, reader.loaded.tokenizer, prompt.ids, prompt.images, reader.params, stream)
     while True:
         try:

@@ -29,22 +29,28 @@ class RawPrompt:
     """A prompt without a template: text in which `<image>` stands for each image, or token ids.
 
     In token ids IMAGE_TOKEN_INDEX stands for each image. stop: the strings that end the answer, beside those
-    of SamplingParams.
+    of SamplingParams. continued: the answer goes on with the prompt's text and keeps its blanks; otherwise it
+    is stripped, as in a chat.
     """
 
     prompt: str | Sequence[int]
     images: Sequence[ImageSource] = ()
     stop: tuple[str, ...] = ()
+    continued: bool = False
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A dialog that was read: ids (IMAGE_TOKEN_INDEX for each image), stop strings, positions it takes."""
+    """A dialog that was read: ids (IMAGE_TOKEN_INDEX for each image), stop strings, positions it takes.
+
+    before: the last ids of a text that the answer continues.
+    """
 
     ids: list[int]
     images: Sequence[ImageSource]
     stop: tuple[str, ...]
     n_positions: int
+    before: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class OpenPrompt:
     images: list[Item]
     stop: tuple[str, ...]
     n_positions: int
+    before: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from llava.inference.decoder import Decoder
 from llava.inference.dialog import Dialog, ImageSource, OpenPrompt, Prompt, RawPrompt
 from llava.inference.model_inputs import check_fits, context_of, device_of, end_ids, image_length
 from llava.inference.prompt import check_image_count, encode_prompt, stop_strings
+from llava.inference.streaming import CONTEXT_IDS
 from llava.mm_utils import tokenizer_image_token
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal.media import Item, arranged, as_item
@@ -77,8 +78,10 @@ class LoadedModel(NamedTuple):
         """
         if asked.images and not self.has_tower:
             raise UserError("it has images, but this model has no vision tower; ask it without an image")
+        before = None
         if isinstance(asked, RawPrompt):
             ids, own_stop = self._raw_ids(asked), asked.stop
+            before = _last_text(ids) if asked.continued else None
         else:
             messages = asked.conversation.messages
             if not messages or messages[-1][1] is not None:
@@ -91,13 +94,13 @@ class LoadedModel(NamedTuple):
         n_positions = self._count(
             ids, [one if isinstance(one, Video) else image_size(one) or NOMINAL_SIZE for one in images]
         )
-        return Prompt(ids, images, (*own_stop, *stop), n_positions)
+        return Prompt(ids, images, (*own_stop, *stop), n_positions, before)
 
     def open(self, prompt: Prompt) -> OpenPrompt:
         """Return the prompt with its images opened; raises what `read` raises, and for damaged images."""
         images = arranged([as_item(one) for one in prompt.images], self.model.config)
         n_positions = self._count(prompt.ids, images)
-        return OpenPrompt(prompt.ids, images, prompt.stop, n_positions)
+        return OpenPrompt(prompt.ids, images, prompt.stop, n_positions, prompt.before)
 
     def _count(self, ids: Sequence[int], images: Sequence[Item | tuple[int, int]]) -> int:
         """Return the positions of a prompt with these images, or of these sizes; raises PromptTooLong."""
@@ -124,6 +127,13 @@ class LoadedModel(NamedTuple):
             raise UserError("the prompt is empty; write some text")
         check_image_count(ids, len(asked.images))
         return ids
+
+
+def _last_text(ids: Sequence[int]) -> tuple[int, ...]:
+    """Return the last ids of a prompt that are text: as many as its last characters can have."""
+    tail = list(ids[-CONTEXT_IDS:])
+    images = [index for index, one in enumerate(tail) if one == IMAGE_TOKEN_INDEX]
+    return tuple(tail[images[-1] + 1 :] if images else tail)
 
 
 def _checked(source: ImageSource) -> ImageSource:

@@ -15,7 +15,7 @@ _TAIL = 8
 # Of a long answer, only about so many ids at its end are decoded again at each step.
 _OPEN = 256
 # How many ids before them are decoded as well, since a text's first id may be decoded differently.
-_CONTEXT = 32
+CONTEXT_IDS = 32
 # What clean_up_tokenization_spaces shortens by its blanks (transformers' clean_up_tokenization).
 _CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -23,14 +23,24 @@ _CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 'r
 class TextStream:
     """Decodes a growing list of ids; its pieces joined are their decoded text up to a stop string, stripped.
 
+    before: the last ids of a text that is continued; the text behind it is not stripped then, and the blank
+    stays that decoding takes from a first word.
+
     Held back until it is certain: an unfinished UTF-8 character, the beginning of a stop string, blanks at
     the end (answers are stripped as in the reference), and, for tokenizers that drop blanks at punctuation
     (clean_up_tokenization_spaces), what may become such a place.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        *,
+        before: Sequence[int] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
+        self.before = before
         self.ids: list[int] = []
         self.text = ""  # all pieces so far
         self.stopped = False  # a stop string came
@@ -70,7 +80,8 @@ class TextStream:
             text, self.stopped = text[:cut], True
         elif not last:
             text = self._certain(text)
-        text = text.strip()
+        if self.before is None:
+            text = text.strip()
         if not text.startswith(self.text):  # decoding changed what was shown; nothing can be taken back
             return ""
         piece, self.text = text[len(self.text) :], text
@@ -86,16 +97,27 @@ class TextStream:
     def _behind(self, start: int) -> str:
         """Return the text of the ids from `start` on, as it stands in the whole text."""
         if start == 0:
-            return self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        context = self.ids[max(0, start - _CONTEXT) : start]
-        before = self.tokenizer.decode(context, skip_special_tokens=True)
-        both = self.tokenizer.decode(context + self.ids[start:], skip_special_tokens=True)
+            return self._text_of(self.ids)
+        context = self.ids[max(0, start - CONTEXT_IDS) : start]
+        return self._after(context, self.ids[start:])
+
+    def _after(self, context: Sequence[int], ids: Sequence[int]) -> str:
+        """Return the text of ids as it stands behind others."""
+        before = self.tokenizer.decode(list(context), skip_special_tokens=True)
+        both = self.tokenizer.decode([*context, *ids], skip_special_tokens=True)
+        if not both.startswith(before):  # these ids complete its last character
+            before = before.rstrip(_REPLACEMENT)
         return both[len(before) :]
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of the first ids: behind the text that they continue, or alone."""
+        if self.before is None:
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._after(self.before, ids)
 
     def _settle(self, n_head: int) -> None:
         """Keep the text of the first ids, if the rest decodes behind it to what it is in the whole text."""
-        head = self.tokenizer.decode(self.ids[:n_head], skip_special_tokens=True)
-        whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        head, whole = self._text_of(self.ids[:n_head]), self._text_of(self.ids)
         if not head.endswith(_REPLACEMENT) and head + self._behind(n_head) == whole:
             self._head, self._n_head = head, n_head
 

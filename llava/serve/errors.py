@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextvars import copy_context
 from typing import Any
 
 # What an ASGI application is made of.
@@ -15,14 +16,18 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class WatchedSend:
-    """`send` of an ASGI application, which knows whether an answer has begun: no other one can follow."""
+    """`send` of an ASGI application, which knows whether an answer has begun: no other one can follow.
+
+    ended: its last part was sent as well.
+    """
 
     def __init__(self, send: Send) -> None:
-        self._send, self.begun = send, False
+        self._send, self.begun, self.ended = send, False, False
 
     async def __call__(self, message: Message) -> None:
         """Send a message."""
         self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
 
@@ -84,6 +89,16 @@ def internal_error() -> ServeError:
     return ServeError(
         500, "the server failed; its log says why, under the request's id", code="internal_error"
     )
+
+
+# Of scope["state"]: how an answer that has begun ends when the server is stopped.
+LAST_WORDS = "last_words"
+
+
+def set_last_words(scope: Scope, words: Callable[[ServeError], bytes]) -> None:
+    """Say what ends an answer that has begun when a shutdown cuts it off: a whole event or frame of it."""
+    context = copy_context()  # the id of the request
+    scope.setdefault("state", {})[LAST_WORDS] = lambda error: context.run(words, error)
 
 
 async def send_json(

@@ -68,17 +68,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What only one of the two sources of answers has.
+_OF_A_MODEL = (
+    *("model_path", "model_base", "device", "dtype"),
+    *("load_8bit", "load_4bit", "conv_mode", "compile"),
+)
+_OF_A_CONTROLLER = ("controller_url", "model_list_mode")
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag of the other source of answers than the one that is asked for."""
+    defaults = vars(build_parser().parse_args([]))
+    for name in _OF_A_CONTROLLER if args.local else _OF_A_MODEL:
+        flag = f"--{name.replace('_', '-')}"
+        if vars(args)[name] == defaults[name]:
+            continue
+        if args.local:
+            raise UserError(f"{flag} is for a page in front of a controller; leave it out with --local")
+        raise UserError(
+            f"{flag} is for --local; without it the page shows the models of the controller's workers"
+        )
+
+
 def main(args: argparse.Namespace) -> None:
     """Serve until the process is stopped. Raises UserError for what keeps the page from starting."""
     args = argparse.Namespace(**{**vars(build_parser().parse_args([])), **vars(args)})
+    _check_source(args)
     if args.local:
         # whatever has no flag here has its default of the server
         return one_process.serve(
             argparse.Namespace(**{**vars(one_process.build_parser().parse_args([])), **vars(args)})
-        )
-    if args.model_path:
-        raise UserError(
-            "--model-path is for --local; without it the page shows the models of the controller's workers"
         )
     args.api_key = read_api_key(args.api_key)
     check_binding(args.host, args.api_key)

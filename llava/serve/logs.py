@@ -57,6 +57,8 @@ def set_up_logging(level: str, *, secrets: Sequence[str | None] = ()) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    # what this server asks of others: a line beside that of each request, without its id
+    logging.getLogger("httpx2").setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
 
 
 class AccessLog:

@@ -129,8 +129,9 @@ class TerminalChat:
             if self.session.image_processor is None:
                 raise UserError("this is a text model without a vision tower; /image needs a LLaVA model")
             self._image = load_image(os.path.expanduser(argument))
+            instead = ", in place of the image before it" if self._image_is_new else ""
             self._image_is_new = True
-            _note(f"{argument} goes with the next question")
+            _note(f"{argument} goes with the next question{instead}")
 
     def _ask(self, question: str) -> None:
         """Print the answer to a question piece by piece; its role stands in front of the first one."""

@@ -10,9 +10,10 @@ from llava.conversation import CHAT_TEMPLATE, conv_templates, template_of
 from llava.serve.auth import read_api_key
 from llava.serve.workers.client import call, stream
 from llava.serve.workers.discovery import way_to_ask
+from llava.serve.workers.flags import check_model_name
 from llava.serve.workers.frames import MESSAGES
 from llava.serve.workers.messages import messages_of
-from llava.utils import UserError, accept_any_text, run_program
+from llava.utils import UserError, accept_any_text, check_whole, run_program
 
 DEFAULT_MESSAGE = "Tell me a story with more than 1000 words."
 
@@ -23,21 +24,27 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m llava.serve.test_message",
         description="Ask a worker one question, with the template that it or its model's name tells.",
     )
-    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument(
+        "--controller-address", default="http://localhost:21001", help="default: http://localhost:21001"
+    )
     parser.add_argument(
         "--worker-address", default=None, help="ask this worker (default: the controller's choice)"
     )
     parser.add_argument(
         "--model-name", default=None, help="a model that the controller lists (default: the only one)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--message", default=DEFAULT_MESSAGE)
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer (default: 32)")
+    parser.add_argument("--message", default=DEFAULT_MESSAGE, help=f"default: {DEFAULT_MESSAGE}")
     parser.add_argument("--api-key", default=None, help="key of the servers (or LLAVA_API_KEY)")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the answer as it comes. Raises UserError."""
+    if not args.message.strip():
+        raise UserError("--message is empty; write a question")
+    check_model_name(args.model_name)
+    check_whole("--max-new-tokens", args.max_new_tokens, 1)
     key = read_api_key(args.api_key)
     address = args.worker_address
     if address is None:
@@ -78,8 +85,12 @@ def _show(question: str, shown: int, address: str, params: dict[str, object], ke
     """Print the question, and the answer piece by piece; shown: how much of the text is the prompt."""
     sys.stdout.write(question)
     for one in stream(address, params, api_key=key):
-        if one["error_code"]:
-            raise UserError(f"{one['text']} (error_code: {one['error_code']})")
+        error = one.get("error")
+        if one["error_code"] or error:
+            sys.stdout.write("\n")
+            # the text is for readers of a page; programs of the reference have nothing else
+            said = error.get("message") if isinstance(error, dict) else None
+            raise UserError(f"{said or one['text']} (error_code: {one['error_code']})")
         sys.stdout.write(one["text"][shown:])
         sys.stdout.flush()
         shown = max(shown, len(one["text"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -15,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llava.serve.errors import (
+    LAST_WORDS,
     App,
     Message,
     Receive,
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 15
+LAST_WORDS_S = 1.0  # for a client that reads nothing when the server is stopped
 MAX_HEAD_BYTES = 32 * 1024
 MAX_CONNECTIONS = 1024
 
@@ -63,9 +66,9 @@ class GuardedProtocol(H11Protocol):
             else:
                 await self._application(scope, receive, watched)
         except asyncio.CancelledError:
-            if watched.begun:
-                raise
             told = _shutting_down()
+            if watched.begun:
+                await self._cut_off(scope, watched, told)
         except Exception as error:
             logger.error("request %s failed", _id_of(scope), exc_info=error)
             told = internal_error()
@@ -75,6 +78,21 @@ class GuardedProtocol(H11Protocol):
                 told = internal_error()
         if told is not None and not watched.begun:
             await _send(send, told, _id_of(scope))
+
+    async def _cut_off(self, scope: Scope, send: WatchedSend, error: ServeError) -> None:
+        """End an answer that has begun: with the last words of its application, or with the connection."""
+        if send.ended:
+            return
+        logger.warning("request %s was cut off: %s", _id_of(scope), error.message)
+        words = scope.get("state", {}).get(LAST_WORDS)
+        if words is not None:
+            body = {"type": "http.response.body", "body": words(error)}
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(send(body), LAST_WORDS_S)
+                return
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # nothing more of it can be sent
+        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP with the status that h11 names; called where its error was caught."""
@@ -166,7 +184,7 @@ def make_server(
     lifespan ends. Addresses that proxies claim (X-Forwarded-For) are not believed.
     """
     config = uvicorn.Config(
-        app,
+        _closing(app),
         http=protocol,
         ws="none",
         loop="asyncio",
@@ -180,6 +198,21 @@ def make_server(
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     return uvicorn.Server(config)
+
+
+def _closing(app: App) -> App:
+    """Return an application whose lifespan ends also where the server does not wait (a second Ctrl-C)."""
+
+    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_or_end() -> Message:
+            try:
+                return await receive()
+            except asyncio.CancelledError:
+                return {"type": "lifespan.shutdown"}
+
+        await app(scope, receive_or_end if scope["type"] == "lifespan" else receive, send)
+
+    return closing
 
 
 def run_server(app: App, listening: socket.socket, *, api_key: str | None, drain_seconds: float = 30) -> None:

@@ -103,6 +103,25 @@ def test_named_files_exist(page: Path) -> None:
             assert list(ROOT.glob(path.rstrip("/"))), f"{_name(page)} names {path}, which does not exist"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_modules_that_are_named_within_their_room_exist(page: Path) -> None:
+    """A name such as `data/sampler.py` is the end of the path of a file."""
+    rooms = [ROOT / room for room in ("llava", "scripts", "docs", "tests", "playground")]
+    for name in re.findall(r"`(\w+/[\w/{},]+\.py)`", prose(page)):
+        alternatives = re.search(r"\{([\w,]+)\}", name)
+        for part in alternatives.group(1).split(",") if alternatives else [""]:
+            path = name if not alternatives else name.replace(alternatives.group(0), part)
+            found = (ROOT / path).exists() or any(any(room.rglob(path)) for room in rooms)
+            assert found, f"{_name(page)} names {path}, which does not exist"
+
+
+def test_every_extra_is_in_the_table_of_installation() -> None:
+    table = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2]
+    extras = re.findall(r"^([\w-]+) = \[", table.partition("\n[")[0], flags=re.MULTILINE)
+    text = (ROOT / "docs" / "installation.md").read_text()
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", text, flags=re.MULTILINE)) == sorted(extras)
+
+
 def test_every_dependency_has_a_reason() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     core = re.findall(r'^    "([\w-]+)[><=]', project.partition("[project.optional")[0], flags=re.MULTILINE)
@@ -282,6 +301,30 @@ def test_flags_in_tables_of_training_exist(page: str) -> None:
     cells = re.findall(r"`(--[^`]+)`", prose(ROOT / "docs" / f"{page}.md"))
     named = {flag for cell in cells for flag in re.findall(r"--[\w-]+", cell)}
     assert named <= known, f"{page} names unknown flags: {sorted(named - known)}"
+
+
+# Programs of this library, and the words that choose what one of several words does. Those of the reference
+# keep their flags, and training's are mostly transformers' own.
+OWN_PROGRAMS = {
+    **{f"llava.serve.{name}": [()] for name in ("cli", "openai_api", "controller", "model_worker")},
+    **{f"llava.serve.{name}": [()] for name in ("sglang_worker", "register_worker", "test_message")},
+    **{f"llava.{name}": [()] for name in ("serve.gradio_web_server", "train.check_data")},
+    "llava.serve": [()],
+    "llava.eval": [("answer", "custom"), ("score", "custom"), ("compare",), ("custom",), ("--suite",)],
+}
+
+
+@pytest.mark.parametrize("program", OWN_PROGRAMS)
+def test_every_flag_of_a_program_is_documented(program: str) -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"--[A-Za-z][\w-]*", text))
+    for words in OWN_PROGRAMS[program]:
+        parser = _parser_of_words(program, words)[0] if words else _parser_of(program)
+        assert parser is not None
+        for action in parser._actions:
+            flags = [one for one in action.option_strings if one.startswith("--")]
+            hidden = action.help in (None, argparse.SUPPRESS)
+            assert not flags or hidden or named & set(flags), f"no page names {flags} of {program} {words}"
 
 
 # ---- blocks of other languages ----

@@ -31,6 +31,30 @@ class CleaningTokenizer(ByteTokenizer):
         return text
 
 
+@pytest.mark.parametrize("folder", ["llava-tiny-v1.5", "llava-tiny-v1.6-mistral", "llava-tiny-mpt"])
+def test_what_continues_a_text_keeps_its_blanks(folder, checkpoints):
+    """Wherever a text is cut, its first half and what comes behind it are the text."""
+    tokenizer = load_tokenizer(str(checkpoints / folder))
+    ids = tokenizer("Hello the  wörld! 日本 é\n  two blanks \n ").input_ids
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert whole.endswith(" \n ") and len(ids) > 20
+    for cut in range(1, len(ids)):
+        stream = TextStream(tokenizer, before=ids[:cut])
+        pieces = [*(stream.put(one) for one in ids[cut:]), stream.end()]
+        front = tokenizer.decode(ids[:cut], skip_special_tokens=True).rstrip("\ufffd")
+        assert front + "".join(pieces) == whole and stream.text == "".join(pieces)
+        held = TextStream(tokenizer, before=ids[:cut])
+        assert not any(held.hold(one) for one in ids[cut:]) and held.end() == stream.text
+
+
+def test_a_long_continuation_keeps_its_blanks(checkpoints):
+    tokenizer = load_tokenizer(str(checkpoints / "llava-tiny-v1.5"))
+    ids = tokenizer("the end " * 300).input_ids
+    stream = TextStream(tokenizer, before=ids[:3])
+    pieces = [*(stream.put(one) for one in ids[3:]), stream.end()]
+    assert tokenizer.decode(ids[:3], skip_special_tokens=True) + "".join(pieces) == "the end " * 300
+
+
 def run(text, stop=(), tokenizer=None):
     """Feed a text byte by byte; return the stream and the text seen after each step."""
     stream = TextStream(tokenizer or ByteTokenizer(), stop)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from llava.serve import gradio_web_server, model_worker, openai_api, sglang_worker
+from llava.serve import gradio_web_server, model_worker, openai_api, sglang_worker, test_message
 from llava.serve.web.flags import read_page_flags
 from llava.utils import UserError
 
@@ -49,3 +50,39 @@ def test_a_folder_of_logs_that_cannot_be_written_is_told_at_the_start(tmp_path: 
         read_page_flags(gradio_web_server.build_parser().parse_args([*words, "--no-log"]))
     read_page_flags(gradio_web_server.build_parser().parse_args(["--log-dir", str(tmp_path / "new")]))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb"])
+@pytest.mark.parametrize("program", [model_worker, sglang_worker, test_message], ids=lambda one: one.__name__)
+def test_a_name_that_nobody_can_ask_for_is_no_model_name(program: ModuleType, name: str) -> None:
+    needed = {model_worker: ["--model-path", "x"], sglang_worker: ["--sgl-endpoint", "http://localhost:9"]}
+    args = program.build_parser().parse_args([*needed.get(program, []), "--model-name", name])
+    with pytest.raises(UserError, match="--model-name is .*; expected a name that clients can ask for"):
+        program.main(args)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--local", "--model-path", "x", "--controller-url", "http://a:1"],
+            "--controller-url is for a page in",
+        ),
+        (
+            ["--local", "--model-path", "x", "--model-list-mode", "reload"],
+            "--model-list-mode is for a page in",
+        ),
+        (["--model-path", "x"], "--model-path is for --local"),
+        (["--model-base", "x"], "--model-base is for --local"),
+        (["--device", "cpu"], "--device is for --local"),
+        (["--load-4bit"], "--load-4bit is for --local"),
+        (["--conv-mode", "v1"], "--conv-mode is for --local"),
+        (["--dtype", "float16"], "--dtype is for --local"),
+        (["--compile"], "--compile is for --local"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_a_page_takes_no_flag_of_the_other_source_of_answers(words: list[str], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        gradio_web_server.main(gradio_web_server.build_parser().parse_args([*words, "--port", "-1"]))
+    assert str(refused.value).startswith(told)

@@ -245,6 +245,16 @@ def test_commands(checkpoints, image_file, other_file, monkeypatch, capsys, line
     assert ("/image PATH" in err) == ("/help" in lines)
 
 
+def test_an_image_that_was_not_asked_about_is_told(checkpoints, image_file, other_file, monkeypatch, capsys):
+    """One image goes with a question: of two in a row the second one."""
+    lines = f"/image {other_file}\nHi\n/image {other_file}\n/image {image_file}\nWhat?\n"
+    chat(monkeypatch, lines, checkpoints / "llava-tiny-v1.5", image_file)
+    notes = [one for one in capsys.readouterr().err.splitlines() if "next question" in one]
+    assert [one.endswith("next question, in place of the image before it") for one in notes] == [
+        *(True, False, True)  # that of --image-file, none, and the second one of two
+    ]
+
+
 BAD_LINES = [
     ("/image", "/image needs the path"),
     ("/image /nowhere/b.png", "/nowhere/b.png"),

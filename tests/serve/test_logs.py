@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import httpx2
 import pytest
 from asgi import call, echo, scope_of
 
 from llava.serve.limits import RequestIds
-from llava.serve.logs import MAX_LINE, AccessLog, SafeFormatter
+from llava.serve.logs import MAX_LINE, AccessLog, SafeFormatter, set_up_logging
 
 KEY = "correct-horse-battery"
 
@@ -71,6 +72,23 @@ def test_a_traceback_is_one_line_too() -> None:
 
 def test_a_line_has_an_end() -> None:
     assert len(line_of("%s", "ab " * 100_000)) < MAX_LINE + 100
+
+
+@pytest.mark.parametrize(("level", "is_logged"), [("info", False), ("warning", False), ("debug", True)])
+def test_what_a_server_asks_of_others_is_logged_at_debug(
+    level: str, is_logged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, client = logging.getLogger(), logging.getLogger("httpx2")
+    before = root.handlers[:], root.level, client.level
+    try:
+        set_up_logging(level)
+        with httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as asking:
+            asking.get("http://127.0.0.1/list_models")
+        assert ("list_models" in capsys.readouterr().err) is is_logged
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        client.setLevel(before[2])
 
 
 def test_a_request_is_one_line_without_its_query(caplog: pytest.LogCaptureFixture) -> None:

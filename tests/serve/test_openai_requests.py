@@ -270,6 +270,15 @@ REFUSED = [
     ("frequency_penalty", -1),
     ("guided_json", {"type": "object"}),
     ("ignore_eos", True),
+    ("include_stop_str_in_output", True),
+    ("skip_special_tokens", False),
+    ("allowed_token_ids", [5]),
+    ("bad_words", ["x"]),
+    ("prompt_logprobs", 0),
+    ("truncate_prompt_tokens", 5),
+    ("chat_template", "{{ messages }}"),
+    ("add_generation_prompt", False),
+    ("continue_final_message", True),
 ]
 
 
@@ -362,6 +371,8 @@ def test_bad_fields_are_named(fields: dict, param: str, client: TestClient, engi
             "image_url: Input should be a valid dictionary",
         ),
         ("completions", {"prompt": []}, "prompt: List should have at least 1 item"),
+        ("completions", {"prompt": ["a"] * 65}, "prompt: List should have at most 64 items"),
+        ("completions", {"prompt": [[5]] * 65}, "prompt: List should have at most 64 items"),
         ("completions", {"prompt": [-200]}, "prompt[0]: Input should be greater than or equal to 0"),
         ("responses", {"input": []}, "input: List should have at least 1 item"),
         ("responses", {"input": 5}, "input: Input should be a valid string or a valid list"),

@@ -314,10 +314,24 @@ def test_a_shutdown_lets_answers_end(engine: FakeEngine) -> None:
     assert "".join(got) == "Hello wörld!" and engine.closed
 
 
-def test_a_shutdown_ends_what_does_not_end_by_itself(engine: FakeEngine) -> None:
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_a_stream_that_a_shutdown_cuts_off_is_told(
+    path: str, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.endless, engine.pause_s = True, 0.01
+    asked = {
+        "chat/completions": {"messages": HI},
+        "completions": {"prompt": "Hi"},
+        "responses": {"input": "Hi"},
+    }
     with running(create_app(engine, settings()), drain_seconds=1) as url:
-        connection = connect(url, chat_body(stream=True))
-        assert connection.getresponse().readline()
-    engine.wait_until_idle()
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        body = json.dumps({"model": MODEL, "stream": True, **asked[path]})
+        connection.request("POST", f"/v1/{path}", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        begun = reply.readline()
+    last = (begun + reply.read()).decode().rstrip().splitlines()[-1]  # whole: read() raises otherwise
     connection.close()
+    engine.wait_until_idle()
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert not [one for one in caplog.records if one.exc_info]

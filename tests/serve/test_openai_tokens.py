@@ -26,6 +26,21 @@ def test_bytes_of_tokens_join_to_the_text(folder: str, checkpoints: Path) -> Non
 
 
 @pytest.mark.parametrize("folder", ["llava-tiny-v1.5", "llava-tiny-mpt"])
+def test_offsets_are_places_in_the_text(folder: str, checkpoints: Path) -> None:
+    """Bytes of one character stand where it does, and special tokens take no place."""
+    tokenizer = load_tokenizer(str(checkpoints / folder))
+    ids = [*tokenizer(TEXT, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    told = completion_logprobs(tokenizer, [Token(one, -0.5) for one in ids], 7)
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    blank = 1 if told["tokens"][0].startswith(" ") else 0  # that decoding takes from the first word
+    places = dict(zip(told["tokens"], told["text_offset"], strict=True))
+    for word in (one for one in told["tokens"] if one.strip().isascii() and len(one.strip()) > 2):
+        if not word.startswith(("bytes:", "<")) and told["tokens"].count(word) == 1:
+            assert (" " * blank + text).startswith(word, places[word] - 7), word
+    assert told["text_offset"][-1] - 7 == len(text) + blank
+
+
+@pytest.mark.parametrize("folder", ["llava-tiny-v1.5", "llava-tiny-mpt"])
 def test_special_and_unknown_ids_have_a_spelling(folder: str, checkpoints: Path) -> None:
     tokenizer = load_tokenizer(str(checkpoints / folder))
     assert spell(tokenizer, tokenizer.eos_token_id)[0] == tokenizer.eos_token

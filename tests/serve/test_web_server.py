@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from asgi import Reply
 from fake_engine import FakeEngine, settings
-from running import running
+from running import running, wait_until
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llava.serve.controller import Controller
-from llava.serve.errors import App, Receive, Scope, Send
+from llava.serve.errors import App, Receive, Scope, Send, set_last_words
 from llava.serve.guard import guard
 from llava.serve.openai.app import create_app
-from llava.serve.web_server import GuardedProtocol
+from llava.serve.sockets import bind
+from llava.serve.web_server import GuardedProtocol, make_server
 from llava.serve.workers.base import create_app as worker_app
 from llava.serve.workers.controller_app import create_app as controller_app
 
@@ -239,6 +242,57 @@ def test_a_request_that_a_shutdown_cuts_off_is_told() -> None:
     asking.join(10)
     check_error(replies[0], 503, "shutting_down")
     assert replies[0].headers["retry-after-ms"]
+
+
+@pytest.mark.parametrize("words", [None, b"the end"])
+def test_an_answer_that_has_begun_ends_with_its_last_words(
+    words: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any the connection is closed, so that nobody takes half an answer for a whole one."""
+
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        if words is not None:
+            set_last_words(scope, lambda error: words + f" {error.code}".encode())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        begun.set()
+        await asyncio.sleep(60)
+
+    def read(address: str) -> None:
+        with connect(address) as client:
+            client.sendall(GET)
+            got.append(read_all(client))
+
+    begun, got = threading.Event(), list[bytes]()
+    with running(_with_lifespan(half), drain_seconds=1) as address:
+        reading = threading.Thread(target=read, args=(address,))
+        reading.start()
+        assert begun.wait(10)
+    reading.join(10)
+    assert b"half" in got[0]
+    assert (b"the end shutting_down" in got[0]) is (words is not None)
+    assert got[0].endswith(b"0\r\n\r\n") is (words is not None)
+    assert not [one for one in caplog.records if one.exc_info]
+    assert "cut off" in caplog.text
+
+
+def test_an_end_that_is_forced_closes_the_application_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    closed = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        closed.set()
+
+    server = make_server(Starlette(lifespan=lifespan), drain_seconds=5)
+    with bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        server.should_exit = server.force_exit = True  # as a second Ctrl-C
+        thread.join(20)
+    assert closed.is_set() and not thread.is_alive()
+    assert "Traceback" not in caplog.text
 
 
 # ---- controllers and workers, whose clients are programs of this protocol ----

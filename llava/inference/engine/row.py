@@ -47,7 +47,7 @@ class Row:
         self.n_prompt = prompt.n_positions
         self.n_keep = n_keep
         self.n_cached = 0  # positions of the prompt that were not computed again
-        self.stream = TextStream(loaded.tokenizer, prompt.stop)
+        self.stream = TextStream(loaded.tokenizer, prompt.stop, before=prompt.before)
         self.end_ids = loaded.end_ids(prompt.stop)
         self.choose = NextToken(params, loaded.model.generation_config, loaded.device, logit_bias=logit_bias)
         room = loaded.context - prompt.n_positions

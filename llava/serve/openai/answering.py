@@ -93,6 +93,16 @@ async def submit(engine: AnyEngine, job: Job) -> list[Ticket]:
 
 def _submit(engine: AnyEngine, job: Job) -> list[Ticket]:
     tickets: list[Ticket] = []
+    if len(job.prompts) > 1:
+        stats = engine.stats()
+        room = max(1, stats.max_waiting + stats.max_running // job.n)
+        if len(job.prompts) > room:  # a full queue would be one to try again at
+            raise bad_request(
+                f"the request has {len(job.prompts)} prompts; this server holds at most {room} of them at a "
+                "time, running and waiting; send fewer",
+                param="prompt",
+                code="request_too_large",
+            )
     try:
         for prompt in job.prompts:
             tickets += engine.submit_choices(

@@ -47,7 +47,7 @@ async def create_completion(service: Service, request: Request) -> Response:
     bias = read_logit_bias(asked.logit_bias, model.vocabulary)
     given = _prompts(asked.prompt)
     model.check_length(max(len(one) if isinstance(one, str) else 0 for one in given), "prompt")
-    prompts = [RawPrompt(_checked(one, model)) for one in given]
+    prompts = [RawPrompt(_checked(one, model), continued=True) for one in given]
     form = _Form(model, asked)
     return await service.answer(
         request,

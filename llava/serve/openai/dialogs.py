@@ -100,7 +100,9 @@ async def build_dialog(
         )
     except UserError as error:
         found = re.match(r"message (\d+): ", str(error))
-        param = f"{turns[int(found[1])].param}.content" if found else turns[0].param
+        param = turns[int(found[1]) if found else 0].param
+        if found and "[" in param:  # a message, and no text that stands alone
+            param += ".content"
         raise bad_request(str(error), param=param) from error
 
 

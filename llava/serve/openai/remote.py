@@ -207,7 +207,7 @@ class ControllerModels:
         self, ticket: Ticket, params: Mapping[str, Any], stops: tuple[str, ...], headers: Mapping[str, str]
     ) -> str:
         """Pass a worker's frames on to a ticket; return why the answer ended. Raises ServeError."""
-        answer = AnswerText(len(params.get("prompt", "")), stops)
+        answer = AnswerText(len(params.get("prompt", "")), stops, stripped=not params.get("raw"))
         try:
             found = stream_frames(self._client, self.address, params, headers=headers)
             return await self._follow(ticket, found, answer)
@@ -346,10 +346,11 @@ class AnswerText:
     """The text of an answer out of frames that hold prompt and answer so far; stripped, and cut at stops.
 
     start: length of the prompt. What may become a stop string, and blanks at the end, are held back.
+    stripped: False for what continues a text and keeps its blanks.
     """
 
-    def __init__(self, start: int, stops: tuple[str, ...]) -> None:
-        self.start, self.stops = start, stops
+    def __init__(self, start: int, stops: tuple[str, ...], *, stripped: bool) -> None:
+        self.start, self.stops, self.stripped = start, stops, stripped
         self.stopped = False
         self._told = ""
         self._whole = ""
@@ -369,7 +370,8 @@ class AnswerText:
         return "" if self.stopped else self._tell(self._whole)
 
     def _tell(self, text: str) -> str:
-        text = text.strip()
+        if self.stripped:
+            text = text.strip()
         if not text.startswith(self._told):  # the worker has changed what it said; nothing can be taken back
             return ""
         piece, self._told = text[len(self._told) :], text

@@ -198,6 +198,10 @@ def _truncates(value: object) -> bool:
     return value not in (None, "disabled")
 
 
+def _false(value: object) -> bool:
+    return value is False
+
+
 Check = Callable[[object], bool]
 _COMMON: dict[str, Check] = {
     "tools": _given,
@@ -216,6 +220,15 @@ _COMMON: dict[str, Check] = {
     "guided_regex": _given,
     "guided_choice": _given,
     "guided_grammar": _given,
+    "include_stop_str_in_output": _true,
+    "skip_special_tokens": _false,
+    "allowed_token_ids": _given,
+    "bad_words": _given,
+    "prompt_logprobs": _given,
+    "truncate_prompt_tokens": _given,
+    "chat_template": _given,
+    "add_generation_prompt": _false,
+    "continue_final_message": _true,
 }
 # Fields whose meaning would be lost: name -> whether a value asks for something.
 REFUSED: dict[type[Strict], dict[str, Check]] = {
@@ -244,6 +257,20 @@ REFUSED: dict[type[Strict], dict[str, Check]] = {
     },
 }
 
+# What one endpoint takes and another one does not would be lost there as well: name -> values that ask for
+# nothing. Everything beside these settings is harmless.
+_NOTHING: tuple[object, ...] = (None, False, "", [], {})
+_ELSEWHERE: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("messages", "prompt", "input", "instructions", "include"), _NOTHING),
+    **dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens"), _NOTHING),
+    **dict.fromkeys(("seed", "top_logprobs"), (None,)),
+    **dict.fromkeys(("stop", "logprobs", "logit_bias"), _NOTHING),
+    **{"n": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "repetition_penalty": (None, 1)},
+}
+# What the length of an answer is called, the newest name first.
+_LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
 Model = TypeVar("Model", bound=Strict)
 
 
@@ -254,13 +281,15 @@ def read_request(kind: type[Model], data: object) -> Model:
     for name, asks in REFUSED[kind].items():
         if asks(data.get(name)):
             raise _unsupported(name)
+    _refuse_settings_of_others(kind, data)
     _refuse_roles_and_parts(data)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         # of the alternatives that a value could be, the one that came furthest is the one that was meant
-        nearest = max(found, key=lambda one: (_depth(_dotted(one["loc"])), not _is_kind(one["type"])))
+        # (one whose values have the right kind before one that went deeper and met another kind)
+        nearest = max(found, key=lambda one: (not _is_kind(one["type"]), _depth(_dotted(one["loc"]))))
         where = _dotted(nearest["loc"])
         code = "missing_required_parameter" if nearest["type"] == "missing" else "invalid_value"
         told = nearest["msg"]
@@ -288,6 +317,18 @@ def _one_of(complaints: Sequence[str]) -> str:
 def _unsupported(name: str, detail: str = "") -> ServeError:
     message = f"{name} is not supported by this server{detail}; leave it out"
     return bad_request(message, param=name, code="unsupported_parameter")
+
+
+def _refuse_settings_of_others(kind: type[Strict], data: Mapping[str, Any]) -> None:
+    """Name the settings of other endpoints, which would be ignored, and what this one calls the length."""
+    for name, nothing in _ELSEWHERE.items():
+        if name in kind.model_fields or data.get(name) in nothing:
+            continue
+        if not name.startswith("max_"):
+            raise _unsupported(name, " at this endpoint")
+        own = next(one for one in _LENGTHS if one in kind.model_fields)
+        message = f"{name} is not what this endpoint calls the length of an answer; use {own}"
+        raise bad_request(message, param=name, code="unsupported_parameter")
 
 
 _ROLES = ("tool", "function")

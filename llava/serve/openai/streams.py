@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from llava.inference.engine import Ticket, Waiting
-from llava.serve.errors import Message, Receive, Scope, Send, ServeError
+from llava.serve.errors import Message, Receive, Scope, Send, ServeError, set_last_words
 from llava.serve.openai.answering import cancel
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class EventStream(StreamingResponse):
         async def send_in_time(message: Message) -> None:
             await asyncio.wait_for(send(message), self.write_timeout_s)
 
+        set_last_words(scope, lambda error: event(error.body))
         try:
             await super().__call__(scope, receive, send_in_time)
         except (asyncio.TimeoutError, TimeoutError):

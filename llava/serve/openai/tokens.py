@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -71,12 +72,17 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float | No
 def completion_logprobs(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Token], offset: int
 ) -> dict[str, Any]:
-    """Return the logprobs of /v1/completions; offset: of the first token in the text."""
+    """Return the logprobs of /v1/completions; offset: of the first token in the text.
+
+    The bytes of one character stand where it does; special tokens are not in the text.
+    """
     words, places = [], []
+    decoder, special = codecs.getincrementaldecoder("utf-8")("replace"), set(tokenizer.all_special_ids)
     for token in tokens:
-        words.append(spell(tokenizer, token.id)[0])
+        word, raw = spell(tokenizer, token.id)
+        words.append(word)
         places.append(offset)
-        offset += len(words[-1])
+        offset += 0 if token.id in special else len(decoder.decode(raw))
     return {
         "tokens": words,
         "token_logprobs": [_finite(one.logprob) for one in tokens],

@@ -181,6 +181,7 @@ def create_app(current: Callable[[], BaseWorker]) -> Starlette:
 
     async def worker_generate_stream(request: Request) -> Response:
         params = await read_object(request)
+        frames.end_with_frame(request.scope)
         return StreamingResponse(_answer(current(), params))
 
     async def worker_get_status(request: Request) -> Response:

@@ -16,7 +16,7 @@ from llava.serve.errors import ServeError, bad_request
 from llava.serve.guard import error_handlers, respond
 from llava.serve.json_body import read_json
 from llava.serve.workers.addresses import WorkerAddressError
-from llava.serve.workers.frames import MESSAGES, ErrorCode, error_frame
+from llava.serve.workers.frames import MESSAGES, ErrorCode, end_with_frame, error_frame
 from llava.serve.workers.threads import in_thread
 
 # Streams that may run at a time; each holds a thread, which waits for its worker.
@@ -127,6 +127,7 @@ class _Endpoints:
 
     async def worker_generate_stream(self, request: Request) -> Response:
         params = await read_object(request)
+        end_with_frame(request.scope)
         return StreamingResponse(self._relay(self._current(), params))
 
     async def health(self, request: Request) -> Response:

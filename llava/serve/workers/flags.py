@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava.serve.auth import check_binding, read_api_key
 from llava.serve.sockets import check_address
-from llava.utils import check_whole
+from llava.utils import UserError, check_whole
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,16 @@ def add_worker_flags(parser: argparse.ArgumentParser, *, port: int) -> None:
     parser.add_argument("--api-key", default=None, help="key of worker and controller (or LLAVA_API_KEY)")
 
 
+def check_model_name(name: str | None) -> None:
+    """Raise UserError for a --model-name that nobody can ask for; None is the default."""
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"--model-name is {name!r}; expected a name that clients can ask for")
+
+
 def read_worker_flags(args: argparse.Namespace) -> WorkerFlags:
     """Check the flags of `add_worker_flags`. Raises UserError."""
     check_whole("--limit-model-concurrency", args.limit_model_concurrency, 1)
+    check_model_name(args.model_name)
     api_key = read_api_key(args.api_key)
     check_binding(args.host, api_key)
     if args.worker_address is not None:

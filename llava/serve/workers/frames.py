@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from llava.serve.errors import ServeError
+from llava.serve.errors import Scope, ServeError, set_last_words
 from llava.serve.json_body import parse_json
 from llava.serve.limits import request_id
 from llava.utils import server_error_msg
@@ -66,6 +66,11 @@ def error_frame(code: ErrorCode, error: ServeError, text: str | None = None, **m
         **more,
     }
     return json.dumps(content).encode() + DELIMITER
+
+
+def end_with_frame(scope: Scope) -> None:
+    """Let a shutdown end the stream that answers a request with a frame."""
+    set_last_words(scope, lambda error: error_frame(ErrorCode.WORKER_GONE, error))
 
 
 def read_frames(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:

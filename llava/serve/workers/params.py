@@ -76,7 +76,7 @@ class WorkerParams:
         if start_end:
             wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
             text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-        return RawPrompt(text, self.images)
+        return RawPrompt(text, self.images, continued=self.raw)
 
 
 def _check_placeholders(prompt: str, images: Sequence[Image.Image]) -> None:

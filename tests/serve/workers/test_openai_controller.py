@@ -129,6 +129,26 @@ def test_texts_responses_and_several_choices(both: Any) -> None:
     assert len({one.index for one in ask(client, model="kept", n=3).choices}) == 3
 
 
+def test_a_text_and_what_continues_it_joined_are_one_text(both: Any) -> None:
+    """No blank between them is lost, and none at the end."""
+    client, beside, worker = both
+    tokenizer = worker.loaded.tokenizer
+    blank = tokenizer.convert_tokens_to_ids("\u2581the")
+    fields: Any = {"model": "kept", "prompt": "Hello", "max_tokens": 2, "temperature": 0}
+    bias = {"logit_bias": {str(blank): 100}}
+    assert beside.completions.create(**fields, **bias).choices[0].text == " the the"
+    pieces = beside.completions.create(**fields, **bias, stream=True)
+    assert "".join(one.choices[0].text for one in pieces) == " the the"
+    told = beside.completions.create(**fields, **bias, logprobs=0).choices[0].logprobs
+    assert told.tokens == [" the", " the"] and told.text_offset == [0, 4]
+    prompts = [f"{letter} and" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    fields = {"model": "kept", "prompt": prompts, "max_tokens": 3, "temperature": 0}
+    ours, theirs = (
+        [one.text for one in each.completions.create(**fields).choices] for each in (client, beside)
+    )
+    assert ours == theirs and any(one != one.strip() for one in ours)
+
+
 def test_models_health_and_numbers(both: Any) -> None:
     client, _, worker = both
     (answer,) = ask(client, model="kept").choices
@@ -360,11 +380,16 @@ def test_a_request_that_is_cancelled_before_it_began_leaves_nothing() -> None:
 def test_text_is_cut_at_stops_however_it_comes(
     whole: str, stops: tuple[str, ...], expected: str, cut: int
 ) -> None:
-    answer, told = AnswerText(6, stops), ""
+    answer, told = AnswerText(6, stops, stripped=True), ""
     for end in range(0, len(whole) + cut, cut):
         told += answer.put("prompt" + whole[:end])
         assert expected.startswith(told)
     assert told + answer.end() == expected
+
+
+def test_a_continued_text_keeps_its_blanks() -> None:
+    answer = AnswerText(6, ("#",), stripped=False)
+    assert answer.put("prompt the ") + answer.put("prompt the end #") + answer.end() == " the end "
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])

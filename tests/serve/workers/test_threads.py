@@ -1,17 +1,52 @@
-"""Memory that threads have freed goes back to the system."""
+"""Generators read in threads are closed however their reader ends; freed memory goes back to the system."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import aclosing
 
 import psutil
 import pytest
 
 from llava.serve import controller as controller_module
-from llava.serve.workers.threads import give_back_memory
+from llava.serve.workers.threads import give_back_memory, in_thread
 
 MEGABYTE = 2**20
+
+
+def test_a_reader_that_is_cancelled_in_a_step_closes_the_generator_behind_it() -> None:
+    """A stop of the server cancels a second time, while the step of the first one still runs."""
+    stepping, may_end, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        try:
+            yield 1
+            stepping.set()
+            may_end.wait(20)
+            yield 2
+        finally:
+            closed.set()
+
+    async def read() -> None:
+        async with aclosing(in_thread(items())) as found:
+            async for _ in found:
+                pass
+
+    async def cancelled() -> asyncio.Task[None]:
+        task = asyncio.ensure_future(read())
+        while not stepping.is_set():
+            await asyncio.sleep(0.001)
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        return task
+
+    task = asyncio.run(cancelled())
+    assert task.cancelled() and not closed.is_set()
+    may_end.set()
+    assert closed.wait(20)
 
 
 def fragments() -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 import pytest
@@ -12,10 +12,11 @@ from running import free_port, running
 
 from llava.serve import register_worker, test_message
 from llava.serve.controller import Controller
+from llava.serve.errors import ServeError
 from llava.serve.guard import guard
 from llava.serve.workers.client import call
 from llava.serve.workers.controller_app import create_app
-from llava.serve.workers.frames import FrameError, frame, read_frames
+from llava.serve.workers.frames import ErrorCode, FrameError, error_frame, frame, read_frames
 from llava.utils import UserError
 
 KEY = "k" * 16
@@ -89,6 +90,35 @@ def test_messages_of_failures(controller: Controller) -> None:
         controller.register_worker(at, True, status("a", "b"))
         with pytest.raises(UserError, match="the controller's models are: a, b"):
             run(test_message, "--controller", address)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--message", " "], "--message is empty; write a question"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_what_no_worker_can_answer_is_refused_before_one_is_asked(words: list[str], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        run(test_message, "--worker", f"http://127.0.0.1:{free_port()}", *words)
+    assert str(refused.value) == told
+
+
+@pytest.mark.parametrize("code", [1, 0])
+def test_a_failure_is_told_without_the_words_for_a_page(
+    code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 0: a prompt that is too long, which the reference tells as the answer's text."""
+
+    class Failing(Worker):
+        async def frames(self, text: str) -> AsyncIterator[bytes]:
+            yield error_frame(ErrorCode(code), ServeError(400, "the prompt is too long", code="x"))
+
+    with running(Failing("m").app) as at, pytest.raises(UserError) as failed:
+        run(test_message, "--worker", at)
+    assert str(failed.value) == f"the prompt is too long (error_code: {code})"
+    assert capsys.readouterr().out.endswith("Assistant: \n")  # the sentence has a line of its own
 
 
 # ---- frames ----
