@@ -62,6 +62,7 @@ from llava.train.checks import (
     check_frames,
     check_projector,
     check_projector_file,
+    check_tiles,
     check_tower_files,
     check_vision_tower,
 )
@@ -174,6 +175,7 @@ def train(attn_implementation: str | None = None) -> None:
     check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
     check_start(model_args.model_name_or_path)
     check_tower_files(model_args)
+    check_tiles(model_args, aspect_ratio=data_args.image_aspect_ratio, grids=data_args.image_grid_pinpoints)
     distributed.start(training_args)
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)

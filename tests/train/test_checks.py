@@ -210,6 +210,50 @@ def test_unusual_flags_that_mean_something_are_taken(flags: str, folder: Path) -
     parse_args([*argv, *flags.split()])
 
 
+@pytest.mark.parametrize("anyres", ["anyres", "anyres_max_9"])
+def test_tiles_without_grids_are_refused_before_anything_is_loaded(
+    anyres: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--image_aspect_ratio", anyres, "--mm_patch_merge_type", "spatial_unpad"]
+    base, tower = checkpoints / "vicuna-tiny", checkpoints / "tiny-clip"
+    told = _start(base, tower, tmp_path, monkeypatch, *flags)
+    assert told.startswith(f"--image_aspect_ratio {anyres} needs tile grids") and "[[56,112]" in told
+    told = _start(base, tower, tmp_path, monkeypatch, *flags, "--image_grid_pinpoints", "[[55,112]]")
+    assert "no multiple of 56" in told
+    assert "none.json" in _start(
+        base, tower, tmp_path, monkeypatch, *flags, "--image_grid_pinpoints", "[[56,112]]"
+    )
+    assert "none.json" in _start(checkpoints / "llava-tiny-v1.6", tower, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("flags", "offline", "message"),
+    [
+        ("", False, "--push_to_hub True needs a token of the hub, and there is none"),
+        ("--hub_token x", True, "--push_to_hub True cannot work: HF_HUB_OFFLINE is set"),
+        ("--hub_token x --hub_model_id a/b/c", False, "--hub_model_id is a/b/c"),
+        ("--hub_token x --hub_model_id a..b", False, "--hub_model_id is a..b"),
+        ("--hub_token x --output_dir {folder}/-out-", False, "--output_dir is {folder}/-out-"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told_at_the_start(
+    flags: str, offline: bool, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    argv = ["--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
+    flags = flags.replace("{folder}", str(folder))
+    with pytest.raises(UserError) as caught:
+        parse_args([*argv, "--push_to_hub", "True", *flags.split()])
+    assert message.replace("{folder}", str(folder)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    parse_args([*argv, *flags.split()])
+    if not offline:
+        parse_args([*argv, "--push_to_hub", "True", "--hub_token", "x", "--hub_model_id", "me/model"])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
