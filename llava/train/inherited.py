@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from llava.conversation import version_for
 from llava.model.checkpoints.errors import CheckpointError
-from llava.model.checkpoints.files import CONFIG_FILE, find_file, read_config, read_json
+from llava.model.checkpoints.files import CONFIG_FILE, find_file, name_of, read_config, read_json
 from llava.model.language_model.registry import is_llava
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import split_name
@@ -133,13 +132,7 @@ def _tell_of_other_tower(path: str, config: Mapping[str, Any], wanted: str) -> N
 
 def _tower_names(tower: str) -> list[str]:
     """Return what tells towers apart wherever they lie: the names of their folders or repositories."""
-    names = []
-    for one in split_name(tower) or [tower]:
-        place = Path(os.path.realpath(one) if os.path.isdir(one) else one)
-        if place.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
-            place = Path(place.parent.parent.name.rpartition("--")[2])
-        names.append(place.name)
-    return names
+    return [name_of(one) for one in split_name(tower) or [tower]]
 
 
 def choose_version(model_args: ModelArguments, given: frozenset[str]) -> ModelArguments:

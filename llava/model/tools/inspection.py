@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,9 @@ def inspect_checkpoint(model_path: str, model_base: str | None = None) -> Report
         found = look_into(model_path)
         report = Report(model_path, found.kind, KINDS[found.kind])
         plan = _plan(report, found, model_base)
+        if plan is not None and plan.kind != found.kind:  # peft's adapter without a config, on a LLaVA
+            found = replace(found, kind=plan.kind)
+            report.kind, report.what = found.kind, KINDS[found.kind]
         config = plan.config if plan else found.config
         _describe(report, config, found)
         stored = _stored_shapes(report, found)
