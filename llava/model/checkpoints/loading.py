@@ -276,11 +276,13 @@ def merge_adapter(model: CausalModel, path: str) -> Any:
     wrapped = attach_adapter(model, path)
     try:
         return wrapped.merge_and_unload()
-    except (AttributeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError) as error:  # NotImplementedError is one of the second
         kind = wrapped.peft_config["default"].peft_type.value
         raise CheckpointError(
-            f"The adapter in {path} is of the kind {kind}, which cannot be merged into weights; "
-            "expected LORA."
+            f"The adapter in {path} is of the kind {kind} and cannot be merged into weights "
+            f"({first_line(error)}); expected LORA on linear layers or embeddings."
         ) from error
 
 
@@ -337,7 +339,8 @@ def _compare_adapter(
     places = {
         _adapter_name(name): value.shape
         for name, value in wrapped.named_parameters()
-        if ".modules_to_save." in name or _adapter_name(name) not in own
+        if ".modules_to_save." in name or (".base_layer." not in name and _adapter_name(name) not in own)
+        if not name.endswith(".ranknum.default")  # AdaLoRA's, which peft fills in
     }
     if missing := sorted(set(places) - set(stored)):
         raise CheckpointError(f"The adapter in {path} lacks {count_of(missing)}: {some_of(missing)}.")
@@ -364,7 +367,8 @@ def _check_adapter_config(peft: ModuleType, path: str) -> None:
             f"{file or path} has peft_type {shown(kind)}; expected 'LORA', or another kind that peft "
             f"{peft.__version__} knows. Copy it again from the folder that training wrote."
         )
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+    least = 1 if "LORA" in str(kind) else 0  # OFT has a rank or a size of blocks, the other is 0
+    if isinstance(rank, bool) or not isinstance(rank, int) or not least <= rank <= LARGEST_RANK:
         raise CheckpointError(
             f"{file} has r {shown(rank)}; expected the rank of its weights, from 1 to {LARGEST_RANK:,}."
         )

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from folders import edit_config, refuse
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    get_peft_model,
+)
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import load_weights, save_tensors
@@ -101,6 +109,43 @@ def test_weights_of_no_module_are_named(copy: Callable[[str], Path], vicuna: Pat
     weights = load_weights(folder / ADAPTER[1])
     save_tensors({**weights, "base_model.model.model.nothing.weight": torch.zeros(2)}, folder / ADAPTER[1])
     refuse(folder, "has no place for", "model.nothing", base=vicuna)
+
+
+WHOLE_KINDS: dict[str, Callable[[], PeftConfig]] = {
+    "rows of tokens": lambda: LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[1, 2]),
+    "an embedding": lambda: LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "biases": lambda: LoraConfig(r=4, target_modules=["q_proj"], bias="all"),
+    "LoHa": lambda: LoHaConfig(target_modules=["q_proj"]),
+    "IA3": lambda: IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+    "OFT": lambda: OFTConfig(target_modules=["q_proj"], oft_block_size=8, r=0),
+    "AdaLoRA": lambda: AdaLoraConfig(target_modules=["q_proj"], total_step=10),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_KINDS)
+def test_what_peft_can_merge_is_merged(checkpoints: Path, tmp_path: Path, kind: str) -> None:
+    model = LlavaLlamaForCausalLM.from_pretrained(checkpoints / WHOLE, dtype=torch.float32)
+    wrapped = get_peft_model(model, WHOLE_KINDS[kind]())
+    torch.manual_seed(0)
+    for value in wrapped.parameters():
+        if value.requires_grad:
+            value.data += 0.02 * torch.randn_like(value)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    expected = wrapped.merge_and_unload().state_dict()
+    base = str(checkpoints / WHOLE)
+    _, loaded, _, _ = load_pretrained_model(
+        str(tmp_path / "adapter"), base, "x", device="cpu", dtype="float32"
+    )
+    assert not inspect_checkpoint(str(tmp_path / "adapter"), base).problems
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
+        assert torch.allclose(loaded.state_dict()[name], expected[name], atol=1e-6)
+
+
+def test_an_adapter_that_peft_cannot_merge_is_one_sentence(checkpoints: Path, tmp_path: Path) -> None:
+    model = LlavaLlamaForCausalLM.from_pretrained(checkpoints / WHOLE, dtype=torch.float32)
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    refuse(tmp_path / "adapter", "cannot be merged", "lora_bias", base=checkpoints / WHOLE)
 
 
 KINDS: dict[str, dict[str, Any]] = {
