@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from llava.conversation import version_for
 from llava.model.checkpoints.errors import CheckpointError
 from llava.model.checkpoints.files import CONFIG_FILE, find_file, name_of, read_config, read_json
+from llava.model.checkpoints.foreign import foreign_config
 from llava.model.language_model.registry import is_llava
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import split_name
@@ -66,6 +67,8 @@ def inherit_settings(
         config = read_config(path)
     except CheckpointError:  # told when the model is loaded
         return model_args, data_args
+    if foreign := foreign_config(config, path):
+        raise CheckpointError(f"--model_name_or_path: {foreign}")
     if not is_llava(config):
         return model_args, data_args
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -177,6 +178,19 @@ def test_files_of_a_tower_are_looked_at_before_anything_is_loaded(
         assert "none.json" in told
 
 
+@pytest.mark.parametrize("model_type", ["llava", "llava_next", "llava_onevision"])
+def test_a_model_of_transformers_is_named_as_one(
+    model_type: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as a LLaVA whose settings are missing."""
+    (tmp_path / "hf").mkdir()
+    content = {"model_type": model_type, "text_config": {"model_type": "llama"}, "vision_config": {}}
+    content["architectures"] = ["LlavaForConditionalGeneration"]
+    (tmp_path / "hf/config.json").write_text(json.dumps(content))
+    told = _start(tmp_path / "hf", checkpoints / "tiny-clip", tmp_path, monkeypatch)
+    assert "transformers" in told and "mm_hidden_size" not in told
+
+
 def test_a_layer_that_the_tower_lacks_is_seen_before_anything_is_loaded(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +257,8 @@ def test_what_cannot_be_pushed_is_told_at_the_start(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "no-token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-    argv = ["--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
+    start = ["--model_name_or_path", str(folder / "foreign")]  # no name that the hub would be asked about
+    argv = [*start, "--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
     flags = flags.replace("{folder}", str(folder))
     with pytest.raises(UserError) as caught:
         parse_args([*argv, "--push_to_hub", "True", *flags.split()])
