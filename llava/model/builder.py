@@ -29,7 +29,7 @@ from llava.model.checkpoints.faults import CUT_ROWS, MEAN_ROWS, NEWLINE, Exempt,
 from llava.model.checkpoints.token_rows import average_new_rows
 from llava.model.language_model.registry import KERNELS, family_of, find_family, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.plan import LoadPlan, make_plan
+from llava.model.plan import LoadPlan, make_plan, tell_of_delta
 from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
 from llava.protocols import DeviceMap, LlavaModel, Tokenizer
@@ -276,6 +276,7 @@ def _load_llm(
         projector_later=plan.source != plan.path,
         exempt=exempt,
     )
+    tell_of_delta(model, plan.source)
     _resize(model, rows, exempt)
     return model, info
 

@@ -6,14 +6,19 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.foreign import foreign_config, foreign_file, foreign_folder
-from llava.model.language_model.registry import family_of, is_llava
+from llava.model.language_model.registry import FAMILIES, family_of, is_llava
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
+
+SMALLEST_NORM = 0.1  # mean size of a last norm's weights; that of a model is about 1, of a difference about 0
 
 
 @dataclass(frozen=True)
@@ -154,3 +159,21 @@ def _recorded_base(path: str, recorded: str | None) -> str:
         raise CheckpointError(f"{path} was trained on {recorded!r}, which is not here. {remedy}") from error
     logger.warning("no model_base given; using %s, which %s was trained on", recorded, path)
     return recorded
+
+
+def delta_told(path: str) -> str:
+    """Say of a folder that it looks like a difference of two models, and what helps."""
+    return (
+        f"{path} looks like a delta, the difference to a base model; add the base with: "
+        f"python -m llava.model.apply_delta --base BASE --delta {path} --target NEW_FOLDER"
+    )
+
+
+def tell_of_delta(model: nn.Module, path: str) -> None:
+    """Warn of a published difference of two models, which loads but answers nonsense."""
+    names = {family.final_norm_weight for family in FAMILIES}
+    for name, value in model.named_parameters():
+        if name in names and not value.is_meta and value.numel():
+            if float(value.detach().abs().float().mean()) < SMALLEST_NORM:
+                logger.warning("%s", delta_told(path))
+            return

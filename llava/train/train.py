@@ -43,6 +43,7 @@ from llava.train.build import (
     build_model,
     check_something_trains,
     check_start,
+    check_stored_bits,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
@@ -174,6 +175,7 @@ def train(attn_implementation: str | None = None) -> None:
     check_projector(model_args)
     check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
     check_start(model_args.model_name_or_path)
+    check_stored_bits(model_args.model_name_or_path, training_args)
     check_tower_files(model_args)
     check_tiles(model_args, aspect_ratio=data_args.image_aspect_ratio, grids=data_args.image_grid_pinpoints)
     distributed.start(training_args)

@@ -85,3 +85,12 @@ def test_values_beyond_float16_are_not_lost(
     told = f"{name} has values that are not finite in float16"
     refused(consolidate_ckpt, folder, out, told=told, target=out)
     refused(make_delta, checkpoints / BASE, folder, out, told=told, target=out)
+
+
+def test_a_delta_that_is_loaded_as_a_model_is_told(
+    checkpoints: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_pretrained_model(str(checkpoints / WHOLE), None, "x", device="cpu")
+    assert "delta" not in caplog.text.replace(str(checkpoints), "")
+    load_pretrained_model(str(checkpoints / DELTA), None, "x", device="cpu")
+    assert f"{checkpoints / DELTA} looks like a delta" in caplog.text and "apply_delta" in caplog.text
