@@ -11,14 +11,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from llava import conversation as conversation_lib
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import CheckpointError, load_weights, read_config
+from llava.model.checkpoints.files import CheckpointError, load_weights, read_config, read_tensors
 from llava.model.checkpoints.loading import from_pretrained, load_tower
+from llava.model.checkpoints.projector import compare_projector
 from llava.model.checkpoints.quantization import stored_bits
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.multimodal.config import VIDEO_SETTINGS, MultimodalConfig
 from llava.model.multimodal.video import pooled_side
-from llava.model.multimodal_projector.registry import projected_tile
+from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import check_widths, projected_tile
 from llava.model.plan import look_into, tell_of_delta
 from llava.model.settings import check_settings
 from llava.train.args import ModelArguments, TrainingArguments
@@ -48,6 +51,22 @@ def check_start(path: str) -> None:
         else:
             remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
         raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
+
+
+def check_projector_fits(model_args: ModelArguments) -> None:
+    """Raise CheckpointError for a --pretrain_mm_mlp_adapter of other shapes than the projector's."""
+    file = model_args.pretrain_mm_mlp_adapter
+    if file is None or model_args.vision_tower is None:
+        return
+    try:
+        config = llava_config(read_config(model_args.model_name_or_path))
+    except CheckpointError:  # told when it is loaded
+        return
+    config.mm_projector_type = model_args.mm_projector_type
+    config.mm_hidden_size = describe_tower(MultimodalConfig.of(model_args)).hidden_size
+    check_widths(config)
+    projector, kind = build_vision_projector(config), model_args.mm_projector_type or "linear"
+    compare_projector(projector, read_tensors(file, shapes_only=True), file, kind)
 
 
 def check_stored_bits(path: str, training_args: TrainingArguments) -> None:

@@ -191,6 +191,21 @@ def test_a_model_of_transformers_is_named_as_one(
     assert "transformers" in told and "mm_hidden_size" not in told
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu", "mlp3x_gelu"])
+def test_a_projector_of_another_kind_is_seen_before_the_model_is_loaded(
+    kind: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file alone, without the config.json of its stage 1 that names the kind."""
+    base, tower = checkpoints / "vicuna-tiny", checkpoints / "tiny-clip"
+    file = Path(shutil.copy(checkpoints / "llava-tiny-pretrain" / "mm_projector.bin", tmp_path))
+    flags = ["--pretrain_mm_mlp_adapter", str(file), "--mm_projector_type", kind]
+    told = _start(base, tower, tmp_path, monkeypatch, *flags)
+    if kind == "mlp2x_gelu":
+        assert "none.json" in told
+    else:
+        assert told.startswith(f"{file} does not fit the projector '{kind}': it holds")
+
+
 def test_a_layer_that_the_tower_lacks_is_seen_before_anything_is_loaded(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
