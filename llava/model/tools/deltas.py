@@ -12,7 +12,12 @@ from llava.model.checkpoints import files, loading, quantization
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
-from llava.model.checkpoints.writing import refuse_input_as_target, refuse_unwritable, whole_folder
+from llava.model.checkpoints.writing import (
+    refuse_adapter_in,
+    refuse_input_as_target,
+    refuse_unwritable,
+    whole_folder,
+)
 from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
@@ -33,6 +38,7 @@ def add_base(base_model_path: str, target_model_path: str, delta_path: str) -> N
     """Write base + delta to `target_model_path`; see llava.model.apply_delta."""
     refuse_input_as_target(target_model_path, (base_model_path, delta_path))
     refuse_unwritable(target_model_path, "--target-model-path")
+    refuse_adapter_in(target_model_path, "--target-model-path")
     _check_order(base_model_path, delta_path)
     base = load_for_delta(base_model_path)
     model = load_for_delta(delta_path)
@@ -52,6 +58,7 @@ def subtract_base(
     """Write target - base to `delta_path`; see llava.model.make_delta."""
     refuse_input_as_target(delta_path, (base_model_path, target_model_path))
     refuse_unwritable(delta_path, "--delta-path")
+    refuse_adapter_in(delta_path, "--delta-path")
     _check_order(base_model_path, target_model_path)
     base = load_for_delta(base_model_path)
     model = load_for_delta(target_model_path)
@@ -72,6 +79,7 @@ def subtract_base(
 def rewrite(src_path: str, dst_path: str) -> None:
     """Load `src_path` and write it to `dst_path`; see llava.model.consolidate."""
     refuse_unwritable(dst_path, "--dst")
+    refuse_adapter_in(dst_path, "--dst")
     auto_upgrade(src_path)
     model = load_for_delta(src_path)
     _check_finite(model, src_path)
