@@ -93,7 +93,7 @@ class ProgramParser(argparse.ArgumentParser):
         """Parse a command line. Raises UserError also for an output that is an input as well."""
         parsed = super().parse_args(args, namespace)
         read, written = ([*_files(self, parsed, kinds)] for kinds in ((local_path, any_path), (output_path,)))
-        refuse_overwriting([one for one in read if one[1].is_file()], written)
+        refuse_overwriting([one for one in read if os.path.isfile(one[1])], written)
         return parsed
 
     def add_subparsers(self, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def _files(
             told = [*long, *action.option_strings, f"the argument {action.dest}"][0]
             several = isinstance(value, list) and len(value) > 1
             for number, one in enumerate(value if isinstance(value, list) else [value], start=1):
-                if isinstance(one, str) and not Path(one).is_dir():
+                if isinstance(one, str) and not os.path.isdir(one):  # of too long a path, pathlib raises
                     yield f"file {number} of {told}" if several else told, Path(one)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ def check_settings(config: Mapping[str, Any], path: str) -> MultimodalConfig:
 def _tower_inside(config: Mapping[str, Any], path: str) -> str:
     """Name the tower that lies in a checkpoint's folder, where the named one is gone: a folder was moved."""
     tower = config.get("mm_vision_tower")
-    if not isinstance(tower, str) or not tower or Path(tower).exists():
+    if not isinstance(tower, str) or not tower or os.path.exists(tower):
         return ""
     inside = Path(path) / Path(tower).name
-    return f" This folder has one of that name: {inside}." if (inside / CONFIG_FILE).is_file() else ""
+    return f" This folder has one of that name: {inside}." if os.path.isfile(inside / CONFIG_FILE) else ""
 
 
 def check_against_tower(settings: MultimodalConfig, tower: VisionTower) -> None:

@@ -42,7 +42,7 @@ def refuse_unwritable(target: str | Path, flag: str = "", *, folder: bool = True
 
 def refuse_adapter_in(target: str | Path, flag: str = "") -> None:
     """Raise CheckpointError if a folder that gets a whole model holds an adapter; loaders would put it on."""
-    if (Path(target) / ADAPTER_CONFIG_FILE).exists():
+    if os.path.exists(Path(target) / ADAPTER_CONFIG_FILE):
         raise CheckpointError(
             f"{_named(target, flag)} holds an adapter ({ADAPTER_CONFIG_FILE}), beside which a whole model is "
             "not written: loaders would put it on once more; name another folder."
