@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from llava import conversation as conversation_lib
+from llava.mm_utils import cuts_tiles
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError, load_weights, read_config, read_tensors
 from llava.model.checkpoints.loading import from_pretrained, load_tower
@@ -51,6 +52,23 @@ def check_start(path: str) -> None:
         else:
             remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
         raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
+
+
+def check_tiles(model_args: ModelArguments, *, aspect_ratio: str | None, grids: str | None) -> None:
+    """Raise UserError for tiles without grids, or with grids of the flag that are not made of tiles.
+
+    grids: those of the flag, or of the checkpoint that training starts from, which are judged as it is
+    loaded.
+    """
+    if model_args.vision_tower is None or not cuts_tiles(aspect_ratio):
+        return
+    try:
+        own = read_config(model_args.model_name_or_path).get("image_grid_pinpoints")
+    except CheckpointError:  # told when it is loaded
+        return
+    if grids is None or grids != str(own):
+        edge = describe_tower(MultimodalConfig.of(model_args)).tile_size
+        choose_tile_grids(grids, None, aspect_ratio=aspect_ratio, tile_edge=edge)
 
 
 def check_projector_fits(model_args: ModelArguments) -> None:

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from llava.atomic import obstacle
-from llava.mm_utils import cuts_tiles, parse_grid_pinpoints
+from llava.mm_utils import parse_grid_pinpoints
 from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.files import is_tower_key, load_weights, part_of, read_tensors, weight_files
 from llava.model.multimodal.config import MultimodalConfig
@@ -34,7 +34,6 @@ from llava.model.multimodal_encoder.registry import (
     tower_class,
 )
 from llava.model.multimodal_projector.registry import projected_tile
-from llava.train.data.samples import choose_tile_grids
 from llava.train.old_flags import read_json_flag
 from llava.train.plan import RunPlan, adapted, word_of
 from llava.utils import UserError, import_optional, shortened
@@ -290,17 +289,6 @@ def check_tower_files(model_args: TowerFlags) -> None:
                 load_weights(one, shapes_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"--vision_tower: {error}") from error
-
-
-def check_tiles(model_args: object, *, aspect_ratio: str | None, grids: str | None) -> None:
-    """Refuse tiles without grids, or grids that are not made of the tower's tiles.
-
-    grids: those of the flag, or of the checkpoint that training starts from.
-    """
-    settings = MultimodalConfig.of(model_args)
-    if settings.vision_tower is not None and cuts_tiles(aspect_ratio):
-        edge = describe_tower(settings).tile_size
-        choose_tile_grids(grids, None, aspect_ratio=aspect_ratio, tile_edge=edge)
 
 
 def _stores_tower(path: str) -> bool:

@@ -45,6 +45,7 @@ from llava.train.build import (
     check_something_trains,
     check_start,
     check_stored_bits,
+    check_tiles,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
@@ -64,7 +65,6 @@ from llava.train.checks import (
     check_frames,
     check_projector,
     check_projector_file,
-    check_tiles,
     check_tower_files,
     check_vision_tower,
 )
