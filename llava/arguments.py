@@ -1,4 +1,7 @@
-"""The command line of every program: paths with ~, texts that are UTF-8, numbers that a computer can hold."""
+"""The command line of every program: paths with ~, texts that are UTF-8, numbers that a computer can hold.
+
+No program writes over a file that it reads: a `local_path` or `any_path` is read, an `output_path` written.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llava._compat import parser_actions
@@ -83,6 +87,15 @@ class ProgramParser(argparse.ArgumentParser):
         ):  # fmt: skip
             self.register("type", kind, reader)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse a command line. Raises UserError also for an output that is an input as well."""
+        parsed = super().parse_args(args, namespace)
+        read, written = ([*_files(self, parsed, kinds)] for kinds in ((local_path, any_path), (output_path,)))
+        refuse_overwriting([one for one in read if os.path.isfile(one[1])], written)
+        return parsed
+
     def add_subparsers(self, **kwargs: Any) -> Any:
         """Add programs to choose from; each reads its arguments itself."""
         programs = super().add_subparsers(**kwargs)
@@ -100,6 +113,58 @@ class ProgramParser(argparse.ArgumentParser):
 
 def _as_given(text: str) -> str:
     return text
+
+
+def _files(
+    parser: argparse.ArgumentParser, parsed: argparse.Namespace, kinds: Collection[object]
+) -> Iterator[tuple[str, Path]]:
+    """Yield what arguments of these types name, but for folders: the argument as it is told, and its path."""
+    for action in parser_actions(parser):
+        value = getattr(parsed, action.dest, None)
+        if isinstance(action.choices, Mapping) and value in action.choices:
+            yield from _files(action.choices[value], parsed, kinds)
+        elif action.type in kinds:
+            long = [one for one in action.option_strings if one.startswith("--")]
+            told = [*long, *action.option_strings, f"the argument {action.dest}"][0]
+            several = isinstance(value, list) and len(value) > 1
+            for number, one in enumerate(value if isinstance(value, list) else [value], start=1):
+                if isinstance(one, str) and not os.path.isdir(one):  # of too long a path, pathlib raises
+                    yield f"file {number} of {told}" if several else told, Path(one)
+
+
+# ---- what is read is not written ----
+
+Places = Mapping[str, Path | None] | Sequence[tuple[str, Path | None]]
+
+
+def refuse_overwriting(read: Places, written: Places) -> None:
+    """Raise UserError where a file that is to be written is one that is read, or two of them are one.
+
+    Both: what a file is called on the command line -> its path; None for what was not given.
+    """
+    known = [(name, path) for name, path in _pairs(read) if path is not None]
+    for name, path in _pairs(written):
+        if path is None:
+            continue
+        for other, taken in known:
+            if _is_one(path, taken):
+                raise UserError(
+                    f"{name} is {shortened(path)}, which is {other} as well, and would be overwritten; name "
+                    "another file"
+                )
+        known.append((name, path))
+
+
+def _pairs(places: Places) -> Sequence[tuple[str, Path | None]]:
+    return [*places.items()] if isinstance(places, Mapping) else places
+
+
+def _is_one(one: Path, other: Path) -> bool:
+    """Tell whether two paths are those of one file, also through links and where it is not there yet."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def take_paths(parser: argparse.ArgumentParser, names: Collection[str]) -> None:

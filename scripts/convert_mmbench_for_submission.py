@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llava.arguments import ProgramParser, local_path, output_path
+from llava.arguments import ProgramParser, local_path, output_path, refuse_overwriting
 from llava.utils import run_program
 
 
@@ -17,7 +17,9 @@ def main() -> None:
     from llava.eval.scoring.converters import convert_mmbench  # reads tables, for which it loads pyarrow
 
     result = Path(args.result_dir) / f"{args.experiment}.jsonl"
-    convert_mmbench(Path(args.annotation_file), result, Path(args.upload_dir) / f"{args.experiment}.xlsx")
+    table, workbook = Path(args.annotation_file), Path(args.upload_dir) / f"{args.experiment}.xlsx"
+    refuse_overwriting({"--annotation-file": table}, {"the workbook in --upload-dir": workbook})
+    convert_mmbench(table, result, workbook)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import warming
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# gradio sets it for the whole process where a page is made: the warm interpreter knows it from the beginning
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "True")
 # This environment's programs come first, above all its ninja: another version of ninja takes the command
 # lines in the log of a compilation for changed ones, and compiles all of it again.
 BIN = str(Path(sys.executable).parent)

@@ -7,7 +7,7 @@ from typing import Any
 
 from llava.arguments import ProgramParser, local_path, output_path
 from llava.eval.metrics.letters import choice_index
-from llava.eval.scoring.science_qa import add_flags, score, summary, write_result
+from llava.eval.scoring.science_qa import add_flags, keep_problems, score, summary, write_result
 from llava.utils import accept_any_text, run_program
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     """Run the program."""
     accept_any_text()
     args = build_parser().parse_args()
+    keep_problems(args, "output_file", "output_result")
     details, result = score(args.base_dir, args.split, args.options, args.result_file)
     print(summary(details))
     write_result(args.output_file, details)

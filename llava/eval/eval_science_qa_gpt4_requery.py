@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llava.arguments import ProgramParser, local_path, output_path
-from llava.eval.scoring.science_qa import add_flags, ensemble, share_line, write_result
+from llava.eval.scoring.science_qa import add_flags, ensemble, keep_problems, share_line, write_result
 from llava.utils import accept_any_text, run_program
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     """Run the program."""
     accept_any_text()
     args = build_parser().parse_args()
+    keep_problems(args, "output_result")
     files = (args.gpt4_result, args.our_result, args.requery_result)
     counts, result = ensemble(args.base_dir, args.split, args.options, files)
     print(share_line(counts, "ours", "Our-Correct"))

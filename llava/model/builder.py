@@ -29,7 +29,7 @@ from llava.model.checkpoints.faults import CUT_ROWS, MEAN_ROWS, NEWLINE, Exempt,
 from llava.model.checkpoints.token_rows import average_new_rows
 from llava.model.language_model.registry import KERNELS, family_of, find_family, kernels_of, llava_config
 from llava.model.multimodal.config import MultimodalConfig
-from llava.model.plan import LoadPlan, make_plan
+from llava.model.plan import LoadPlan, make_plan, tell_of_delta
 from llava.model.settings import check_settings
 from llava.model.tokenizer import load_tokenizer
 from llava.protocols import DeviceMap, LlavaModel, Tokenizer
@@ -150,12 +150,13 @@ def resolve_dtype(dtype: torch.dtype | str | None, config: dict[str, Any]) -> to
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     short = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
-    name = str(dtype).removeprefix("torch.")
+    name, told = str(dtype).removeprefix("torch."), f"dtype is {dtype!r}"
     if name == "auto":
-        name = str(config.get("dtype") or config.get("torch_dtype") or "float16")
+        stored = config.get("dtype") or config.get("torch_dtype") or "float16"
+        name, told = str(stored).removeprefix("torch."), f"{files.CONFIG_FILE} has dtype {stored!r}"
     found = getattr(torch, short.get(name, name), None)
     if not isinstance(found, torch.dtype):
-        raise UserError(f"dtype is {dtype!r}; expected float16, bfloat16, float32 or auto.")
+        raise UserError(f"{told}; expected float16, bfloat16, float32 or auto.")
     return found
 
 
@@ -275,6 +276,7 @@ def _load_llm(
         projector_later=plan.source != plan.path,
         exempt=exempt,
     )
+    tell_of_delta(model, plan.source)
     _resize(model, rows, exempt)
     return model, info
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llava.model.checkpoints.files import CONFIG_FILE, CheckpointError
@@ -25,8 +27,17 @@ def check_settings(config: Mapping[str, Any], path: str) -> MultimodalConfig:
         if settings.vision_tower:  # without one the loader says what is missing
             check_against_tower(settings, describe_tower(settings))
     except UserError as error:
-        raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}{_tower_inside(config, path)}") from error
     return settings
+
+
+def _tower_inside(config: Mapping[str, Any], path: str) -> str:
+    """Name the tower that lies in a checkpoint's folder, where the named one is gone: a folder was moved."""
+    tower = config.get("mm_vision_tower")
+    if not isinstance(tower, str) or not tower or os.path.exists(tower):
+        return ""
+    inside = Path(path) / Path(tower).name
+    return f" This folder has one of that name: {inside}." if os.path.isfile(inside / CONFIG_FILE) else ""
 
 
 def check_against_tower(settings: MultimodalConfig, tower: VisionTower) -> None:

@@ -51,6 +51,7 @@ from llava.train.inherited import (
 from llava.train.old_flags import FALSE, OLD_FLAGS_HELP, TRUE, translate_old_flags
 from llava.train.plan import DataSettings, RunPlan, adapted, word_of
 from llava.train.setup.attention import CHOICES as ATTENTION_CHOICES
+from llava.train.setup.hub import check_hub
 from llava.train.setup.liger import check_liger
 from llava.train.tunable import spread_parts
 from llava.utils import UserError
@@ -320,9 +321,10 @@ def make_data_settings(
 
 
 def for_trainer(training_args: TrainingArguments) -> TrainingArguments:
-    """Return the arguments that a Trainer gets: it must not put Liger's kernels, and loss, in again."""
+    """Return a Trainer's arguments: Liger's kernels are not put in again, a --dry_run makes no repository."""
     arguments: transformers.TrainingArguments = copy(training_args)
     arguments.use_liger_kernel = False
+    arguments.push_to_hub = arguments.push_to_hub and not training_args.dry_run
     return arguments
 
 
@@ -384,6 +386,7 @@ def check_args(
     check_optimizer(training_args)
     check_compiling(training_args)
     check_reports(training_args.report_to)
+    check_hub(training_args)
 
 
 def _choose_evaluation(data_args: DataArguments, training_args: TrainingArguments) -> None:

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from llava import conversation as conversation_lib
+from llava.mm_utils import cuts_tiles
 from llava.model.checkpoints.faults import check_loading
-from llava.model.checkpoints.files import load_weights, read_config
+from llava.model.checkpoints.files import CheckpointError, load_weights, read_config, read_tensors
 from llava.model.checkpoints.loading import from_pretrained, load_tower
+from llava.model.checkpoints.projector import compare_projector
+from llava.model.checkpoints.quantization import stored_bits
 from llava.model.language_model.registry import family_of, is_llava, kernels_of, llava_config
 from llava.model.llava_arch import average_new_rows
 from llava.model.multimodal.config import VIDEO_SETTINGS, MultimodalConfig
 from llava.model.multimodal.video import pooled_side
-from llava.model.multimodal_projector.registry import projected_tile
-from llava.model.plan import look_into
+from llava.model.multimodal_encoder.registry import describe_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.registry import check_widths, projected_tile
+from llava.model.plan import look_into, tell_of_delta
 from llava.model.settings import check_settings
 from llava.train.args import ModelArguments, TrainingArguments
 from llava.train.data.samples import choose_tile_grids
@@ -47,6 +52,67 @@ def check_start(path: str) -> None:
         else:
             remedy = "adapters; merge them into their base model first (scripts/merge_lora_weights.py)"
         raise UserError(f"--model_name_or_path is {path}, which holds only {remedy}")
+
+
+def check_tiles(model_args: ModelArguments, *, aspect_ratio: str | None, grids: str | None) -> None:
+    """Raise UserError for tiles without grids, or with grids of the flag that are not made of tiles.
+
+    grids: those of the flag, or of the checkpoint that training starts from, which are judged as it is
+    loaded.
+    """
+    if model_args.vision_tower is None or not cuts_tiles(aspect_ratio):
+        return
+    try:
+        own = read_config(model_args.model_name_or_path).get("image_grid_pinpoints")
+    except CheckpointError:  # told when it is loaded
+        return
+    if grids is None or grids != str(own):
+        edge = describe_tower(MultimodalConfig.of(model_args)).tile_size
+        choose_tile_grids(grids, None, aspect_ratio=aspect_ratio, tile_edge=edge)
+
+
+def check_projector_fits(model_args: ModelArguments) -> None:
+    """Raise CheckpointError for a --pretrain_mm_mlp_adapter of other shapes than the projector's."""
+    file = model_args.pretrain_mm_mlp_adapter
+    if file is None or model_args.vision_tower is None:
+        return
+    try:
+        config = llava_config(read_config(model_args.model_name_or_path))
+    except CheckpointError:  # told when it is loaded
+        return
+    config.mm_projector_type = model_args.mm_projector_type
+    config.mm_hidden_size = describe_tower(MultimodalConfig.of(model_args)).hidden_size
+    check_widths(config)
+    projector, kind = build_vision_projector(config), model_args.mm_projector_type or "linear"
+    compare_projector(projector, read_tensors(file, shapes_only=True), file, kind)
+
+
+def check_stored_bits(path: str, training_args: TrainingArguments) -> None:
+    """Raise UserError for a checkpoint that is stored quantised and cannot train so; with adapters it can."""
+    try:
+        config = read_config(path)
+    except CheckpointError:  # told when it is loaded
+        return
+    bits = stored_bits(config, path)
+    if bits == 16:
+        return
+    if not training_args.lora_enable:
+        raise UserError(
+            f"--model_name_or_path {path} is stored in {bits} bit, and such weights do not train; add "
+            "--lora_enable True, or give the model it was made from"
+        )
+    if training_args.bits not in (16, bits):
+        raise UserError(
+            f"--bits is {training_args.bits}, and --model_name_or_path {path} is stored in {bits} bit; give "
+            f"--bits {bits}, or the model it was made from"
+        )
+    logger.warning(
+        "%s is stored in %d bit, on which the loader puts no adapters: to ask what is trained here, give the "
+        "model it was made from as --model-base, with --load-%dbit",
+        path,
+        bits,
+        bits,
+    )
 
 
 def check_something_trains(model_args: ModelArguments, plan: RunPlan) -> None:
@@ -119,6 +185,7 @@ def load_llm(
     )
     if tower is not None:
         load_tower(model, info, path)
+    tell_of_delta(model, path)
     model.accepts_loss_kwargs = False  # the mean over each micro-batch, as in the reference
     model.config.use_cache = False
     if training_args.use_liger_kernel:

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from llava.conversation import version_for
 from llava.model.checkpoints.errors import CheckpointError
-from llava.model.checkpoints.files import CONFIG_FILE, find_file, read_config, read_json
+from llava.model.checkpoints.files import CONFIG_FILE, find_file, name_of, read_config, read_json
+from llava.model.checkpoints.foreign import foreign_config
 from llava.model.language_model.registry import is_llava
 from llava.model.multimodal.config import MultimodalConfig
+from llava.model.multimodal_encoder.registry import split_name
 from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
@@ -65,12 +67,15 @@ def inherit_settings(
         config = read_config(path)
     except CheckpointError:  # told when the model is loaded
         return model_args, data_args
+    if foreign := foreign_config(config, path):
+        raise CheckpointError(f"--model_name_or_path: {foreign}")
     if not is_llava(config):
         return model_args, data_args
     try:
         MultimodalConfig.checked(config)
     except UserError as error:
         raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}") from error
+    _tell_of_other_tower(path, config, ours["vision_tower"])
     of_model = _changes(config, OF_THE_MODEL, ours, given)
     of_data = _changes(config, OF_THE_DATA, of_data_args, given)
     if "image_grid_pinpoints" in of_data:
@@ -107,11 +112,30 @@ def inherit_from_projector(model_args: ModelArguments, given: frozenset[str]) ->
     if changes:
         told = ", ".join(f"{name} {value}" for name, value in changes.items())
         logger.info("taken from the stage 1 of %s, since no flag says otherwise: %s", file, told)
+    _tell_of_other_tower(file, config, ours["vision_tower"])
     for name in FEATURES:
         value = changes.get(name, ours[name])
         if config.get(name) is not None and config[name] != value:
             logger.warning("%s was trained with --%s %s, this run has %s", file, name, config[name], value)
     return _replaced(model_args, changes)
+
+
+def _tell_of_other_tower(path: str, config: Mapping[str, Any], wanted: str) -> None:
+    """Warn where the projector of a file or checkpoint has learned to read another tower than the wanted."""
+    own = config.get("mm_vision_tower")
+    if isinstance(own, str) and own and _tower_names(own) != _tower_names(wanted):
+        logger.warning(
+            "the projector of %s was trained on the features of the tower %s, this run has --vision_tower "
+            "%s; unless that is the same tower under another name, its features mean something else",
+            path,
+            own,
+            wanted,
+        )
+
+
+def _tower_names(tower: str) -> list[str]:
+    """Return what tells towers apart wherever they lie: the names of their folders or repositories."""
+    return [name_of(one) for one in split_name(tower) or [tower]]
 
 
 def choose_version(model_args: ModelArguments, given: frozenset[str]) -> ModelArguments:

@@ -41,8 +41,11 @@ from llava.train.args import (
 )
 from llava.train.build import (
     build_model,
+    check_projector_fits,
     check_something_trains,
     check_start,
+    check_stored_bits,
+    check_tiles,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.callbacks.tasks import EvalTasks, planned_tasks
@@ -159,6 +162,20 @@ def _start_logging(training_args: TrainingArguments) -> None:
     logging.getLogger("llava").setLevel(logging.INFO if training_args.should_log else logging.WARNING)
 
 
+def _check_parts(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Refuse a model, tower or projector that training cannot start from, while no weights are loaded."""
+    check_vision_tower(model_args.vision_tower)
+    check_projector(model_args)
+    check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
+    check_start(model_args.model_name_or_path)
+    check_stored_bits(model_args.model_name_or_path, training_args)
+    check_tower_files(model_args)
+    check_tiles(model_args, aspect_ratio=data_args.image_aspect_ratio, grids=data_args.image_grid_pinpoints)
+    check_projector_fits(model_args)
+
+
 def train(attn_implementation: str | None = None) -> None:
     """Train as the command line says: stage 1 (projector), full finetuning, or LoRA.
 
@@ -169,11 +186,7 @@ def train(attn_implementation: str | None = None) -> None:
     quiet_unless_verbose(sys.argv)
     model_args, data_args, training_args = parse_args()
     _start_logging(training_args)
-    check_vision_tower(model_args.vision_tower)
-    check_projector(model_args)
-    check_projector_file(model_args.pretrain_mm_mlp_adapter, model_args.mm_patch_merge_type)
-    check_start(model_args.model_name_or_path)
-    check_tower_files(model_args)
+    _check_parts(model_args, data_args, training_args)
     distributed.start(training_args)
     # a new projector and new adapters start from random values
     seed_everything(training_args.seed, deterministic=training_args.deterministic)

@@ -132,7 +132,7 @@ def test_what_is_amiss_is_named_and_shown(
         (["first"], {"reviews": ["r"]}, "--reviews names 1 files, and --answers 1"),
         (["first", "second"], {"names": ["A"]}, "--names has 1 names for 2 files"),
         (["first"], {"output": "index.html"}, "--output is index.html"),
-        (["first"], {"output": "q.jsonl"}, "--output is q.jsonl, which is file 1 of --question as well"),
+        (["first"], {"output": "q.jsonl"}, "--output is q.jsonl, which is --question as well"),
         (["first", "second"], {"output": "second.jsonl"}, "which is file 2 of --answers as well"),
         (["first"], {"image_folder": "none"}, "--image-folder none is no folder"),
         (["other"], {}, "none of its 1 answers is to one of the 2 questions"),

@@ -167,3 +167,17 @@ def test_a_tower_with_a_bad_config(
     change(tower, vision_config=vision)
     change(v16, mm_vision_tower=str(tower))
     refuse(v16, str(tower), "config.json", expected)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_moved_folder_with_its_tower_in_it_names_it(own: bool, checkpoints: Path, tmp_path: Path) -> None:
+    """convert_hf from-hf writes the tower into the new folder, and names it by its whole path."""
+    folder = Path(shutil.copytree(checkpoints / "llava-tiny-v1.5-st", tmp_path / "moved"))
+    config = json.loads((folder / "config.json").read_text()) | {"mm_vision_tower": "/before/vision_tower"}
+    (folder / "config.json").write_text(json.dumps(config))
+    if own:
+        shutil.copytree(checkpoints / "tiny-clip", folder / "vision_tower")
+    with pytest.raises(CheckpointError, match="/before/vision_tower") as caught:
+        load_pretrained_model(str(folder), None, "x", device="cpu")
+    told = f"This folder has one of that name: {folder}/vision_tower."
+    assert (told in str(caught.value)) == own and "\n" not in str(caught.value)

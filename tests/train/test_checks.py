@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -177,6 +178,34 @@ def test_files_of_a_tower_are_looked_at_before_anything_is_loaded(
         assert "none.json" in told
 
 
+@pytest.mark.parametrize("model_type", ["llava", "llava_next", "llava_onevision"])
+def test_a_model_of_transformers_is_named_as_one(
+    model_type: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as a LLaVA whose settings are missing."""
+    (tmp_path / "hf").mkdir()
+    content = {"model_type": model_type, "text_config": {"model_type": "llama"}, "vision_config": {}}
+    content["architectures"] = ["LlavaForConditionalGeneration"]
+    (tmp_path / "hf/config.json").write_text(json.dumps(content))
+    told = _start(tmp_path / "hf", checkpoints / "tiny-clip", tmp_path, monkeypatch)
+    assert "transformers" in told and "mm_hidden_size" not in told
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu", "mlp3x_gelu"])
+def test_a_projector_of_another_kind_is_seen_before_the_model_is_loaded(
+    kind: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file alone, without the config.json of its stage 1 that names the kind."""
+    base, tower = checkpoints / "vicuna-tiny", checkpoints / "tiny-clip"
+    file = Path(shutil.copy(checkpoints / "llava-tiny-pretrain" / "mm_projector.bin", tmp_path))
+    flags = ["--pretrain_mm_mlp_adapter", str(file), "--mm_projector_type", kind]
+    told = _start(base, tower, tmp_path, monkeypatch, *flags)
+    if kind == "mlp2x_gelu":
+        assert "none.json" in told
+    else:
+        assert told.startswith(f"{file} does not fit the projector '{kind}': it holds")
+
+
 def test_a_layer_that_the_tower_lacks_is_seen_before_anything_is_loaded(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +237,51 @@ def test_no_output_folder_is_only_for_a_dry_run(folder: Path, monkeypatch: pytes
 def test_unusual_flags_that_mean_something_are_taken(flags: str, folder: Path) -> None:
     argv = ["--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
     parse_args([*argv, *flags.split()])
+
+
+@pytest.mark.parametrize("anyres", ["anyres", "anyres_max_9"])
+def test_tiles_without_grids_are_refused_before_anything_is_loaded(
+    anyres: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--image_aspect_ratio", anyres, "--mm_patch_merge_type", "spatial_unpad"]
+    base, tower = checkpoints / "vicuna-tiny", checkpoints / "tiny-clip"
+    told = _start(base, tower, tmp_path, monkeypatch, *flags)
+    assert told.startswith(f"--image_aspect_ratio {anyres} needs tile grids") and "[[56,112]" in told
+    told = _start(base, tower, tmp_path, monkeypatch, *flags, "--image_grid_pinpoints", "[[55,112]]")
+    assert "no multiple of 56" in told
+    assert "none.json" in _start(
+        base, tower, tmp_path, monkeypatch, *flags, "--image_grid_pinpoints", "[[56,112]]"
+    )
+    assert "none.json" in _start(checkpoints / "llava-tiny-v1.6", tower, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("flags", "offline", "message"),
+    [
+        ("", False, "--push_to_hub True needs a token of the hub, and there is none"),
+        ("--hub_token x", True, "--push_to_hub True cannot work: HF_HUB_OFFLINE is set"),
+        ("--hub_token x --hub_model_id a/b/c", False, "--hub_model_id is a/b/c"),
+        ("--hub_token x --hub_model_id a..b", False, "--hub_model_id is a..b"),
+        ("--hub_token x --output_dir {folder}/-out-", False, "--output_dir is {folder}/-out-"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told_at_the_start(
+    flags: str, offline: bool, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    start = ["--model_name_or_path", str(folder / "foreign")]  # no name that the hub would be asked about
+    argv = [*start, "--data_path", "x.json", "--output_dir", str(folder / "out"), "--report_to", "none"]
+    flags = flags.replace("{folder}", str(folder))
+    with pytest.raises(UserError) as caught:
+        parse_args([*argv, "--push_to_hub", "True", *flags.split()])
+    assert message.replace("{folder}", str(folder)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    parse_args([*argv, *flags.split()])
+    if not offline:
+        parse_args([*argv, "--push_to_hub", "True", "--hub_token", "x", "--hub_model_id", "me/model"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")

@@ -15,7 +15,7 @@ from video_data import record, write_media
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoints.files import read_config
-from llava.train import build, checks
+from llava.train import args, build, checks
 from llava.train.args import parse_args
 from llava.train.checkpointing.folders import publish
 from llava.train.checkpointing.manifest import make_manifest, other_weights
@@ -72,6 +72,51 @@ def test_other_features_than_those_of_stage_1_are_told(
     assert "was trained with --mm_vision_resolution 84, this run has 56" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("other-tower", True),
+        ("somewhere/else/tiny-clip/", False),
+        ("models--us--tiny-clip/snapshots/0123abc", False),
+        ("models--us--other/snapshots/0123abc", True),
+        ("tiny-clip+dino", True),
+    ],
+)
+def test_a_projector_of_another_tower_is_told(
+    named: str,
+    told: bool,
+    stage_1: Path,
+    checkpoints: Path,
+    training_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The tower has the same width, and its features mean something else."""
+    (tmp_path / "mm_projector.bin").write_bytes(stage_1.read_bytes())
+    config = read_config(stage_1.parent) | {"mm_vision_tower": named}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    more = f"{STAGE_2} --pretrain_mm_mlp_adapter {tmp_path}/mm_projector.bin"
+    parse_args(flags(checkpoints, training_data, tmp_path / "out", more))
+    warned = [one for one in caplog.records if one.levelname == "WARNING" and named in one.getMessage()]
+    assert len(warned) == told
+    if told:
+        assert "was trained on the features of the tower" in warned[0].getMessage()
+
+
+@pytest.mark.parametrize("base", ["llava-tiny-v1.5", "llava-tiny-v1.5-st"])
+def test_a_checkpoint_of_another_tower_is_told(
+    base: str, checkpoints: Path, training_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "other").symlink_to(checkpoints / "tiny-clip")
+    argv = flags(checkpoints, training_data, tmp_path / "out", STAGE_2, base=base)
+    parse_args([*argv, "--vision_tower", str(tmp_path / "other")])  # the same folder under another name
+    assert "of the tower" not in caplog.text
+    (tmp_path / "other").unlink()
+    (tmp_path / "other").mkdir()
+    parse_args([*argv, "--vision_tower", str(tmp_path / "other")])
+    assert "was trained on the features of the tower" in caplog.text
+
+
 @pytest.mark.parametrize("beside", [None, "[]", "{", '{"mm_projector_type": 7}', '{"model_type": "llama"}'])
 def test_a_projector_without_its_settings_changes_nothing(
     beside: str | None, checkpoints: Path, training_data: Path, tmp_path: Path
@@ -110,8 +155,9 @@ LATE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("more", LATE)
 def test_what_only_a_run_can_refuse_is_one_sentence(
-    more: str, checkpoints: Path, training_data: Path, tmp_path: Path
+    more: str, checkpoints: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(args, "check_hub", lambda args: None)
     argv = flags(checkpoints, training_data, tmp_path / "out", f"{STAGE_2} {more}")
     with pytest.raises(UserError, match=LATE[more]):
         run_train(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,8 @@ from llava.eval.tasks.base import Ask, Graded, JsonValue, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.utils import UserError, shortened
 
-_NEEDED = ("task", "split", "options")
+_NEEDED = ("task", "split", "options", "scores")
+_SCORE = 'a list of scores such as {"name": "all", "value": 98.1}'
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def read_scored(path: Path) -> Scored:
     try:
         content = json.loads(result.read_text(encoding="utf-8"))
         graded = graded_path(result).read_text(encoding="utf-8").splitlines()
-        rows = tuple(Graded(**json.loads(line)) for line in graded)
-        if not all(name in content for name in _NEEDED):
-            raise TypeError("it lacks task, split or options")
+        if not isinstance(content, dict) or not all(name in content for name in _NEEDED):
+            raise TypeError(f"it lacks {', '.join(_NEEDED[:-1])} or {_NEEDED[-1]}")
+        _check_scores(content["scores"])
     except OSError as error:
         raise UserError(
             f"{shortened(error.filename)} cannot be read ({error.strerror}); score the answers first: "
@@ -91,9 +93,48 @@ def read_scored(path: Path) -> Scored:
         ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{shortened(result)} is no result of llava.eval ({error}); score again") from error
+    rows = _read_graded(graded_path(result), graded)
     model = content.get("model")
-    named = isinstance(model, dict) and "id" in model
-    return Scored(result, content, rows, str(model["id"]) if named else _file_name(result))
+    name = str(model["id"]) if isinstance(model, dict) and "id" in model else _file_name(result)
+    return Scored(result, content, rows, name)
+
+
+def _check_scores(scores: JsonValue) -> None:
+    """Raise TypeError for what is not the scores of a result; it says what was found and expected."""
+    if not isinstance(scores, list):
+        raise TypeError(f"its scores are {shortened(repr(scores), 120)}, expected {_SCORE}")
+    for one in scores:
+        named = isinstance(one, dict) and isinstance(one.get("name"), str)
+        if not named or not _is_number(one.get("value"), finite=False):
+            raise TypeError(f"{shortened(repr(one), 120)} is among its scores, expected {_SCORE}")
+
+
+def _read_graded(path: Path, lines: Sequence[str]) -> tuple[Graded, ...]:
+    """Return what each question earned. Raises UserError for a line that no scorer writes."""
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = Graded(**json.loads(line))
+        except (ValueError, TypeError):
+            row = None
+        if row is None or not _is_graded(row):
+            raise UserError(
+                f"{shortened(path)}, line {number}: {shortened(line, 120)}; expected what a question earned, "
+                'such as {"id": 1, "prediction": "4", "expected": "4", "credit": 1.0}; score again'
+            )
+        rows.append(row)
+    return tuple(rows)
+
+
+def _is_graded(row: Graded) -> bool:
+    texts = isinstance(row.prediction, str) and isinstance(row.expected, str)
+    return texts and isinstance(row.id, str | int) and (row.credit is None or _is_number(row.credit))
+
+
+def _is_number(value: object, *, finite: bool = True) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return not finite or math.isfinite(value)
 
 
 def _file_name(result: Path) -> str:

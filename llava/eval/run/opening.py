@@ -17,10 +17,11 @@ from llava.inference.prompt import pick_conv_mode
 from llava.inference.sampling import SamplingParams
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints.checksums import fingerprint
-from llava.model.checkpoints.files import CONFIG_FILE, find_file
+from llava.model.checkpoints.files import ADAPTER_CONFIG_FILE, CONFIG_FILE, find_file
+from llava.model.plan import look_into
 from llava.utils import check_whole
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG_FILE)
 
 
 class Opener:
@@ -87,10 +88,15 @@ def params_of(args: argparse.Namespace, task: Task | type[Task]) -> SamplingPara
 
 
 def weights_of(model_path: str, model_base: str | None = None) -> str | None:
-    """Return a fingerprint of the weights of a checkpoint and its base; None where there are no files."""
+    """Return a fingerprint of the weights of a checkpoint and its base; None where there are no files.
+
+    Of an adapter its settings count as well, and the base that it names itself where none is given.
+    """
+    found = look_into(model_path)
+    base = model_base or (found.recorded_base if found.needs_base else None)
     files: list[Path] = []
-    for name in filter(None, (model_path, model_base)):
-        config = find_file(name, CONFIG_FILE)
+    for name in filter(None, (model_path, base)):
+        config = find_file(name, CONFIG_FILE) or find_file(name, ADAPTER_CONFIG_FILE)
         folder = Path(name) if config is None else config.parent
         files += sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     return fingerprint(files)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava.arguments import refuse_overwriting
 from llava.eval.comparing.pairs import graded_path
 from llava.eval.run.answering import note_path, noted
 from llava.eval.run.flags import answers_path, earlier_answers_path
 from llava.eval.run.plan import Plan
 from llava.eval.run.results import result_path
 from llava.eval.tasks.base import Task, TaskData
-from llava.utils import UserError, shortened
-
-
-def refuse_overwriting(read: Mapping[str, Path | None], written: Mapping[str, Path | None]) -> None:
-    """Raise UserError where a file that is to be written is one that is read, or two of them are one.
-
-    Both: what a file is called on the command line -> its path; None for what was not given.
-    """
-    known = [(name, path) for name, path in read.items() if path is not None]
-    for name, path in written.items():
-        if path is None:
-            continue
-        for other, taken in known:
-            if _is_one(path, taken):
-                raise UserError(
-                    f"{name} is {shortened(path)}, which is {other} as well, and would be overwritten; name "
-                    "another file"
-                )
-        known.append((name, path))
 
 
 def check_places(
@@ -81,11 +62,3 @@ def place_of_answers(plan: Plan, model_id: str, given: str | None) -> Path:
 def _hashes(sources: Mapping[str, Any]) -> dict[str, str]:
     """Return the hashes of what has one among the sources of questions."""
     return {key: one["sha256"] for key, one in sources.items() if "sha256" in one}
-
-
-def _is_one(one: Path, other: Path) -> bool:
-    """Tell whether two paths are those of one file, also through links and where it is not there yet."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.arguments import ProgramParser, local_path
+from llava.arguments import ProgramParser, local_path, refuse_overwriting
 from llava.atomic import write_text
 from llava.eval.metrics.letters import FAILED, choice_index, read_letter, told_letter
 from llava.eval.tasks.base import JsonValue, Record
@@ -26,6 +27,17 @@ def add_flags(parser: ProgramParser) -> None:
     )
     parser.add_argument("--split", default="test", help="the split that was asked (default: test)")
     parser.add_argument("--options", type=list, default=OPTIONS, help="letters of options (default: ABCDE)")
+
+
+def keep_problems(args: argparse.Namespace, *written: str) -> None:
+    """Raise UserError where a result would be written over the problems. written: names of arguments."""
+    refuse_overwriting(
+        {
+            f"{name} of --base-dir": Path(args.base_dir) / name
+            for name in ("problems.json", "pid_splits.json")
+        },
+        {f"--{name.replace('_', '-')}": Path(getattr(args, name)) for name in written},
+    )
 
 
 def read_ours(path: str) -> dict[str, Record]:

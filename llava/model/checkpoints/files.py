@@ -109,6 +109,14 @@ def has_file(path: str | Path, name: str) -> bool:
     return find_file(path, name) is not None
 
 
+def name_of(path: str | Path) -> str:
+    """Return what tells models apart wherever they lie: the name of a folder or hub repository."""
+    place = Path(os.path.realpath(path) if os.path.isdir(path) else path)
+    if place.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return place.parent.parent.name.rpartition("--")[2]
+    return place.name
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint."""
     try:

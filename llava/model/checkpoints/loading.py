@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMPARED_TOWER_WEIGHTS = 8
+_AROUND = ("default", "modules_to_save", "base_layer", "original_module")  # peft's, in names of weights
 LARGEST_RANK = 10**5  # no adapter comes near; a damaged number must not fill the memory
 
 
@@ -269,17 +270,28 @@ def _load_by_name(model: LlavaModel, weights: dict[str, torch.Tensor], source: s
 def merge_adapter(model: CausalModel, path: str) -> Any:
     """Load the PEFT adapter of `path` onto the model and merge it; returns the plain model.
 
-    Raises CheckpointError when the adapter and the model do not cover the same modules.
+    Raises CheckpointError when the adapter and the model do not cover the same modules, and for kinds of
+    adapters that do not become a part of the weights.
     """
-    return attach_adapter(model, path).merge_and_unload()
+    wrapped = attach_adapter(model, path)
+    try:
+        return wrapped.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError) as error:  # NotImplementedError is one of the second
+        kind = wrapped.peft_config["default"].peft_type.value
+        raise CheckpointError(
+            f"The adapter in {path} is of the kind {kind} and cannot be merged into weights "
+            f"({first_line(error)}); expected LORA on linear layers or embeddings."
+        ) from error
 
 
 def attach_adapter(model: CausalModel, path: str) -> Any:
     """Put the PEFT adapter of `path` on the model, as PEFT's wrapper of it. Raises as `merge_adapter`."""
     shapes_only = model.device.type == "meta"
     weights = _adapter_weights(path, shapes_only=shapes_only)
-    stored = {_adapter_name(name): value.shape for name, value in weights.items() if ".lora_" in name}
-    adapted = {name.split(".lora_")[0] for name in stored}
+    stored = {_adapter_name(name): value.shape for name, value in weights.items()}
+    adapted = {name.split(".lora_")[0] for name in stored if ".lora_" in name}
     modules = {name for name, _ in model.named_modules()}
     replaced = {name for name in weights if ".lora_" not in name}  # PEFT's modules_to_save
     if any(files.is_tower_key(name) for name in replaced | (adapted - modules)):
@@ -294,6 +306,13 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     _check_adapter_config(peft, path)
     with explained(path, files.ADAPTER_CONFIG_FILE):
         config = peft.PeftConfig.from_pretrained(path)
+    if config.is_prompt_learning or not hasattr(config, "exclude_modules"):
+        raise CheckpointError(
+            f"The adapter in {path} is of the kind {config.peft_type.value}, which cannot be merged into "
+            "weights; expected LORA."
+        )
+    module = cast("torch.nn.Module", model)
+    own = {_adapter_name(name) for name, _ in (*module.named_parameters(), *module.named_buffers())}
     has_tower = any(files.is_tower_key(name) for name in modules)
     if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in stored):
         # CLIP has layers called q_proj as well; peft would give them adapters of their own, then miss them
@@ -306,16 +325,35 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
             else:
                 with reading_held():
                     wrapped = _filled_adapter(peft, model, path, config)
-    places = {_adapter_name(n): value.shape for n, value in wrapped.named_parameters() if ".lora_" in n}
-    missing = sorted(set(places) - set(stored))
-    if missing:
+    _compare_adapter(wrapped, stored, own, path)
+    return wrapped
+
+
+def _compare_adapter(
+    wrapped: torch.nn.Module, stored: Mapping[str, torch.Size], own: set[str], path: str
+) -> None:
+    """Raise CheckpointError unless an adapter's file holds what its config makes, and nothing else.
+
+    stored: the file's names and shapes. own: names of the model's own weights, which it may replace.
+    """
+    places = {
+        _adapter_name(name): value.shape
+        for name, value in wrapped.named_parameters()
+        if ".modules_to_save." in name or (".base_layer." not in name and _adapter_name(name) not in own)
+        if not name.endswith(".ranknum.default")  # AdaLoRA's, which peft fills in
+    }
+    if missing := sorted(set(places) - set(stored)):
         raise CheckpointError(f"The adapter in {path} lacks {count_of(missing)}: {some_of(missing)}.")
+    if left := sorted(set(stored) - set(places) - own):
+        raise CheckpointError(
+            f"The adapter in {path} has {count_of(left)} that its {files.ADAPTER_CONFIG_FILE} has no place "
+            f"for: {some_of(left)}; copy both files again from one folder."
+        )
     if other := [name for name in places if places[name] != stored[name]]:
         raise CheckpointError(
             f"The adapter in {path} does not fit its base: {other[0]} has {tuple(stored[other[0]])}, "
             f"expected {tuple(places[other[0]])}."
         )
-    return wrapped
 
 
 def _check_adapter_config(peft: ModuleType, path: str) -> None:
@@ -329,7 +367,8 @@ def _check_adapter_config(peft: ModuleType, path: str) -> None:
             f"{file or path} has peft_type {shown(kind)}; expected 'LORA', or another kind that peft "
             f"{peft.__version__} knows. Copy it again from the folder that training wrote."
         )
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+    least = 1 if "LORA" in str(kind) else 0  # OFT has a rank or a size of blocks, the other is 0
+    if isinstance(rank, bool) or not isinstance(rank, int) or not least <= rank <= LARGEST_RANK:
         raise CheckpointError(
             f"{file} has r {shown(rank)}; expected the rank of its weights, from 1 to {LARGEST_RANK:,}."
         )
@@ -345,7 +384,8 @@ def _filled_adapter(peft: ModuleType, model: CausalModel, path: str, config: Pef
 
 def _adapter_name(name: str) -> str:
     """Name of an adapter's weight without what peft puts around it in memory."""
-    return name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight")
+    parts = name.removeprefix("base_model.model.").removesuffix(".weight").split(".")
+    return ".".join(part for part in parts if part not in _AROUND)
 
 
 def _adapter_weights(path: str, *, shapes_only: bool) -> dict[str, torch.Tensor]:

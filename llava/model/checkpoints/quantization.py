@@ -266,6 +266,13 @@ def stored_bits(config: Mapping[str, Any], path: str) -> int:
     return 8 if stored.get("load_in_8bit") else 4 if stored.get("load_in_4bit") else 16
 
 
+def refuse_quantised(config: Mapping[str, Any], path: str, why: str) -> None:
+    """Raise CheckpointError for weights that are stored quantised; why: what needs them otherwise."""
+    bits = stored_bits(config, path)
+    if bits != 16:
+        raise CheckpointError(f"{path} is stored in {bits} bit; {why}, so give the model it was made from.")
+
+
 def check_stored(path: str, bits: int) -> None:
     """Raise CheckpointError where a `config.json` says quantised and the weights beside it are not.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llava.atomic import DISK_FULL, atomic_folder, obstacle, try_to_write, words_of
-from llava.model.checkpoints.files import WEIGHT_INDEXES, CheckpointError, first_line
+from llava.model.checkpoints.files import ADAPTER_CONFIG_FILE, WEIGHT_INDEXES, CheckpointError, first_line
 from llava.utils import UserError, shortened
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,15 @@ def refuse_unwritable(target: str | Path, flag: str = "", *, folder: bool = True
         raise CheckpointError(f"{_named(target, flag)} cannot be written: {reason}; give another place.")
 
 
+def refuse_adapter_in(target: str | Path, flag: str = "") -> None:
+    """Raise CheckpointError if a folder that gets a whole model holds an adapter; loaders would put it on."""
+    if os.path.exists(Path(target) / ADAPTER_CONFIG_FILE):
+        raise CheckpointError(
+            f"{_named(target, flag)} holds an adapter ({ADAPTER_CONFIG_FILE}), beside which a whole model is "
+            "not written: loaders would put it on once more; name another folder."
+        )
+
+
 def _named(target: str | Path, flag: str) -> str:
     return f"{flag} {shortened(target)}".strip()
 
@@ -53,6 +62,7 @@ def whole_folder(target: str | Path, flag: str = "") -> Iterator[Path]:
     flag: the argument that names `target`, for the message.
     """
     refuse_unwritable(target, flag)
+    refuse_adapter_in(target, flag)
     with explained_write(target, flag), atomic_folder(target, keep=True, stale=_OLD_WEIGHTS) as scratch:
         yield scratch
         if Path(target).is_dir() and any(one != scratch for one in Path(target).resolve().iterdir()):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,10 +29,11 @@ from llava.conversation import Conversation, conversation_for, encode_pieces, st
 from llava.conversation.pieces import adds_start
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.checkpoints import files
-from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.errors import CheckpointError, first_line
 from llava.model.checkpoints.loading import from_pretrained
 from llava.model.conversion.config import ARCHITECTURES, ONEVISION, WITH_VIDEO
 from llava.protocols import Tokenizer
+from llava.utils import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +192,9 @@ def compare(
     )  # other templates may not know several turns, or end them in their own way
     dialog = _dialog(conversation, turns, start_end=start_end)
     image = image_of_test(square=square)
-    theirs = _ask_hf(hf_path, "" if own_template else dialog.get_prompt(), turns, image, settings)
+    given = "" if own_template else dialog.get_prompt()
+    with contextlib.nullcontext() if own_template else _explained(hf_path):
+        theirs = _ask_hf(hf_path, given, turns, image, settings)
     ours = _ask_llava(llava, dialog if own_template else theirs.prompt, image, theirs, settings)
     rows = min(rows or ours.logits.shape[-1], ours.logits.shape[-1], theirs.logits.shape[-1])
     difference = _difference(ours.logits, theirs.logits, rows)
@@ -220,6 +224,21 @@ def compare(
         texts_must_agree=own_template,
         video_difference=video,
     )
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what transformers raises on a folder whose files do not fit each other into a CheckpointError."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library raises its own kind, down to bare Exception
+        raise CheckpointError(
+            f"transformers cannot run {path} ({type(error).__name__}: {first_line(error)}); compare its "
+            "config.json and the files of its tokenizer and processor with the original's, or copy them "
+            "again."
+        ) from error
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor, rows: int) -> float:

@@ -22,6 +22,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import LoadPlan, load_pretrained_model, make_plan
 from llava.model.checkpoints import files
 from llava.model.checkpoints.files import CheckpointError
+from llava.model.checkpoints.quantization import refuse_quantised
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.token_rows import STORED_ROWS
 from llava.model.checkpoints.writing import refuse_unwritable
@@ -67,6 +68,8 @@ def to_hf(
     plan = make_plan(source, base)
     if not plan.is_llava:
         raise CheckpointError(f"{source} is a text model; transformers reads it as it is.")
+    if plan.source == plan.path:
+        refuse_quantised(plan.config, source, "a conversion needs the weights in 16 or 32 bit")
     kind = hf_kind(plan.config, source)
     refuse_tower(describe_tower(check_settings(plan.config, plan.path)), kind, source)
     conversation = template_of(conv_mode, source, plan.config)

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llava.model.checkpoints import files, loading
+from llava.model.checkpoints import files, loading, quantization
 from llava.model.checkpoints.faults import check_loading
 from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
-from llava.model.checkpoints.writing import refuse_input_as_target, refuse_unwritable, whole_folder
+from llava.model.checkpoints.writing import (
+    refuse_adapter_in,
+    refuse_input_as_target,
+    refuse_unwritable,
+    whole_folder,
+)
 from llava.model.language_model.registry import FAMILIES, family_of, llava_config
 from llava.model.plan import look_into
 from llava.model.tokenizer import load_tokenizer
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NEAR = 0.05  # part of a norm's weights that counts as no difference
+
 # weights that a text base cannot have; a delta carries them whole
 NOT_IN_BASE = (*files.PROJECTOR_NAMES, "vision_tower.")
 
@@ -31,10 +38,14 @@ def add_base(base_model_path: str, target_model_path: str, delta_path: str) -> N
     """Write base + delta to `target_model_path`; see llava.model.apply_delta."""
     refuse_input_as_target(target_model_path, (base_model_path, delta_path))
     refuse_unwritable(target_model_path, "--target-model-path")
+    refuse_adapter_in(target_model_path, "--target-model-path")
+    _check_order(base_model_path, delta_path)
     base = load_for_delta(base_model_path)
     model = load_for_delta(delta_path)
+    _check_norm(base, model, delta_path, is_delta=True)
     with torch.no_grad():
         combine(model, base.state_dict(), torch.Tensor.add_, source=delta_path)
+    _check_finite(model, delta_path)
     with whole_folder(target_model_path, "--target-model-path") as folder:
         model.save_pretrained(folder)
         load_tokenizer(delta_path).save_pretrained(folder)
@@ -47,10 +58,14 @@ def subtract_base(
     """Write target - base to `delta_path`; see llava.model.make_delta."""
     refuse_input_as_target(delta_path, (base_model_path, target_model_path))
     refuse_unwritable(delta_path, "--delta-path")
+    refuse_adapter_in(delta_path, "--delta-path")
+    _check_order(base_model_path, target_model_path)
     base = load_for_delta(base_model_path)
     model = load_for_delta(target_model_path)
+    _check_norm(base, model, target_model_path, is_delta=False)
     with torch.no_grad():
         combine(model, base.state_dict(), torch.Tensor.sub_, source=target_model_path)
+    _check_finite(model, target_model_path)
     tokenizer = load_tokenizer(target_model_path)
     with whole_folder(delta_path, "--delta-path") as folder:
         model.save_pretrained(folder)
@@ -64,12 +79,61 @@ def subtract_base(
 def rewrite(src_path: str, dst_path: str) -> None:
     """Load `src_path` and write it to `dst_path`; see llava.model.consolidate."""
     refuse_unwritable(dst_path, "--dst")
+    refuse_adapter_in(dst_path, "--dst")
     auto_upgrade(src_path)
     model = load_for_delta(src_path)
+    _check_finite(model, src_path)
     with whole_folder(dst_path, "--dst") as folder:
         model.save_pretrained(folder)
         load_tokenizer(src_path).save_pretrained(folder)
     logger.info("wrote %s", dst_path)
+
+
+def _check_order(base: str, other: str) -> None:
+    """Raise CheckpointError for a base that is a LLaVA beside a text model, and for quantised weights."""
+    found = {path: look_into(path) for path in (base, other)}
+    if found[base].kind == "full" and found[other].kind == "text":
+        raise CheckpointError(
+            f"{base} sees images and {other} does not; the base is the text model, so give them the other "
+            "way round."
+        )
+    for path, one in found.items():
+        if not one.needs_base:
+            quantization.refuse_quantised(one.config, path, "a delta needs the weights in 16 or 32 bit")
+
+
+def _check_norm(base: PreTrainedModel, model: PreTrainedModel, path: str, *, is_delta: bool) -> None:
+    """Raise CheckpointError for a whole model in place of a delta, or the other way round.
+
+    The last norm's weights hardly move in training: a whole model has the base's, a delta has zeros.
+    """
+    ours, theirs = (dict(one.named_parameters()) for one in (model, base))
+    for name in {family.final_norm_weight for family in FAMILIES} & ours.keys() & theirs.keys():
+        own, of_base = ours[name].detach().float(), theirs[name].detach().float()
+        if own.shape != of_base.shape:
+            continue  # told when they are combined
+        scale = float(of_base.abs().mean())
+        if is_delta and float((own - of_base).abs().mean()) < _NEAR * scale:
+            raise CheckpointError(
+                f"{path} is a whole model, not a delta: its last norm is that of the base, which would be "
+                "added a second time; give the delta that was published or made with llava.model.make_delta."
+            )
+        if not is_delta and float(own.abs().mean()) < _NEAR * scale:
+            raise CheckpointError(
+                f"{path} is a delta, not a whole model: its last norm is next to zero; give the model that "
+                "llava.model.apply_delta makes of it."
+            )
+
+
+def _check_finite(model: PreTrainedModel, path: str) -> None:
+    """Raise CheckpointError for weights that became infinite in the dtype they are written in, or are NaN."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {name} has values that are not finite in {dtype}, in which it would be written; "
+                "nothing was written."
+            )
 
 
 def load_for_delta(path: str, dtype: torch.dtype = torch.float16) -> Any:

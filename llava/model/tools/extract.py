@@ -13,6 +13,7 @@ from llava.model.checkpoints.files import CheckpointError
 from llava.model.checkpoints.saving import repair_generation_config
 from llava.model.checkpoints.writing import (
     explained_write,
+    refuse_adapter_in,
     refuse_input_as_target,
     refuse_unwritable,
     whole_folder,
@@ -68,6 +69,7 @@ def merge_lora(
             f"the folder that LoRA training wrote."
         )
     refuse_input_as_target(save_path, (model_path, model_base, found.recorded_base))
+    refuse_adapter_in(save_path, "--save-model-path")
     tokenizer, model, _, _ = load_pretrained_model(
         model_path, model_base, model_name, device_map="cpu", dtype=dtype
     )

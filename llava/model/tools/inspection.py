@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from llava.model.checkpoints.saving import contradiction
 from llava.model.language_model.registry import FAMILIES, family_of, positions_of
 from llava.model.multimodal.config import MultimodalConfig
 from llava.model.multimodal_encoder.registry import split_name
-from llava.model.plan import Contents, LoadPlan, look_into
+from llava.model.plan import SMALLEST_NORM, Contents, LoadPlan, delta_told, look_into
 from llava.model.tokenizer import load_tokenizer
 from llava.protocols import Tokenizer
 from llava.utils import UserError
@@ -39,7 +39,6 @@ KINDS = {
     "text_lora": "a LoRA adapter of a text model",
 }
 # what the last norm's weights are at least, around 1 or above; a difference of two models has them around 0
-SMALLEST_NORM = 0.1
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,9 @@ def inspect_checkpoint(model_path: str, model_base: str | None = None) -> Report
         found = look_into(model_path)
         report = Report(model_path, found.kind, KINDS[found.kind])
         plan = _plan(report, found, model_base)
+        if plan is not None and plan.kind != found.kind:  # peft's adapter without a config, on a LLaVA
+            found = replace(found, kind=plan.kind)
+            report.kind, report.what = found.kind, KINDS[found.kind]
         config = plan.config if plan else found.config
         _describe(report, config, found)
         stored = _stored_shapes(report, found)
@@ -385,10 +387,7 @@ def _look_for_a_delta(report: Report) -> None:
     except CheckpointError:
         return  # told already
     if any(name in names and value.float().abs().mean() < SMALLEST_NORM for name, value in norms):
-        report.problems.append(
-            f"{report.path} looks like a delta, the difference to a base model; add the base with: "
-            f"python -m llava.model.apply_delta --base BASE --delta {report.path} --target NEW_FOLDER"
-        )
+        report.problems.append(delta_told(report.path))
 
 
 def _choose_template(report: Report, config: Mapping[str, Any]) -> None:

@@ -193,3 +193,33 @@ def test_a_browser_runs_nothing_of_the_page(two_results, tmp_path):
         assert page.locator("article img").first.evaluate("one => one.naturalWidth") > 0
         assert NASTY in page.locator("dd.wrong pre").first.inner_text()
         browser.close()
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        (None, "None"),
+        ("98", "'98'"),
+        ({"digits": 98}, "{'digits': 98}"),
+        ([98], "98"),
+        ([{"name": "all"}], "{'name': 'all'}"),
+        ([{"name": "all", "value": "98", "kind": "exact", "n": 12}], "'value': '98'"),
+    ],
+)
+def test_scores_that_are_none_are_told(two_results, scores, found):
+    result = two_results[1].with_name("second.result.json")
+    content = json.loads(result.read_text())
+    result.write_text(json.dumps(content | {"scores": scores}))
+    with pytest.raises(UserError) as told:
+        compare(*two_results)
+    assert str(result) in str(told.value) and found in str(told.value)
+    assert "expected" in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("field", [{"credit": "1"}, {"expected": 4}, {"credit": float("nan")}])
+def test_a_graded_line_that_no_scorer_writes_is_told(two_results, field):
+    graded = two_results[1].with_name("second.graded.jsonl")
+    first, *others = graded.read_text().splitlines()
+    graded.write_text("\n".join([json.dumps(json.loads(first) | field), *others]))
+    with pytest.raises(UserError, match=r"second\.graded\.jsonl, line 1: .*expected"):
+        compare(*two_results)

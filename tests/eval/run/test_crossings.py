@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from llava.eval.comparing.pairs import compare
 from llava.eval.run.answering import answer_plan
 from llava.eval.run.answers import read_answers
 from llava.eval.run.asking import Outcome
+from llava.eval.run.opening import weights_of
 from llava.eval.run.plan import Shard, make_plan
 from llava.eval.run.python import Evaluation
 from llava.eval.run.results import check_task, of_run, score
@@ -23,6 +25,7 @@ from llava.eval.summarize_gpt_review import review_files
 from llava.eval.tasks.base import Ask, JsonValue, Record, TaskData
 from llava.eval.tasks.registry import task_named
 from llava.eval.webpage.data import compared
+from llava.model.checkpoints.files import load_weights, save_tensors
 from llava.utils import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "tasks"))
@@ -344,3 +347,22 @@ def test_answers_without_a_note_of_their_task_are_scored(note: str | None, tmp_p
     if note is not None:
         write(tmp_path / "a.run.json", note)
     check_task(task_named("seed"), tmp_path / "a.jsonl")
+
+
+def test_the_weights_of_an_adapter_are_those_of_its_base_too(checkpoints: Path, tmp_path: Path) -> None:
+    """Answers of an adapter whose base or strength has changed are not resumed, however the base is named."""
+    lora = Path(shutil.copytree(checkpoints / "llava-tiny-v1.5-lora", tmp_path / "lora"))
+    base = Path(shutil.copytree(checkpoints / "vicuna-tiny", tmp_path / "base"))
+    settings = json.loads((lora / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (lora / "adapter_config.json").write_text(json.dumps(settings))
+    before = weights_of(str(lora))
+    assert before is not None and before == weights_of(str(lora), str(base))
+    (lora / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 99}))
+    assert weights_of(str(lora)) != before
+    (lora / "adapter_config.json").write_text(json.dumps(settings))
+    assert weights_of(str(lora)) == before
+    weights = load_weights(base)
+    weights["lm_head.weight"][0] += 1
+    save_tensors(weights, base / "pytorch_model.bin")
+    assert weights_of(str(lora)) != before
+    assert weights_of(str(base)) is not None

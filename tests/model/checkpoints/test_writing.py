@@ -106,6 +106,16 @@ def test_an_older_model_in_the_folder_is_replaced_whole(name, checkpoints, tmp_p
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_no_whole_model_is_written_beside_an_adapter(name, checkpoints, tmp_path):
+    """The adapter would be put on once more by whoever loads the folder; and it may be the only copy."""
+    target = shutil.copytree(checkpoints / "llava-tiny-v1.5-lora", tmp_path / "out")
+    before = content(target)
+    with pytest.raises(CheckpointError, match=r"out holds an adapter \(adapter_config\.json\)") as caught:
+        tool(name, checkpoints, target)
+    assert "\n" not in str(caught.value) and content(target) == before
+
+
 @pytest.mark.slow
 def test_a_killed_merge_leaves_nothing_that_looks_whole(checkpoints, tmp_path):
     """Killed while it writes, and then started again: what it left is removed."""

@@ -382,3 +382,26 @@ def test_mmproj_without_gguf_says_how_to_get_it(
     assert run(monkeypatch, "mmproj", export, tmp_path / "mmproj.gguf") == 2
     assert "pip install 'gguf'" in capsys.readouterr().err
     assert_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"vision_feature_select_strategy": "full"}),
+        ("config.json", {"image_token_index": None, "image_token_id": None}),
+        ("tokenizer.json", '{"version": '),
+    ],
+)
+def test_what_transformers_cannot_run_is_one_sentence(
+    file: str, changes: Any, export: Path, tmp_path: Path
+) -> None:
+    """Files of a folder that do not fit each other, as after an edit or half a copy."""
+    folder = Path(shutil.copytree(export, tmp_path / "hf"))
+    if isinstance(changes, str):
+        (folder / file).write_text(changes)
+    else:
+        edit(folder / file, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        from_hf(str(folder), tmp_path / "back")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "back").exists()

@@ -13,6 +13,7 @@ from fake_engine import settings
 from page_engine import DigitEngine
 from page_site import PLACEHOLDER, SIZES, Site
 from running import running
+from warming import same_variables
 
 from llava.serve.guard import PageGuard
 from llava.serve.openai.app import create_app
@@ -35,7 +36,8 @@ def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         engine, log = DigitEngine(), tmp_path_factory.mktemp("log")
         app = create_app(engine, settings(page=PageGuard(), **changes))
         flags = PageFlags(8, False, False, False, str(log))
-        add_page(app, EngineBackend(engine, settings().model), flags, "(of a test)")
+        with same_variables():  # the page outlives the test that is the first to ask for it
+            add_page(app, EngineBackend(engine, settings().model), flags, "(of a test)")
         return app, engine, log
 
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}

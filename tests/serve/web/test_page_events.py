@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import hashlib
 import json
+import os
 import re
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from page_engine import DigitEngine, digit_image, write_digit
 from PIL import Image
+from warm.server import at_import
 
 from llava.inference.engine import EngineDead, OutOfMemory, PromptTooLong, QueueFull
 from llava.serve.web import events as page_events
@@ -427,3 +429,13 @@ def test_examples_are_chosen_by_number_and_not_by_path(page: Page) -> None:
     for index in (-1, 3, "0", None, True):
         taken = page.events.take_example(SimpleNamespace(index=index, value=forged.value))
         assert "passwd" not in str(taken)
+
+
+def test_a_page_that_all_tests_share_leaves_their_variables(
+    make_site: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio turns the hub's telemetry off for the whole process; programs would no longer be forked."""
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    before = at_import(dict(os.environ))
+    make_site()
+    assert at_import(dict(os.environ)) == before

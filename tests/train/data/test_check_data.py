@@ -267,7 +267,7 @@ def test_an_empty_name_is_refused(flag: str, tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said(images: Path, tmp_path: Path) -> None:
     path, _ = write(tmp_path, PLANTED[:1])
     flags = ("--data_path", path, "--image_folder", images)
-    with pytest.raises(UserError, match="is the data itself"):
+    with pytest.raises(UserError, match="which is --data_path as well"):
         doctor(*flags, "--fix", tmp_path / "." / "data.json")
     (tmp_path / "old.json").write_text("x")
     with pytest.raises(UserError, match="old.json exists"):
