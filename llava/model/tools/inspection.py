@@ -38,7 +38,6 @@ KINDS = {
     "text": "a text model",
     "text_lora": "a LoRA adapter of a text model",
 }
-# what the last norm's weights are at least, around 1 or above; a difference of two models has them around 0
 
 
 @dataclass(frozen=True)
