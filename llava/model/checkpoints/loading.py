@@ -314,7 +314,7 @@ def attach_adapter(model: CausalModel, path: str) -> Any:
     module = cast("torch.nn.Module", model)
     own = {_adapter_name(name) for name, _ in (*module.named_parameters(), *module.named_buffers())}
     has_tower = any(files.is_tower_key(name) for name in modules)
-    if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in stored):
+    if has_tower and not config.exclude_modules and not any(files.is_tower_key(name) for name in adapted):
         # CLIP has layers called q_proj as well; peft would give them adapters of their own, then miss them
         config.exclude_modules = r".*\bvision_tower\..*"
     with warnings.catch_warnings():

@@ -141,6 +141,30 @@ def test_what_peft_can_merge_is_merged(checkpoints: Path, tmp_path: Path, kind: 
         assert torch.allclose(loaded.state_dict()[name], expected[name], atol=1e-6)
 
 
+def test_stored_biases_of_the_tower_ask_for_no_adapters_on_it(checkpoints: Path, tmp_path: Path) -> None:
+    """As LoRA training with --lora_bias all leaves them; the tower has layers called q_proj as well."""
+    base = str(checkpoints / WHOLE)
+    _, model, _, _ = load_pretrained_model(base, None, "llava", device="cpu", dtype="float32")
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj"], bias="all", exclude_modules=r".*\bvision_tower\..*")
+    )
+    for name, value in wrapped.named_parameters():
+        if "lora_B" in name or name.endswith("bias"):
+            value.data += 0.1
+    wrapped.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / ADAPTER[0]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "exclude_modules": None}))
+    expected = wrapped.merge_and_unload().state_dict()
+    _, loaded, _, _ = load_pretrained_model(
+        str(tmp_path / "adapter"), base, "x", device="cpu", dtype="float32"
+    )
+    found = loaded.state_dict()
+    assert any("vision_tower" in name and name.endswith("q_proj.bias") for name in expected)
+    for name, value in expected.items():
+        if name.endswith(("q_proj.weight", "bias")):
+            assert torch.allclose(found[name], value, atol=1e-6), name
+
+
 def test_an_adapter_that_peft_cannot_merge_is_one_sentence(checkpoints: Path, tmp_path: Path) -> None:
     model = LlavaLlamaForCausalLM.from_pretrained(checkpoints / WHOLE, dtype=torch.float32)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True))
