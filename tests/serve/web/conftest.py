@@ -11,7 +11,7 @@ import pytest
 from browsing import open_browser
 from fake_engine import settings
 from page_engine import DigitEngine
-from page_site import PLACEHOLDER, SIZES, Site
+from page_site import SIZES, Site, go_to
 from running import running
 from warming import same_variables
 
@@ -89,9 +89,7 @@ def open_page(browser: Any, site: Site) -> Iterator[Callable[..., Any]]:
         page.on("response", lambda one: faults.append(f"{one.status} {one.url}") if one.status >= 400 else 0)
         page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
         page.on("pageerror", lambda one: faults.append(str(one)))
-        page.goto(url + path)
-        page.get_by_placeholder(PLACEHOLDER).wait_for()
-        page.wait_for_function("document.querySelector('#model input').value == 'llava-test'")
+        go_to(page, url + path)
         return page
 
     yield open_one

@@ -24,6 +24,13 @@ class Site:
         return [json.loads(line) for one in files for line in one.read_text().splitlines()]
 
 
+def go_to(page: Any, url: str, model: str = "llava-test") -> None:
+    """Load the page and wait until it has chosen the model: what is asked before gets no answer."""
+    page.goto(url)
+    page.get_by_placeholder(PLACEHOLDER).wait_for()
+    page.wait_for_function(f"document.querySelector('#model input')?.value == '{model}'")
+
+
 def answers(page: Any) -> Any:
     """Return the places of the answers."""
     return page.get_by_test_id("bot")

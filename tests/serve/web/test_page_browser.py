@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from page_engine import digit_image, write_digit
-from page_site import PLACEHOLDER, SIZES, Site, answers, ask, questions, upload
+from page_site import PLACEHOLDER, SIZES, Site, answers, ask, go_to, questions, upload
 from running import Mortal, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -255,8 +255,7 @@ def test_what_a_model_says_is_text_and_loads_nothing_from_elsewhere(browser: Any
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(1)
         page = browser.new_context().new_page()  # whose browser complains of what it refuses
-        page.goto(site.url)
-        page.get_by_placeholder(PLACEHOLDER).wait_for()
+        go_to(page, site.url)
         image = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/x.png"
         script = "document.title='owned'"
         ask(page, f"<img src={image} onerror={script}><script>{script}</script> ![x]({image}) yes")
@@ -351,8 +350,7 @@ def test_a_page_whose_server_is_killed_says_so_and_goes_on_when_it_is_back(
     context = browser.new_context()  # whose browser complains of broken connections
     try:
         page = context.new_page()
-        page.goto(server.url)
-        page.wait_for_function("document.querySelector('#model input')?.value == 'llava-test'")
+        go_to(page, server.url)
         ask_and_wait(page, expect, "Are you there?")
         ask(page, "Please count")
         expect(answers(page).last).to_contain_text("1 2 3")

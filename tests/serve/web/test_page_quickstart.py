@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_site import PLACEHOLDER, answers, ask, upload
+from page_site import answers, ask, go_to, upload
 from running import free_port
 from warming import python
 
@@ -35,9 +35,7 @@ def test_a_digit_of_the_quickstart_is_uploaded_and_read(url: str, browser: Any) 
     expect = pytest.importorskip("playwright.sync_api").expect
     chat = json.loads((RUN / "result.json").read_text())["chat"]
     page = browser.new_page()
-    page.goto(url)
-    page.get_by_placeholder(PLACEHOLDER).wait_for()
-    expect(page.locator("#model input")).to_have_value("llava-digits")
+    go_to(page, url, "llava-digits")
     upload(page, str(RUN / chat["image"]))
     ask(page, chat["question"])
     expect(answers(page).last).to_have_text(chat["answer"], timeout=30_000)
